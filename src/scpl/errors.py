@@ -86,4 +86,4 @@ def unknown_name(what: str, got: str, known: Iterable[str], fix: str = "") -> In
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!", ":")) else f"{text}."
+    return text if text.endswith((".", "?", "!", ":", "\n")) else f"{text}."

@@ -1,0 +1,143 @@
+"""Choose cuts so that the most expensive stage is as cheap as possible.
+
+Cost is counted in floating-point operations on an example, not timed: every rank must find the
+same cuts by itself, on any hardware, every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from scpl.errors import PartitionError
+
+__all__ = ["balanced_cuts", "minmax_partition"]
+
+
+def balanced_cuts(
+    model: nn.Module, num_stages: int, readout: str | None, example: Tensor
+) -> list[str]:
+    """Choose the layers that the second and later stages begin with.
+
+    A stage begins with a layer that computes (a convolution, a linear layer, a block), so
+    normalisation, activation and pooling stay with the layer they follow. Nested
+    ``nn.Sequential`` layers are opened, one level at a time, only while there are too few
+    places to cut.
+
+    Args:
+        model: The network, a chain of layers.
+        num_stages: Number of stages wanted.
+        readout: Where the classifier begins; default: the last layer with parameters.
+        example: A small batch.
+
+    Raises:
+        PartitionError: if the network has fewer layers that compute than stages wanted.
+    """
+    if num_stages < 1:
+        raise PartitionError("num_stages must be at least 1", f"Got {num_stages}")
+    costs = _costs(model, example)
+    chain = list(model.named_children())
+    while True:
+        body = _without_readout(chain, readout)
+        units = _units(body, costs)
+        if len(units) >= num_stages:
+            weights = [cost for _, cost in units]
+            return [units[start][0] for start in minmax_partition(weights, num_stages)[1:]]
+        opened = _open_one_level(body)
+        if len(opened) == len(body):
+            raise PartitionError(
+                f"{num_stages} stages need as many layers that compute, before the classifier",
+                f"Got {len(units)}: {', '.join(name for name, _ in units)}",
+                f"Ask for at most {len(units)} stages",
+            )
+        chain = opened + chain[len(body) :]
+
+
+def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
+    """Cut a row of costs into contiguous parts, the largest as small as possible.
+
+    Args:
+        costs: Cost of each element, in order.
+        num_parts: At most ``len(costs)``.
+
+    Returns:
+        The first index of each part; the exact optimum, by dynamic programming.
+    """
+    prefix = [0.0]
+    for cost in costs:
+        prefix.append(prefix[-1] + cost)
+    size = len(costs)
+    best = {(1, end): (prefix[end], 0) for end in range(1, size + 1)}
+    for parts in range(2, num_parts + 1):
+        for end in range(parts, size + 1):
+            best[parts, end] = min(
+                (max(best[parts - 1, start][0], prefix[end] - prefix[start]), start)
+                for start in range(parts - 1, end)
+            )
+    starts, end = [], size
+    for parts in range(num_parts, 0, -1):
+        end = best[parts, end][1]
+        starts.append(end)
+    return starts[::-1]
+
+
+def _costs(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """Count the operations of every module of ``model`` by dotted name."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(example.clone())
+    except Exception as error:
+        raise PartitionError(
+            "The network must accept the example batch",
+            f"On {tuple(example.shape)} it raised {type(error).__name__}: {error}",
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    # The counter prefixes every name with the class of the root module.
+    root = type(model).__name__
+    return {
+        name.removeprefix(f"{root}."): float(sum(operations.values()))
+        for name, operations in counter.get_flop_counts().items()
+    }
+
+
+def _without_readout(
+    chain: Sequence[tuple[str, nn.Module]], readout: str | None
+) -> list[tuple[str, nn.Module]]:
+    end = 0
+    for index, (name, module) in enumerate(chain):
+        if name == readout:
+            return list(chain[:index])
+        if any(True for _ in module.parameters()):
+            end = index
+    return list(chain[:end])
+
+
+def _units(
+    chain: Sequence[tuple[str, nn.Module]], costs: dict[str, float]
+) -> list[tuple[str, float]]:
+    """Join each layer that does not compute to the one before it."""
+    units: list[tuple[str, float]] = []
+    for name, _ in chain:
+        cost = costs.get(name, 0.0)
+        if cost > 0.0 and units and units[-1][1] == 0.0:
+            units[-1] = (units[-1][0], cost)
+        elif cost > 0.0 or not units:
+            units.append((name, cost))
+    return units
+
+
+def _open_one_level(chain: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    opened: list[tuple[str, nn.Module]] = []
+    for name, module in chain:
+        if isinstance(module, nn.Sequential):
+            opened += [(f"{name}.{inner}", child) for inner, child in module.named_children()]
+        else:
+            opened.append((name, module))
+    return opened

@@ -1,0 +1,91 @@
+"""Who hosts what: which stages live on which rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scpl.errors import InputError
+
+__all__ = ["Mesh"]
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The ranks of a run, and how the stages are spread over them.
+
+    Attributes:
+        rank: This process.
+        num_ranks: How many processes there are.
+        spread: Number of consecutive stages on each rank; None spreads them evenly, the
+            earlier ranks taking the extra ones.
+    """
+
+    rank: int = 0
+    num_ranks: int = 1
+    spread: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.num_ranks:
+            raise InputError(
+                "A rank must lie in 0 .. num_ranks - 1",
+                f"Got rank {self.rank} of {self.num_ranks}",
+            )
+        if self.spread is not None and (
+            len(self.spread) != self.num_ranks or min(self.spread) < 1
+        ):
+            raise InputError(
+                "spread must give every rank at least one stage",
+                f"Got {list(self.spread)} for {self.num_ranks} ranks",
+            )
+
+    @classmethod
+    def from_env(cls, spread: Sequence[int] | None = None) -> Mesh:
+        """Read the place of this process from the variables that ``torchrun`` sets.
+
+        Without them (``python script.py``) this is the only rank, which hosts all stages.
+        """
+        return cls(
+            int(os.environ.get("RANK", "0")),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            None if spread is None else tuple(spread),
+        )
+
+    def counts(self, num_stages: int) -> tuple[int, ...]:
+        """How many stages each rank hosts.
+
+        Raises:
+            InputError: if the stages cannot be spread over the ranks.
+        """
+        if self.spread is not None:
+            if sum(self.spread) != num_stages:
+                raise InputError(
+                    f"spread must add up to the {num_stages} stages",
+                    f"Got {' + '.join(map(str, self.spread))} = {sum(self.spread)}",
+                )
+            return self.spread
+        if self.num_ranks > num_stages:
+            raise InputError(
+                "Every rank must host at least one stage",
+                f"Got {num_stages} stages for {self.num_ranks} ranks",
+                f"Use at most {num_stages} processes, or cut the network into more stages",
+            )
+        base, extra = divmod(num_stages, self.num_ranks)
+        return tuple(base + (rank < extra) for rank in range(self.num_ranks))
+
+    def hosted(self, num_stages: int) -> range:
+        """The stages that this rank hosts."""
+        counts = self.counts(num_stages)
+        start = sum(counts[: self.rank])
+        return range(start, start + counts[self.rank])
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank reads the data."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this rank makes the predictions and knows every loss."""
+        return self.rank == self.num_ranks - 1

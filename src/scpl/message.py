@@ -1,0 +1,214 @@
+"""What crosses a cut: a small frozen value with a header that can explain its differences.
+
+Traffic goes one way, down the line. Four kinds of message exist; everything a later stage needs
+(targets, masks, the losses of earlier stages) travels with the batch, so only the first stage's
+rank reads data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from scpl.errors import InputError
+
+__all__ = ["Kind", "Mark", "Message", "TensorSpec", "Tree", "decode", "encode", "tensors_of", "tree_map"]
+
+Tree: TypeAlias = Any
+"""A tensor, None, or a list, tuple or dict (string keys) of trees."""
+
+
+class Kind(IntEnum):
+    """The four kinds of message."""
+
+    TRAIN = 0
+    EVAL = 1
+    BARRIER = 2
+    STOP = 3
+
+
+class Mark(IntEnum):
+    """What a barrier stands for."""
+
+    EPOCH_END = 0
+    EVALUATION_BEGIN = 1
+    EVALUATION_END = 2
+    CHECKPOINT = 3
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of the stream.
+
+    Attributes:
+        kind: What the receiving stage must do.
+        step: The training step (train), the batch of the evaluation (eval), or the number of
+            training steps before this point of the stream (barrier).
+        features: The detached output of the stage before; the network's input at the start.
+        target: Class indices ``[N]``; absent when only predictions are wanted.
+        carry: What an objective hands to the objective of the next stage, else None.
+        reports: One dict of scalar tensors per earlier stage. On train messages and barriers:
+            the losses of the *previous* step (a message leaves before its own loss exists).
+            On the end of an evaluation: its counts.
+        mark: What a barrier stands for.
+        note: Small JSON values, e.g. the path of a checkpoint.
+    """
+
+    kind: Kind
+    step: int
+    features: Tree = None
+    target: Tensor | None = None
+    carry: Tree = None
+    reports: tuple[dict[str, Tensor], ...] = ()
+    mark: Mark | None = None
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of a tensor: sizes a receive buffer and names a difference."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """Describe ``tensor``."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def empty(self, device: torch.device | str = "cpu") -> Tensor:
+        """Allocate a tensor of this shape and type."""
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
+    def __str__(self) -> str:
+        return f"{self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
+    """Apply ``function`` to every tensor of ``tree``, keeping its structure.
+
+    Raises:
+        InputError: if the tree holds something that is not a tensor, None, list, tuple or dict.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if tree is None:
+        return None
+    if type(tree) is list:
+        return [tree_map(function, item) for item in tree]
+    if type(tree) is tuple:
+        return tuple(tree_map(function, item) for item in tree)
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {key: tree_map(function, item) for key, item in tree.items()}
+    raise InputError(
+        "What crosses a cut must be a tensor, None, or plain lists, tuples and dicts of them",
+        f"Got {type(tree).__module__}.{type(tree).__qualname__}",
+        "Cut elsewhere, or let the module before the cut return plain tensors",
+    )
+
+
+def tensors_of(tree: Tree) -> list[Tensor]:
+    """List the tensors of ``tree`` in a fixed order."""
+    found: list[Tensor] = []
+    tree_map(found.append, tree)
+    return found
+
+
+def encode(message: Message) -> tuple[bytes, list[Tensor]]:
+    """Split a message into a self-describing header and its tensors, without pickling.
+
+    Returns:
+        The header (JSON) and the tensors in the order the header lists them.
+    """
+    tensors: list[Tensor] = []
+
+    def place(tensor: Tensor) -> dict[str, Any]:
+        spec = TensorSpec.of(tensor)
+        tensors.append(tensor)
+        return {"t": [str(spec.dtype).removeprefix("torch."), *spec.shape]}
+
+    body = [message.features, message.target, message.carry, list(message.reports)]
+    header = {
+        "kind": int(message.kind),
+        "step": message.step,
+        "mark": None if message.mark is None else int(message.mark),
+        "note": dict(message.note),
+        "body": [_skeleton(item, place) for item in body],
+    }
+    return json.dumps(header, separators=(",", ":")).encode(), tensors
+
+
+def decode(header: bytes) -> tuple[list[TensorSpec], Callable[[list[Tensor]], Message]]:
+    """Read a header.
+
+    Returns:
+        What tensors follow, and a function that turns them into the message.
+
+    Raises:
+        InputError: if the header is damaged.
+    """
+    try:
+        fields = json.loads(header)
+        specs: list[TensorSpec] = []
+        _collect_specs(fields["body"], specs)
+        kind, mark = Kind(fields["kind"]), fields["mark"]
+        mark = None if mark is None else Mark(mark)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "A message between stages must begin with a readable header",
+            f"Got {len(header)} bytes that are none ({error})",
+            "Run the same version of scpl on every rank",
+        ) from error
+
+    def build(tensors: list[Tensor]) -> Message:
+        waiting = iter(tensors)
+        features, target, carry, reports = (_fill(item, waiting) for item in fields["body"])
+        return Message(
+            kind, fields["step"], features, target, carry, tuple(reports), mark, fields["note"]
+        )
+
+    return specs, build
+
+
+def _skeleton(tree: Tree, place: Callable[[Tensor], dict[str, Any]]) -> Any:
+    """Describe a tree in JSON: tensors {"t"}, tuples {"u"}, dicts {"d"}, lists as lists."""
+    if isinstance(tree, Tensor):
+        return place(tree)
+    if tree is None:
+        return None
+    if isinstance(tree, tuple):
+        return {"u": [_skeleton(item, place) for item in tree]}
+    if isinstance(tree, list):
+        return [_skeleton(item, place) for item in tree]
+    return {"d": {key: _skeleton(item, place) for key, item in tree.items()}}
+
+
+def _collect_specs(skeleton: Any, specs: list[TensorSpec]) -> None:
+    if isinstance(skeleton, list):
+        for item in skeleton:
+            _collect_specs(item, specs)
+    elif isinstance(skeleton, dict):
+        if "t" in skeleton:
+            dtype, *shape = skeleton["t"]
+            specs.append(TensorSpec(tuple(shape), getattr(torch, dtype)))
+        else:
+            inner = skeleton["u"] if "u" in skeleton else list(skeleton["d"].values())
+            _collect_specs(inner, specs)
+
+
+def _fill(skeleton: Any, tensors: Any) -> Tree:
+    if skeleton is None:
+        return None
+    if isinstance(skeleton, list):
+        return [_fill(item, tensors) for item in skeleton]
+    if "t" in skeleton:
+        return next(tensors)
+    if "u" in skeleton:
+        return tuple(_fill(item, tensors) for item in skeleton["u"])
+    return {key: _fill(item, tensors) for key, item in skeleton["d"].items()}

@@ -1,0 +1,130 @@
+"""What one stage minimises: its local objective.
+
+An objective is a module of its own, beside the layers of its stage. It sees the features of its
+stage, the target that travels with the batch, and what the objective of the stage before handed
+on (`carry`); no gradient leaves the stage.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scpl.functional import supervised_contrastive_loss
+from scpl.message import Tree
+
+__all__ = ["Contrastive", "CrossEntropy", "Normalization", "Objective", "Sum"]
+
+Normalization: TypeAlias = Literal["paper", "supcon"]
+
+
+class Objective(nn.Module, ABC):
+    """What one stage minimises."""
+
+    @abstractmethod
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
+        """Compute the terms of the loss; the stage minimises their sum.
+
+        Args:
+            features: What the stage hands on, ``[N, ...]``, still attached to its layers.
+            target: Class indices ``[N]``.
+            carry: What `hand_on` of the stage before returned.
+
+        Returns:
+            Scalar terms by name, in float32.
+        """
+
+    def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: ARG002
+        """Return what the next stage's objective gets as `carry`: nothing, by default.
+
+        It is called before the loss and without gradients, because a stage sends its result on
+        before it learns from it.
+        """
+        return None
+
+    def predict(self, features: Tree) -> Tensor | None:  # noqa: ARG002
+        """Return logits ``[N, C]`` read out of this stage's features, or None."""
+        return None
+
+
+@final
+class Contrastive(Objective):
+    """Supervised contrastive loss of a projection of the features (SCPL, section 3).
+
+    Args:
+        head: Projection head, maps features to ``[N, D]``; discarded after training.
+        temperature: Divides the similarities.
+        normalization: See `scpl.functional.supervised_contrastive_loss`.
+    """
+
+    def __init__(
+        self, head: nn.Module, temperature: float = 0.1, normalization: Normalization = "paper"
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.temperature = temperature
+        self.normalization: Normalization = normalization
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        loss = supervised_contrastive_loss(
+            self.head(features),
+            target,
+            temperature=self.temperature,
+            normalization=self.normalization,
+        )
+        return {"contrastive": loss}
+
+
+@final
+class CrossEntropy(Objective):
+    """Cross-entropy of a classifier on the features.
+
+    Args:
+        classifier: Maps features to logits ``[N, C]``.
+        detach: Keep the gradient of the classifier's loss away from the stage's layers.
+    """
+
+    def __init__(self, classifier: nn.Module, *, detach: bool = False) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.detach = detach
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        logits = self.classifier(features.detach() if self.detach else features)
+        with torch.autocast(logits.device.type, enabled=False):
+            return {"cross_entropy": functional.cross_entropy(logits.float(), target)}
+
+    def predict(self, features: Tree) -> Tensor:  # noqa: D102
+        logits: Tensor = self.classifier(features)
+        return logits
+
+
+@final
+class Sum(Objective):
+    """Several objectives on the same features; each term keeps its name.
+
+    Args:
+        parts: The objectives. Predictions come from the last one that makes any.
+    """
+
+    def __init__(self, *parts: Objective) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        terms: dict[str, Tensor] = {}
+        for part in self.parts:
+            terms.update(part(features, target, carry))
+        return terms
+
+    def predict(self, features: Tree) -> Tensor | None:  # noqa: D102
+        for part in reversed(self.parts):
+            assert isinstance(part, Objective)
+            logits = part.predict(features)
+            if logits is not None:
+                return logits
+        return None

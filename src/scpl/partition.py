@@ -1,0 +1,294 @@
+"""Cut a network into stages, and prove on an example that nothing changed.
+
+A network can be cut where its forward pass is a *chain*: an ``nn.Sequential``, or a module whose
+forward calls its named children one after the other. Nested ``nn.Sequential`` children are opened
+where a cut lies inside them. The stages reference the user's own layers, so training them trains
+the user's network, under its own ``state_dict`` keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scpl.balance import balanced_cuts
+from scpl.errors import PartitionError
+from scpl.message import tensors_of, tree_map
+
+__all__ = ["Partition", "split"]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A network cut into stages.
+
+    Attributes:
+        model: The user's network.
+        bodies: The layers of each stage, in order; the readout is in none of them.
+        names: For each stage the dotted names of its layers in `model`.
+        readout: The classifier at the end of the network, ``features -> logits [N, C]``.
+        readout_names: The dotted names of the readout's layers.
+        feature_shapes: For each stage the shape of one sample of its output.
+        num_outputs: Number of logits C.
+    """
+
+    model: nn.Module
+    bodies: tuple[nn.Sequential, ...]
+    names: tuple[tuple[str, ...], ...]
+    readout: nn.Sequential
+    readout_names: tuple[str, ...]
+    feature_shapes: tuple[tuple[int, ...], ...]
+    num_outputs: int
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages there are."""
+        return len(self.bodies)
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The names of the layers that the second and later stages begin with."""
+        after = [*self.names[1:], self.readout_names]
+        firsts = [name[0] if name else following[0] for name, following in zip(after, after[1:])]
+        return tuple(firsts)
+
+    def merged(self) -> Partition:
+        """The same network as one stage, for end-to-end training."""
+        layers = [layer for body in self.bodies for layer in body]
+        names = tuple(name for stage in self.names for name in stage)
+        return Partition(
+            self.model,
+            (nn.Sequential(*layers),),
+            (names,),
+            self.readout,
+            self.readout_names,
+            self.feature_shapes[-1:],
+            self.num_outputs,
+        )
+
+
+def split(
+    model: nn.Module,
+    before: Sequence[str] | None = None,
+    *,
+    num_stages: int | None = None,
+    readout: str | None = None,
+    example: Tensor,
+) -> Partition:
+    """Cut ``model`` into stages.
+
+    Args:
+        model: An ``nn.Sequential`` or a module that calls its named children in order.
+        before: The layers that the second and later stages begin with, by dotted name.
+        num_stages: Instead of `before`: cut into this many stages of about equal cost
+            (floating-point operations, so that every rank finds the same cuts).
+        readout: The layer at which the classifier begins. Default: the last layer that has
+            parameters.
+        example: A small batch ``[N, ...]``; the chained stages must give exactly the model's
+            output on it.
+
+    Returns:
+        The stages; they share their layers with `model`.
+
+    Raises:
+        PartitionError: if the cuts cannot be made; all faults are reported at once.
+    """
+    if (before is None) == (num_stages is None):
+        raise PartitionError(
+            "split needs either `before` (names of layers) or `num_stages`",
+            "Got both" if before is not None else "Got neither",
+        )
+    if isinstance(before, str):
+        before = [before]
+    if before is None:
+        assert num_stages is not None
+        before = balanced_cuts(model, num_stages, readout, example)
+    chain = _open_chain(model, [*before, *([readout] if readout else [])])
+    names = [name for name, _ in chain]
+    first_readout = names.index(readout) if readout else _default_readout(chain)
+    starts = _check_cuts(model, names, list(before), first_readout)
+    _refuse_shared_parameters(chain, [0, *starts, first_readout])
+
+    edges = [0, *starts, first_readout]
+    ranges = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    layers = [layer for _, layer in chain]
+    bodies = tuple(nn.Sequential(*layers[part]) for part in ranges)
+    head = nn.Sequential(*layers[first_readout:])
+    shapes, num_outputs = _check_on_example(model, bodies, head, example)
+    return Partition(
+        model,
+        bodies,
+        tuple(tuple(names[part]) for part in ranges),
+        head,
+        tuple(names[first_readout:]),
+        shapes,
+        num_outputs,
+    )
+
+
+def _open_chain(model: nn.Module, wanted: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """List the chain's layers by dotted name, opening a Sequential only if a cut lies inside."""
+    chain: list[tuple[str, nn.Module]] = []
+
+    def visit(prefix: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            full = f"{prefix}{name}"
+            inside = any(cut.startswith(f"{full}.") for cut in wanted)
+            if inside and isinstance(child, nn.Sequential):
+                visit(f"{full}.", child)
+            else:
+                chain.append((full, child))
+
+    visit("", model)
+    if not chain:
+        raise PartitionError(
+            "A network must have named layers to be cut",
+            f"Got {type(model).__name__} without children",
+        )
+    return chain
+
+
+def _default_readout(chain: Sequence[tuple[str, nn.Module]]) -> int:
+    for index in range(len(chain) - 1, -1, -1):
+        if any(True for _ in chain[index][1].parameters()):
+            return index
+    raise PartitionError("A network must have parameters to be trained", "Got none")
+
+
+def _check_cuts(
+    model: nn.Module, names: Sequence[str], before: list[str], first_readout: int
+) -> list[int]:
+    """Turn names into positions; collect every fault before raising."""
+    faults: list[str] = []
+    positions: list[int] = []
+    for cut in before:
+        if cut not in names:
+            faults.append(_explain_unknown(model, names, cut))
+            continue
+        position = names.index(cut)
+        if position == 0:
+            faults.append(f"{cut!r} is the first layer: the stage before it would be empty")
+        elif position > first_readout:
+            faults.append(f"{cut!r} lies inside the readout, which begins at "
+                          f"{names[first_readout]!r}")
+        if before.count(cut) > 1 and f"{cut!r} is named twice" not in faults:
+            faults.append(f"{cut!r} is named twice")
+        elif positions and position < positions[-1]:
+            faults.append(f"{cut!r} comes before {names[positions[-1]]!r} in the network, "
+                          "but after it in the list")
+        positions.append(position)
+    if faults:
+        raise PartitionError(
+            "Cuts must name layers of the network, in its order, each once",
+            "Faults:\n" + "\n".join(f"  - {fault}" for fault in faults) + "\n",
+            f"The layers are: {', '.join(names)}",
+        )
+    return positions
+
+
+def _explain_unknown(model: nn.Module, names: Sequence[str], cut: str) -> str:
+    parts = cut.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        parent = ".".join(parts[:depth])
+        if parent in names:
+            module = model.get_submodule(parent)
+            inner = [name for name, _ in module.named_children()]
+            if parts[depth] in inner and not isinstance(module, nn.Sequential):
+                return (f"{cut!r} lies inside {parent!r}, a {type(module).__name__}: only an "
+                        "nn.Sequential can be cut inside")
+            close = difflib.get_close_matches(parts[depth], inner, n=1)
+            hint = f"; did you mean '{parent}.{close[0]}'?" if close else ""
+            return f"there is no layer {cut!r} in {parent!r}{hint}"
+    close = difflib.get_close_matches(cut, names, n=1)
+    return f"there is no layer {cut!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _refuse_shared_parameters(
+    chain: Sequence[tuple[str, nn.Module]], edges: Sequence[int]
+) -> None:
+    """Two stages that share a parameter would each train it on their own."""
+    owner: dict[int, tuple[int, str]] = {}
+    for index, (name, layer) in enumerate(chain):
+        part = sum(index >= edge for edge in edges)
+        for key, parameter in layer.named_parameters():
+            known = owner.setdefault(id(parameter), (part, f"{name}.{key}"))
+            if known[0] != part:
+                raise PartitionError(
+                    "A parameter must belong to one stage",
+                    f"{known[1]!r} and '{name}.{key}' are the same tensor in two stages",
+                    "Move the cut, or give each layer its own copy",
+                )
+
+
+def _check_on_example(
+    model: nn.Module, bodies: Sequence[nn.Sequential], readout: nn.Sequential, example: Tensor
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Run model and stages on the example; return the shapes of one sample."""
+    modes = {module: module.training for module in model.modules()}
+    shapes: list[tuple[int, ...]] = []
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            expected = _run(model, example, "The network")
+            features: Tensor = _fresh(example)
+            for index, body in enumerate(bodies):
+                features = _run(body, features, f"Stage {index}")
+                shapes.append(_sample_shape(features, index))
+            found = readout(_fresh(features))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not _same(expected, found):
+        raise PartitionError(
+            "The chained layers must give exactly the network's output on the example",
+            f"{type(model).__name__}.forward gives {_describe(expected)}, "
+            f"its layers in order give {_describe(found)}",
+            "Its forward does more than call its children in order: make such steps layers "
+            "(torch.flatten -> nn.Flatten, a residual sum -> a block module)",
+        )
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise PartitionError(
+            "The network must end in logits [N, C]", f"Got {_describe(found)}"
+        )
+    return tuple(shapes), found.shape[1]
+
+
+def _run(module: nn.Module, inputs: Tensor, what: str) -> Tensor:
+    try:
+        result: Tensor = module(_fresh(inputs))
+    except Exception as error:
+        raise PartitionError(
+            f"{what} must accept the example batch",
+            f"On {_describe(inputs)} it raised {type(error).__name__}: {error}",
+            "Check the shape of the example against the network's first layer",
+        ) from error
+    return result
+
+
+def _fresh(tree: Tensor) -> Tensor:
+    """Copy, because a first layer that works in place would change the caller's tensor."""
+    copied: Tensor = tree_map(Tensor.clone, tree)
+    return copied
+
+
+def _sample_shape(features: Tensor, index: int) -> tuple[int, ...]:
+    tensors = tensors_of(features)
+    if not tensors:
+        raise PartitionError("A stage must hand on a tensor", f"Stage {index} hands on none")
+    return tuple(tensors[0].shape[1:])
+
+
+def _same(expected: Tensor, found: Tensor) -> bool:
+    pairs = list(zip(tensors_of(expected), tensors_of(found)))
+    return len(tensors_of(expected)) == len(tensors_of(found)) and all(
+        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
+    )
+
+
+def _describe(tree: Tensor) -> str:
+    found = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_of(tree)]
+    return " and ".join(found) or "nothing"

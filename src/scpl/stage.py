@@ -1,0 +1,310 @@
+"""One stage: body, objective, optimizer. The only caller of ``backward()`` and ``step()``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
+from scpl.message import TensorSpec, Tree, tensors_of, tree_map
+from scpl.objectives import Objective
+from scpl.randomness import RandomState
+
+__all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
+
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How every stage learns.
+
+    Attributes:
+        optimizer: Builds a stage's optimizer from its parameters.
+        scheduler: Builds its learning-rate schedule, stepped once per training step.
+        clip_norm: Clip the norm of a stage's gradient to this.
+        precision: Type of the forward pass (``torch.autocast``); losses are always float32.
+    """
+
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
+    precision: torch.dtype = torch.float32
+
+
+class Stage:
+    """A stage of the line.
+
+    Args:
+        index: Its place, from 0.
+        body: Its layers.
+        names: The dotted names of the layers in the user's network, for its saved state.
+        objective: What it minimises.
+        options: How it learns.
+        seed: Where its random state starts.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        body: nn.Sequential,
+        names: tuple[str, ...],
+        objective: Objective,
+        options: StageOptions,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.index = index
+        self.body = body.to(device)
+        self.objective = objective.to(device)
+        self.device = device
+        self._options = options
+        self._names = names
+        self._random = RandomState(seed, device)
+        self._output: Tree = None
+        self._output_version = 0
+        self._unchecked: list[tuple[int, Tensor]] = []
+        self._training: bool | None = None
+        # Body and objective may share nothing, but a user's objective could name a layer twice.
+        self.parameters = list(
+            dict.fromkeys(p for p in [*body.parameters(), *objective.parameters()])
+        )
+        trained = [p for p in self.parameters if p.requires_grad]
+        self.optimizer = options.optimizer(trained) if trained else None
+        self.scheduler = (
+            options.scheduler(self.optimizer) if options.scheduler and self.optimizer else None
+        )
+
+    def forward(self, features: Tree) -> Tree:
+        """Compute the stage's output, and keep it attached for `learn`.
+
+        Args:
+            features: The detached output of the stage before.
+
+        Returns:
+            The detached output. It shares storage with what `learn` needs, so whoever sends it
+            must not change it; a later stage may, because it runs after `learn`.
+        """
+        self._set_mode(training=True)
+        with self._random.active(), self._autocast():
+            self._output = self.body(features)
+        # Contiguous, so that the next stage meets the same strides in this process and in
+        # another: strides choose kernels, and kernels decide the last bit.
+        detached = tree_map(lambda tensor: tensor.detach().contiguous(), self._output)
+        self._output_version = _version(self._output)
+        return detached
+
+    def hand_on(self, target: Tensor, carry: Tree) -> Tree:
+        """Return what the objective of the next stage gets."""
+        with torch.no_grad():
+            return self.objective.hand_on(target, carry)
+
+    def learn(self, target: Tensor, carry: Tree, step: int) -> dict[str, Tensor]:
+        """Update the stage from the local loss of its last output.
+
+        Args:
+            target: Class indices ``[N]``.
+            carry: What the objective of the stage before handed on.
+            step: The training step, for messages.
+
+        Returns:
+            The detached terms of the loss.
+
+        Raises:
+            NonFiniteError: if the loss is NaN or infinite; the parameters are as before.
+        """
+        output, self._output = self._output, None
+        with self._random.active():
+            with self._autocast():
+                terms = self.objective(output, target, carry)
+            if _version(output) != self._output_version:
+                raise StageError(
+                    "An objective must not change the features in place: they are on their way "
+                    "to the next stage",
+                    f"The objective of stage {self.index} did",
+                    "Give its first layer inplace=False",
+                )
+            loss = torch.stack(list(terms.values())).sum()
+            self._check_finite(loss, output, step)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._update()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def infer(self, features: Tree) -> Tree:
+        """Compute the output in evaluation mode, without gradients."""
+        self._set_mode(training=False)
+        with torch.no_grad(), self._autocast():
+            return tree_map(Tensor.contiguous, self.body(features))
+
+    def predict(self, output: Tree) -> Tensor | None:
+        """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
+        with torch.no_grad(), self._autocast():
+            logits = self.objective.predict(output)
+        return None if logits is None else logits.float()
+
+    def check_losses(self) -> None:
+        """Look at the losses of an accelerator that were not looked at yet (one sync).
+
+        Raises:
+            NonFiniteError: naming the first step whose loss was NaN or infinite.
+        """
+        waiting, self._unchecked = self._unchecked, []
+        if not waiting:
+            return
+        finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()
+        for (step, loss), good in zip(waiting, finite):
+            if not good:
+                raise self._non_finite(loss, step, "")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the stage needs to continue, under the user's layer names."""
+        body = {
+            f"{name}.{key}": value
+            for name, layer in zip(self._names, self.body)
+            for key, value in layer.state_dict().items()
+        }
+        return {
+            "body": body,
+            "objective": dict(self.objective.state_dict()),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "random": self._random.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            CheckpointError: if the state is of another network or method; all differences are
+                listed, and nothing was changed.
+        """
+        mine = self.state_dict()
+        faults = [
+            *_differences("", mine["body"], state["body"]),
+            *_differences("objective.", mine["objective"], state["objective"]),
+        ]
+        if faults:
+            raise CheckpointError(
+                f"A checkpoint must be of the same network, cuts and method (stage {self.index})",
+                "Differences: " + "; ".join(faults[:6]) + ("; ..." if len(faults) > 6 else ""),
+                "Resume with the configuration the run was started with",
+            )
+        for name, layer in zip(self._names, self.body):
+            prefix = f"{name}."
+            layer.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state["body"].items() if k.startswith(prefix)}
+            )
+        self.objective.load_state_dict(state["objective"])
+        if self.optimizer and state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler and state["scheduler"]:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self._random.load_state_dict(state["random"])
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        """Copy the state to the CPU, to be written while the stage goes on.
+
+        Raises:
+            NonFiniteError: if a parameter or buffer is NaN or infinite.
+        """
+        self.check_losses()
+        state = copy_to_cpu(self.state_dict())
+        for name, value in {**state["body"], **state["objective"]}.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise NonFiniteError(
+                    "Weights must be finite to be saved",
+                    f"{name!r} of stage {self.index} is not, after step {step}",
+                    "Lower the learning rate or clip gradients; earlier checkpoints are kept",
+                )
+        return state
+
+    def _update(self) -> None:
+        assert self.optimizer is not None
+        if self._options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self._options.clip_norm)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _check_finite(self, loss: Tensor, output: Tree, step: int) -> None:
+        """Look at once where that is free (CPU); elsewhere remember, to look in batches."""
+        if loss.device.type != "cpu":
+            self._unchecked.append((step, loss.detach()))
+            if len(self._unchecked) >= 64:
+                self.check_losses()
+        elif not loss.isfinite():
+            broken = any(not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point())
+            raise self._non_finite(
+                loss, step, "its features already were not finite; " if broken else ""
+            )
+
+    def _non_finite(self, loss: Tensor, step: int, detail: str) -> NonFiniteError:
+        return NonFiniteError(
+            "The loss of every stage must be finite",
+            f"Stage {self.index} got {loss.item()} at step {step} ({detail}"
+            "earlier checkpoints are kept)",
+            "Check the data for NaN, lower the learning rate, or clip gradients",
+        )
+
+    def _autocast(self) -> torch.autocast:
+        precision = self._options.precision
+        enabled = precision is not torch.float32
+        return torch.autocast(
+            self.device.type, dtype=precision if enabled else None, enabled=enabled
+        )
+
+    def _set_mode(self, *, training: bool) -> None:
+        if self._training != training:
+            self._training = training
+            self.body.train(training)
+            self.objective.train(training)
+
+    def explain(self, error: Exception, features: Tree, step: int) -> ScplError:
+        """Name stage, step and input of an error that user code raised."""
+        if isinstance(error, ScplError):
+            return error
+        shapes = ", ".join(str(TensorSpec.of(tensor)) for tensor in tensors_of(features))
+        layers = ", ".join(self._names) or "no layers"
+        return StageError(
+            f"Stage {self.index} ({layers}) failed at step {step}",
+            f"Its input was {shapes}; {type(error).__name__}: {error}",
+        )
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """Deep-copy nested dicts and lists, with every tensor cloned to the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(copy_to_cpu(value) for value in state)
+    return copy.deepcopy(state)
+
+
+def _version(tree: Tree) -> int:
+    """Count the in-place changes of all tensors of a tree."""
+    return sum(tensor._version for tensor in tensors_of(tree))
+
+
+def _differences(prefix: str, mine: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    faults = [f"{prefix}{key} is missing" for key in mine if key not in other]
+    faults += [f"{prefix}{key} is unknown here" for key in other if key not in mine]
+    faults += [
+        f"{prefix}{key} is {tuple(other[key].shape)} there and {tuple(value.shape)} here"
+        for key, value in mine.items()
+        if key in other and other[key].shape != value.shape
+    ]
+    return faults
