@@ -64,7 +64,13 @@ class StageError(ScplError, RuntimeError):
 
 
 class Interrupted(ScplError):  # noqa: N818 - an interruption is not a fault
-    """Training was asked to end early (Ctrl-C, SIGTERM) and ended cleanly."""
+    """Training was asked to end early (Ctrl-C, SIGTERM) and ended cleanly.
+
+    Attributes:
+        signal: Number of the signal that asked for it.
+    """
+
+    signal: int = 2
 
 
 def unknown_name(what: str, got: str, known: Iterable[str], fix: str = "") -> InputError:

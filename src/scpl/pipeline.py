@@ -181,10 +181,13 @@ class Pipeline:
             raise DataError("A prediction needs at least one batch", "Got none")
         return torch.cat([part.cpu() for part in logits])
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, **note: float | str) -> None:
         """Send a mark down the line; every stage saves itself where the mark reaches it.
 
         Writing goes on in the background.
+
+        Args:
+            note: What else to remember; `restore` returns it.
 
         Raises:
             InputError: if the pipeline has no folder for checkpoints.
@@ -197,17 +200,20 @@ class Pipeline:
                 "Got none",
                 "Pass checkpoints='some/folder' to Pipeline",
             )
-        note = {"epoch": self.epoch, "batch": self.batch}
-        self._worker.handle(Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note=note))
+        position = {"epoch": self.epoch, "batch": self.batch}
+        self._worker.handle(
+            Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note={**note, **position})
+        )
 
-    def restore(self, step: int | None = None) -> bool:
+    def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Continue from a checkpoint.
 
         Args:
             step: Which one; the newest complete one by default.
 
         Returns:
-            False if there is none.
+            What the checkpoint says of itself: step, epoch, batch and the notes of `checkpoint`.
+            None if there is none.
 
         Raises:
             CheckpointError: if it is damaged or of another network.
@@ -216,7 +222,7 @@ class Pipeline:
             raise InputError("A folder for checkpoints must be given", "Got none")
         step = newest_complete(self._folder) if step is None else step
         if step is None:
-            return False
+            return None
         manifest = read_manifest(self._folder, step, self.stages[0].index)
         if manifest.get("num_stages") != self.parts.num_stages:
             raise CheckpointError(
@@ -228,7 +234,7 @@ class Pipeline:
         for stage in self.stages:
             stage.load_state_dict(read_part(self._folder, step, stage.index))
         self.step, self.epoch, self.batch = step, manifest["epoch"], manifest["batch"]
-        return True
+        return manifest
 
     def export(self) -> nn.Module:
         """Return the user's module with the trained weights: a copy on the CPU, in eval mode.

@@ -1,0 +1,5 @@
+"""`python -m scpl`."""
+
+from scpl.cli import main
+
+main()

@@ -1,0 +1,238 @@
+"""The command line. Torch is imported only after the arguments are understood."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from scpl import __version__
+from scpl.errors import InputError, Interrupted, ScplError, StageError, unknown_name
+from scpl.run.config import TrainConfig, read_toml
+
+__all__ = ["main"]
+
+Config = TypeVar("Config")
+
+OVERVIEW = """\
+Train one network across several devices without a backward pass between them.
+
+usage: scpl COMMAND [OPTIONS]
+
+commands:
+  train     train a network from flags or a recipe
+  compare   train the same network with several methods and compare them
+  eval      test a trained run
+  predict   classify images with a trained run
+  export    write a trained network as safetensors
+  recipes   list, show or copy the recipes that come with scpl
+  doctor    show versions and devices, and what is wrong
+
+examples:
+  scpl train                                    # handwritten digits, within a minute
+  scpl train --data fashion-mnist --data-dir ~/data --epochs 3
+  scpl train recipe.toml --lr 3e-4              # flags override the recipe
+  scpl compare --methods scpl,early-exit,bp
+  scpl train --resume runs/digits-small-cnn-scpl
+
+`scpl COMMAND --help` explains one command.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name.
+
+    Returns:
+        Exit status: 0, 1 (the network's own code failed), 2 (bad input), or 128 + signal.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(OVERVIEW)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        sys.stdout.write(f"scpl {__version__}\n")
+        return 0
+    try:
+        command = COMMANDS.get(arguments[0])
+        if command is None:
+            raise unknown_name("A command", arguments[0], COMMANDS, "See `scpl --help`")
+        return command(arguments[1:])
+    except Interrupted as error:
+        sys.stderr.write(f"{error}\n")
+        return 128 + error.signal
+    except StageError as error:
+        if error.__cause__ is not None:
+            import traceback
+
+            traceback.print_exception(error.__cause__)
+        sys.stderr.write(f"scpl: {error}\n")
+        return 1
+    except ScplError as error:
+        sys.stderr.write(f"scpl: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`scpl ... | head`): not an error of ours. Python
+        # would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _train(arguments: list[str]) -> int:
+    config = _train_config(arguments)
+    from scpl.run.train import dry_run, resumed_config, train
+
+    if config.resume is not None:
+        config = resumed_config(config, config.resume)
+    if config.dry_run:
+        return _show(dry_run(config), as_json=config.json)
+    summary = train(config)
+    _report(Path(summary["run"]), quiet=config.quiet)
+    return _show(summary if config.json else None, as_json=True)
+
+
+def _train_config(arguments: list[str]) -> TrainConfig:
+    """Read `[RECIPE] [FLAGS]`: defaults, then the recipe or resumed run, then the flags."""
+    default = TrainConfig()
+    resume = _value_of(arguments, "--resume")
+    if arguments and not arguments[0].startswith("-"):
+        from scpl.run.recipes import find_recipe
+
+        path = find_recipe(arguments[0])
+        default = TrainConfig.from_dict(read_toml(path), str(path))
+        arguments = arguments[1:]
+    elif resume is not None and (Path(resume) / "config.toml").is_file():
+        path = Path(resume) / "config.toml"
+        default = TrainConfig.from_dict(read_toml(path), str(path))
+    return _parse(TrainConfig, "train [RECIPE]", arguments, default)
+
+
+def _compare(arguments: list[str]) -> int:
+    from scpl.run.recipes import find_recipe
+    from scpl.run.settings import CompareConfig
+
+    recipe = None
+    if arguments and not arguments[0].startswith("-"):
+        recipe, arguments = find_recipe(arguments[0]), arguments[1:]
+    default = CompareConfig.from_recipe(recipe)
+    config = _parse(CompareConfig, "compare [RECIPE]", arguments, default)
+    from scpl.run.compare import compare
+
+    result = compare(config)
+    return _show(result if config.train.json else None, as_json=True)
+
+
+def _eval(arguments: list[str]) -> int:
+    from scpl.run.settings import EvalConfig
+
+    config = _parse(EvalConfig, "eval RUN", arguments)
+    from scpl.run.use import evaluate
+
+    return _show(evaluate(config), as_json=config.json)
+
+
+def _predict(arguments: list[str]) -> int:
+    from scpl.run.settings import PredictConfig
+
+    config = _parse(PredictConfig, "predict RUN INPUT...", arguments)
+    from scpl.run.use import predict
+
+    predict(config, sys.stdout)
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    from scpl.run.settings import ExportConfig
+
+    config = _parse(ExportConfig, "export RUN --to FILE", arguments)
+    from scpl.run.use import export
+
+    return _show(export(config), as_json=config.json)
+
+
+def _recipes(arguments: list[str]) -> int:
+    from scpl.run.recipes import recipes
+
+    sys.stdout.write(recipes(arguments))
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    from scpl.run.settings import DoctorConfig
+
+    config = _parse(DoctorConfig, "doctor", arguments)
+    from scpl.run.doctor import doctor
+
+    findings, healthy = doctor(config)
+    _show(findings, as_json=config.json)
+    return 0 if healthy else 1
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "compare": _compare,
+    "eval": _eval,
+    "predict": _predict,
+    "export": _export,
+    "recipes": _recipes,
+    "doctor": _doctor,
+}
+
+
+def _parse(
+    kind: type[Config], prog: str, arguments: list[str], default: Config | None = None
+) -> Config:
+    """Turn flags into a configuration; tyro answers --help and bad flags (exit status 2)."""
+    keep = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=f"scpl {prog}", args=arguments, **keep)  # type: ignore[call-overload,no-any-return]
+
+
+def _value_of(arguments: list[str], name: str) -> str | None:
+    """Find a flag's value before the flags are parsed."""
+    for index, argument in enumerate(arguments):
+        if argument == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _report(folder: Path, *, quiet: bool) -> None:
+    from scpl.report import write_run_report
+
+    paths = write_run_report(folder)
+    if not quiet:
+        sys.stderr.write(f"{folder}: {', '.join(path.name for path in paths)}\n")
+
+
+def _show(value: Any, *, as_json: bool) -> int:
+    """Print a result: one JSON object, or aligned lines."""
+    if value is None:
+        return 0
+    if as_json:
+        sys.stdout.write(json.dumps(value) + "\n")
+        return 0
+    if is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in fields(value)}
+    if not isinstance(value, dict):
+        raise InputError("A result must be a dictionary", f"Got {type(value).__name__}")
+    width = max(map(len, value))
+    for name, item in value.items():
+        shown = "\n".join(item) if isinstance(item, list) and item and isinstance(item[0], str) else item
+        sys.stdout.write(f"{name:<{width}}  {shown}\n")
+    return 0

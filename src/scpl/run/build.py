@@ -1,0 +1,202 @@
+"""From a configuration to the things it names: data, network, method, pipeline."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from scpl import data, heads, models
+from scpl.errors import DataError, InputError, unknown_name
+from scpl.methods import METHODS, SCPL, Method
+from scpl.partition import Partition, split
+from scpl.pipeline import Pipeline
+from scpl.randomness import derive_seed
+from scpl.run.config import TrainConfig
+
+__all__ = ["Loaders", "build_loaders", "build_method", "build_partition", "build_pipeline",
+           "choose_device", "set_threads"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The data of a run.
+
+    Attributes:
+        source: The data set.
+        train: Shuffled and augmented mini-batches.
+        valid: The held-out share of the training images, or None.
+        test: The test images; used once, at the end.
+    """
+
+    source: data.ImageData
+    train: data.Loader
+    valid: data.Loader | None
+    test: data.Loader
+
+
+def build_loaders(config: TrainConfig) -> Loaders:
+    """Load the data set and make its loaders.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    source = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size)
+    train, valid = source.train, None
+    if config.limit_train is not None and config.limit_train < len(train):
+        train = data.limit(train, config.limit_train, derive_seed(config.seed, "limit"))
+    if config.validation > 0:
+        train, valid = data.carve_validation(
+            train, config.validation, derive_seed(config.seed, "validation")
+        )
+    return Loaders(
+        source,
+        data.Loader(
+            train,
+            batch_size=config.batch_size,
+            mean=source.mean,
+            std=source.std,
+            augmentation=config.augmentation,
+            views=config.views,
+            flip=source.flip,
+            shuffle=True,
+            seed=config.seed,
+        ),
+        None if valid is None else _plain_loader(valid, source, config.batch_size),
+        _plain_loader(source.test, source, config.batch_size),
+    )
+
+
+def build_method(config: TrainConfig, num_classes: int) -> Method:
+    """Build the method.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    kind = METHODS.get(config.method)
+    if kind is None:
+        raise unknown_name("--method", config.method, METHODS)
+    if kind is SCPL:
+        return SCPL(
+            num_classes,
+            temperature=config.temperature,
+            normalization=config.normalization,
+            head=heads.by_name(config.head),
+            classifier_gradient=config.classifier_gradient,
+        )
+    return kind(num_classes)
+
+
+def build_partition(config: TrainConfig, source: data.ImageData) -> Partition:
+    """Build the network with seeded weights and cut it.
+
+    Raises:
+        InputError: for an unknown network or cuts that do not fit it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "network"))
+        model = models.build(
+            config.model,
+            num_classes=source.num_classes,
+            in_channels=source.channels,
+            image_size=source.image_size,
+        )
+    example = torch.zeros(2, source.channels, source.image_size, source.image_size)
+    readout = models.readout(config.model)
+    if config.cuts:
+        return split(model, before=config.cuts, readout=readout, example=example)
+    if config.stages == 4:
+        return split(
+            model, before=models.paper_cuts(config.model), readout=readout, example=example
+        )
+    return split(model, num_stages=config.stages, readout=readout, example=example)
+
+
+def build_pipeline(
+    config: TrainConfig,
+    parts: Partition,
+    method: Method,
+    total_steps: int,
+    checkpoints: Path | None,
+) -> Pipeline:
+    """Build the pipeline: optimizers, schedules, stages."""
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        lr, decay = config.lr, config.weight_decay
+        if config.optimizer == "sgd":
+            return SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
+        kind = Adam if config.optimizer == "adam" else AdamW
+        return kind(parameters, lr=lr, weight_decay=decay)
+
+    return Pipeline(
+        parts,
+        method,
+        optimizer,
+        scheduler=lambda opt: CosineAnnealingLR(opt, max(total_steps, 1), config.end_lr),
+        clip_norm=config.clip_norm,
+        precision=getattr(torch, config.precision),
+        device=choose_device(config.device),
+        seed=config.seed,
+        checkpoints=checkpoints,
+        keep=config.keep,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``--device`` into a device.
+
+    Raises:
+        InputError: if there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            "--device must name a device of this machine", f"Got {name!r}: {reason}",
+            "Use auto or cpu",
+        ) from error
+    return device
+
+
+def set_threads(threads: int | None, processes: int) -> int:
+    """Give this process its share of the cores: two pools on the same cores slow each other."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
+        os.cpu_count() or 1
+    )
+    chosen = threads or max(1, math.floor(available / processes))
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: str) -> None:
+    """Check that a trained network can take the images of a data set.
+
+    Raises:
+        DataError: naming both shapes.
+    """
+    if (source.channels, source.image_size) != (channels, image_size):
+        raise DataError(
+            f"{name} takes images of {channels} x {image_size} x {image_size}",
+            f"Got {source.channels} x {source.image_size} x {source.image_size}",
+            f"Pass --image-size {image_size}, or another data set",
+        )
+
+
+def _plain_loader(part: data.Split, source: data.ImageData, batch_size: int) -> data.Loader:
+    return data.Loader(part, batch_size=batch_size, mean=source.mean, std=source.std)
+
+
+def for_evaluation(config: TrainConfig) -> TrainConfig:
+    """The same configuration without anything that draws or trains."""
+    return replace(config, limit_train=None, validation=0.0, augmentation="none", views=1)

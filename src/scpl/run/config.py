@@ -1,0 +1,228 @@
+"""The configuration of a run: the one source of flags, recipe keys, defaults and help.
+
+Nothing here imports torch, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from scpl.errors import InputError, unknown_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["RUNTIME_FIELDS", "TrainConfig", "read_toml", "write_toml"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one network."""
+
+    data: str = "digits"
+    """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet), or a
+    folder of images with one folder per class."""
+    data_dir: Path | None = None
+    """Where data sets lie; default: the environment variable SCPL_DATA."""
+    limit_train: int | None = None
+    """Use only this many training images (before the validation split), equally per class."""
+    image_size: int | None = None
+    """Resize images to this many pixels."""
+    validation: float = 0.1
+    """Share of the training images that is held out to validate on."""
+    augmentation: Literal["none", "basic", "strong"] = "none"
+    """none; basic: random crop and flip; strong: basic with colour jitter and random grey."""
+    views: Literal[1, 2] = 1
+    """2: every batch holds a weakly and a `augmentation`-augmented view of each image."""
+
+    model: str = "small-cnn"
+    """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3, ..."""
+    stages: int = 4
+    """How many stages the network is cut into."""
+    cuts: tuple[str, ...] = ()
+    """Layers that the second and later stages begin with; default: the paper's for 4 stages,
+    else of equal cost."""
+
+    method: str = "scpl"
+    """scpl, early-exit or bp."""
+    temperature: float = 0.1
+    """scpl: temperature of the contrastive loss."""
+    normalization: Literal["paper", "supcon"] = "paper"
+    """scpl: divide an anchor's loss by its positives + 1 (paper) or by its positives (supcon)."""
+    head: Literal["pooled-mlp", "mlp", "linear", "identity"] = "pooled-mlp"
+    """scpl: projection head; mlp is the paper's, on flattened feature maps."""
+    classifier_gradient: bool = False
+    """scpl: let the classifier's cross-entropy reach the last stage's layers."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per mini-batch."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Each stage has its own; sgd has momentum 0.9."""
+    lr: float = 1e-3
+    """Learning rate at the start."""
+    end_lr: float = 1e-5
+    """Learning rate at the end, reached along a cosine."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
+    clip_norm: float | None = None
+    """Clip the gradient norm of each stage to this."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward pass; losses are always computed in float32."""
+    seed: int = 0
+    """Seed of everything that is drawn: weights, order, augmentation, dropout."""
+
+    processes: int = 1
+    """Processes that share the stages."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """CPU threads per process; default: all cores, divided by the processes."""
+    out: Path | None = None
+    """Run folder; default: runs/<data>-<model>-<method>, numbered if it exists."""
+    force: bool = False
+    """Overwrite an existing run folder."""
+    resume: Path | None = None
+    """Continue an interrupted run folder, bit for bit."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; default: one at the end of each epoch."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run folder."""
+    json: bool = False
+    """Print one JSON object on stdout; messages go to stderr."""
+    quiet: bool = False
+    """Print only warnings and the result."""
+    dry_run: bool = False
+    """Check everything, train one step, print the stages, write nothing."""
+
+    def check(self) -> None:
+        """Check the ranges of all values.
+
+        Raises:
+            InputError: naming the flag, its value and what is allowed.
+        """
+        positive = ("stages", "epochs", "batch_size", "processes", "keep", "lr", "temperature")
+        optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm")
+        for name in positive + optional:
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not value > 0:
+                raise InputError(f"{flag(name)} must be more than 0", f"Got {value}")
+        for name in ("weight_decay", "end_lr"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
+        if not 0.0 <= self.validation < 1.0:
+            raise InputError(
+                "--validation must be a share, from 0 to below 1", f"Got {self.validation}"
+            )
+        if self.cuts and self.stages not in (len(self.cuts) + 1, TrainConfig.stages):
+            raise InputError(
+                "--cuts must name one layer fewer than there are stages",
+                f"Got {len(self.cuts)} cuts and --stages {self.stages}",
+            )
+        if not 0 <= self.seed < 2**63:
+            raise InputError("--seed must lie in 0 .. 2**63 - 1", f"Got {self.seed}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], origin: str) -> TrainConfig:
+        """Build a configuration from the keys of a recipe.
+
+        Args:
+            values: Keys as in the class, hyphens allowed.
+            origin: The file, for messages.
+
+        Raises:
+            InputError: for an unknown key or a value of the wrong type.
+        """
+        known = {f.name for f in fields(cls)}
+        hints = get_type_hints(cls)
+        accepted: dict[str, Any] = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                raise unknown_name(f"A key of {origin}", key, known)
+            accepted[name] = _convert(value, hints[name], f"{key!r} in {origin}")
+        return cls(**accepted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the keys of a recipe that gives this configuration; absent means None."""
+        plain = dataclasses.asdict(self)
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in plain.items()
+            if value is not None
+        }
+
+
+RUNTIME_FIELDS = frozenset(
+    {"data_dir", "processes", "device", "threads", "out", "force", "resume", "checkpoint_every",
+     "keep", "tensorboard", "json", "quiet", "dry_run"}
+)  # fmt: skip
+"""What may differ when a run is resumed: it does not change the numbers on a CPU."""
+
+
+def flag(name: str) -> str:
+    """Write a field as the flag a user types."""
+    return f"--{name.replace('_', '-')}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: if it is missing, unreadable or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
+
+
+def write_toml(config: TrainConfig) -> str:
+    """Write a configuration as a recipe."""
+    text = tomli_w.dumps(
+        {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
+    )
+    return text
+
+
+def _convert(value: Any, hint: Any, what: str) -> Any:
+    """Check a recipe's value against the type of its field."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in options or isinstance(value, bool):
+            raise InputError(f"{what} must be one of {', '.join(map(str, options))}",
+                             f"Got {value!r}")
+        return value
+    if type(None) in options:
+        return _convert(value, next(o for o in options if o is not type(None)), what)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise InputError(f"{what} must be a list of strings", f"Got {value!r}")
+        return tuple(value)
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (
+        hint is bool or not isinstance(value, bool)
+    ):
+        return value
+    raise InputError(f"{what} must be of type {getattr(hint, '__name__', hint)}",
+                     f"Got {value!r}")
