@@ -1,0 +1,123 @@
+"""The networks: VGG8 and the ResNets of the paper, a small CNN and an MLP, as plain modules.
+
+Each is an ``nn.Sequential`` with named children, so its forward pass is the chain of the children
+and it can be cut before any of them. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from scpl.errors import unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scpl.models.resnet import Shortcut
+
+__all__ = ["build", "known", "paper_cuts", "readout"]
+
+
+class _Entry(NamedTuple):
+    make: Callable[[int, int, int], nn.Sequential]
+    cuts: tuple[str, ...]
+    readout: str = "classifier"
+
+
+# Each network is imported by its own function, so that the names are known before torch is loaded.
+
+
+def _vgg8(num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+    from scpl.models.vgg import VGG8
+
+    return VGG8(num_classes, in_channels, image_size)
+
+
+def _resnet(
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    *,
+    depth: int,
+    shortcut: Shortcut = "projection1x1",
+) -> nn.Sequential:
+    from scpl.models.resnet import ResNet
+
+    return ResNet(num_classes, in_channels, image_size, depth=depth, shortcut=shortcut)
+
+
+def _small_cnn(num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+    from scpl.models.cnn import SmallCNN
+
+    return SmallCNN(num_classes, in_channels, image_size)
+
+
+def _mlp(num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+    from scpl.models.mlp import MLP
+
+    return MLP(num_classes, in_channels * image_size**2)
+
+
+_BLOCKS = ("block2", "block3", "block4")
+_LAYERS = ("layer2", "layer3", "layer4")
+_MODELS = {
+    "vgg8": _Entry(_vgg8, _BLOCKS),
+    "resnet18": _Entry(partial(_resnet, depth=18), _LAYERS),
+    "resnet18-3x3": _Entry(partial(_resnet, depth=18, shortcut="projection3x3"), _LAYERS),
+    "resnet34": _Entry(partial(_resnet, depth=34), _LAYERS),
+    "resnet50": _Entry(partial(_resnet, depth=50), _LAYERS),
+    "small-cnn": _Entry(_small_cnn, _BLOCKS),
+    "mlp": _Entry(_mlp, _LAYERS),
+}
+
+
+def known() -> tuple[str, ...]:
+    """Names of the networks that :func:`build` makes."""
+    return tuple(_MODELS)
+
+
+def build(
+    name: str, *, num_classes: int, in_channels: int = 3, image_size: int = 32
+) -> nn.Sequential:
+    """Build a network with freshly drawn weights (PyTorch's default initialisation).
+
+    Args:
+        name: One of :func:`known`. ``"resnet18-3x3"`` has the projection shortcuts of the authors'
+            first SCPL code, the other ResNets the standard ones.
+        num_classes: Number of logits.
+        in_channels: Channels of the input, or columns of a table row (``"mlp"``, image size 1).
+        image_size: Height and width of the input in pixels.
+
+    Returns:
+        A module from ``[N, in_channels, image_size, image_size]`` to logits ``[N, num_classes]``.
+
+    Raises:
+        InputError: An unknown name, or a size the network cannot take.
+    """
+    return _entry(name).make(num_classes, in_channels, image_size)
+
+
+def paper_cuts(name: str) -> tuple[str, ...]:
+    """Children that stages 2, 3 and 4 of the paper's four-stage partition begin with.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    return _entry(name).cuts
+
+
+def readout(name: str) -> str:
+    """The child that turns the last features into logits.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    return _entry(name).readout
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _MODELS:
+        raise unknown_name("model", name, _MODELS)
+    return _MODELS[name]
