@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from scpl.methods import SCPL, Backpropagation, EarlyExit, Method
     from scpl.objectives import Objective
     from scpl.partition import Partition, split
-    from scpl.pipeline import Evaluation, Pipeline, Scores
+    from scpl.pipeline import Pipeline
+    from scpl.scores import Evaluation, Scores
     from scpl.worker import Report
 
 __version__ = "0.1.0"
@@ -27,9 +28,9 @@ _HOME = {
     "Objective": "scpl.objectives",
     "Partition": "scpl.partition",
     "split": "scpl.partition",
-    "Evaluation": "scpl.pipeline",
+    "Evaluation": "scpl.scores",
     "Pipeline": "scpl.pipeline",
-    "Scores": "scpl.pipeline",
+    "Scores": "scpl.scores",
     "Report": "scpl.worker",
 }
 

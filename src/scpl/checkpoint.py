@@ -103,8 +103,11 @@ class CheckpointWriter:
             ) from error
 
     def _prune(self, index: int) -> None:
-        own = [folder for folder in _step_folders(self._directory)
-               if (folder / f"stage-{index}.json").exists()]
+        own = [
+            folder
+            for folder in _step_folders(self._directory)
+            if (folder / f"stage-{index}.json").exists()
+        ]
         for folder in own[: -self._keep]:
             for suffix in (".json", ".pt"):  # manifest first: half a checkpoint never counts
                 (folder / f"stage-{index}{suffix}").unlink(missing_ok=True)

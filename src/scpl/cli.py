@@ -95,7 +95,9 @@ def run(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     config = _train_config(arguments)
-    from scpl.run.train import dry_run, resumed_config, train
+    from scpl.run.preview import dry_run
+    from scpl.run.resume import resumed_config
+    from scpl.run.train import train
 
     if config.resume is not None:
         config = resumed_config(config, config.resume)
@@ -233,6 +235,10 @@ def _show(value: Any, *, as_json: bool) -> int:
         raise InputError("A result must be a dictionary", f"Got {type(value).__name__}")
     width = max(map(len, value))
     for name, item in value.items():
-        shown = "\n".join(item) if isinstance(item, list) and item and isinstance(item[0], str) else item
+        shown = (
+            "\n".join(item)
+            if isinstance(item, list) and item and isinstance(item[0], str)
+            else item
+        )
         sys.stdout.write(f"{name:<{width}}  {shown}\n")
     return 0

@@ -63,7 +63,7 @@ class StageError(ScplError, RuntimeError):
     """User code inside a stage failed; the original exception is the ``__cause__``."""
 
 
-class Interrupted(ScplError):  # noqa: N818 - an interruption is not a fault
+class Interrupted(ScplError):
     """Training was asked to end early (Ctrl-C, SIGTERM) and ended cleanly.
 
     Attributes:
@@ -86,9 +86,7 @@ def unknown_name(what: str, got: str, known: Iterable[str], fix: str = "") -> In
     close = difflib.get_close_matches(got, names, n=3, cutoff=0.5)
     ordered = close + [name for name in names if name not in close]
     hint = f"Did you mean {close[0]!r}?" if close else ""
-    return InputError(
-        f"{what} must be one of: {', '.join(ordered)}", f"Got {got!r}", fix or hint
-    )
+    return InputError(f"{what} must be one of: {', '.join(ordered)}", f"Got {got!r}", fix or hint)
 
 
 def _sentence(text: str) -> str:

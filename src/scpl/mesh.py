@@ -32,9 +32,7 @@ class Mesh:
                 "A rank must lie in 0 .. num_ranks - 1",
                 f"Got rank {self.rank} of {self.num_ranks}",
             )
-        if self.spread is not None and (
-            len(self.spread) != self.num_ranks or min(self.spread) < 1
-        ):
+        if self.spread is not None and (len(self.spread) != self.num_ranks or min(self.spread) < 1):
             raise InputError(
                 "spread must give every rank at least one stage",
                 f"Got {list(self.spread)} for {self.num_ranks} ranks",

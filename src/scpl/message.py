@@ -18,7 +18,17 @@ from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["Kind", "Mark", "Message", "TensorSpec", "Tree", "decode", "encode", "tensors_of", "tree_map"]
+__all__ = [
+    "Kind",
+    "Mark",
+    "Message",
+    "TensorSpec",
+    "Tree",
+    "decode",
+    "encode",
+    "tensors_of",
+    "tree_map",
+]
 
 Tree: TypeAlias = Any
 """A tensor, None, or a list, tuple or dict (string keys) of trees."""

@@ -38,7 +38,7 @@ class Objective(nn.Module, ABC):
             Scalar terms by name, in float32.
         """
 
-    def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: ARG002
+    def hand_on(self, target: Tensor, carry: Tree) -> Tree:
         """Return what the next stage's objective gets as `carry`: nothing, by default.
 
         It is called before the loss and without gradients, because a stage sends its result on
@@ -46,7 +46,7 @@ class Objective(nn.Module, ABC):
         """
         return None
 
-    def predict(self, features: Tree) -> Tensor | None:  # noqa: ARG002
+    def predict(self, features: Tree) -> Tensor | None:
         """Return logits ``[N, C]`` read out of this stage's features, or None."""
         return None
 
@@ -69,7 +69,7 @@ class Contrastive(Objective):
         self.temperature = temperature
         self.normalization: Normalization = normalization
 
-    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: ARG002, D102
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         loss = supervised_contrastive_loss(
             self.head(features),
             target,
@@ -93,7 +93,7 @@ class CrossEntropy(Objective):
         self.classifier = classifier
         self.detach = detach
 
-    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: ARG002, D102
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(features.detach() if self.detach else features)
         with torch.autocast(logits.device.type, enabled=False):
             return {"cross_entropy": functional.cross_entropy(logits.float(), target)}

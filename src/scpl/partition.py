@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class Partition:
     def cuts(self) -> tuple[str, ...]:
         """The names of the layers that the second and later stages begin with."""
         after = [*self.names[1:], self.readout_names]
-        firsts = [name[0] if name else following[0] for name, following in zip(after, after[1:])]
+        firsts = [name[0] if name else following[0] for name, following in pairwise(after)]
         return tuple(firsts)
 
     def merged(self) -> Partition:
@@ -114,7 +115,7 @@ def split(
     _refuse_shared_parameters(chain, [0, *starts, first_readout])
 
     edges = [0, *starts, first_readout]
-    ranges = [slice(a, b) for a, b in zip(edges, edges[1:])]
+    ranges = [slice(a, b) for a, b in pairwise(edges)]
     layers = [layer for _, layer in chain]
     bodies = tuple(nn.Sequential(*layers[part]) for part in ranges)
     head = nn.Sequential(*layers[first_readout:])
@@ -173,13 +174,16 @@ def _check_cuts(
         if position == 0:
             faults.append(f"{cut!r} is the first layer: the stage before it would be empty")
         elif position > first_readout:
-            faults.append(f"{cut!r} lies inside the readout, which begins at "
-                          f"{names[first_readout]!r}")
+            faults.append(
+                f"{cut!r} lies inside the readout, which begins at {names[first_readout]!r}"
+            )
         if before.count(cut) > 1 and f"{cut!r} is named twice" not in faults:
             faults.append(f"{cut!r} is named twice")
         elif positions and position < positions[-1]:
-            faults.append(f"{cut!r} comes before {names[positions[-1]]!r} in the network, "
-                          "but after it in the list")
+            faults.append(
+                f"{cut!r} comes before {names[positions[-1]]!r} in the network, "
+                "but after it in the list"
+            )
         positions.append(position)
     if faults:
         raise PartitionError(
@@ -198,8 +202,10 @@ def _explain_unknown(model: nn.Module, names: Sequence[str], cut: str) -> str:
             module = model.get_submodule(parent)
             inner = [name for name, _ in module.named_children()]
             if parts[depth] in inner and not isinstance(module, nn.Sequential):
-                return (f"{cut!r} lies inside {parent!r}, a {type(module).__name__}: only an "
-                        "nn.Sequential can be cut inside")
+                return (
+                    f"{cut!r} lies inside {parent!r}, a {type(module).__name__}: only an "
+                    "nn.Sequential can be cut inside"
+                )
             close = difflib.get_close_matches(parts[depth], inner, n=1)
             hint = f"; did you mean '{parent}.{close[0]}'?" if close else ""
             return f"there is no layer {cut!r} in {parent!r}{hint}"
@@ -207,9 +213,7 @@ def _explain_unknown(model: nn.Module, names: Sequence[str], cut: str) -> str:
     return f"there is no layer {cut!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 
-def _refuse_shared_parameters(
-    chain: Sequence[tuple[str, nn.Module]], edges: Sequence[int]
-) -> None:
+def _refuse_shared_parameters(chain: Sequence[tuple[str, nn.Module]], edges: Sequence[int]) -> None:
     """Two stages that share a parameter would each train it on their own."""
     owner: dict[int, tuple[int, str]] = {}
     for index, (name, layer) in enumerate(chain):
@@ -251,9 +255,7 @@ def _check_on_example(
             "(torch.flatten -> nn.Flatten, a residual sum -> a block module)",
         )
     if not isinstance(found, Tensor) or found.ndim != 2:
-        raise PartitionError(
-            "The network must end in logits [N, C]", f"Got {_describe(found)}"
-        )
+        raise PartitionError("The network must end in logits [N, C]", f"Got {_describe(found)}")
     return tuple(shapes), found.shape[1]
 
 
@@ -283,7 +285,7 @@ def _sample_shape(features: Tensor, index: int) -> tuple[int, ...]:
 
 
 def _same(expected: Tensor, found: Tensor) -> bool:
-    pairs = list(zip(tensors_of(expected), tensors_of(found)))
+    pairs = list(zip(tensors_of(expected), tensors_of(found), strict=False))
     return len(tensors_of(expected)) == len(tensors_of(found)) and all(
         a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -22,49 +21,13 @@ from scpl.methods.base import Method, Site
 from scpl.objectives import Objective
 from scpl.partition import Partition
 from scpl.randomness import derive_seed
+from scpl.scores import Scores
 from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
 from scpl.worker import Report, Worker
 
-__all__ = ["Evaluation", "Pipeline", "Scores"]
+__all__ = ["Pipeline"]
 
 Batches: TypeAlias = Iterable[tuple[Any, Tensor]]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    Attributes:
-        accuracy: Share of samples that the network classifies right, 0 .. 1.
-        loss: Mean cross-entropy of its predictions.
-        num_samples: How many samples were seen.
-        stage_accuracy: For each stage the accuracy of its own read-out, None where it has none.
-    """
-
-    accuracy: float
-    loss: float
-    num_samples: int
-    stage_accuracy: tuple[float | None, ...]
-
-
-class Scores:
-    """The result of an evaluation, read when it is needed."""
-
-    def __init__(self, counts: tuple[dict[str, Tensor], ...]) -> None:
-        self._counts = counts
-
-    def result(self) -> Evaluation:
-        """Return the numbers (one device sync)."""
-        stages = [{name: float(value) for name, value in part.items()} for part in self._counts]
-        if not stages or not stages[-1].get("count"):
-            raise DataError("An evaluation needs at least one sample", "Got none")
-        last = stages[-1]
-        return Evaluation(
-            accuracy=last["correct"] / last["count"],
-            loss=last["loss"] / last["count"],
-            num_samples=int(last["count"]),
-            stage_accuracy=tuple(s["correct"] / s["count"] if s else None for s in stages),
-        )
 
 
 class Pipeline:
@@ -227,8 +190,7 @@ class Pipeline:
         if manifest.get("num_stages") != self.parts.num_stages:
             raise CheckpointError(
                 "A checkpoint must have as many stages as the network is cut into",
-                f"Got {manifest.get('num_stages')} in {self._folder}, "
-                f"{self.parts.num_stages} here",
+                f"Got {manifest.get('num_stages')} in {self._folder}, {self.parts.num_stages} here",
                 "Resume with the configuration the run was started with",
             )
         for stage in self.stages:
@@ -347,9 +309,7 @@ class Pipeline:
             yield from islice(iter(loader), self.batch, None)
 
     def _infer(self, batches: Iterable[tuple[Any, Tensor | None]], *, keep: bool) -> None:
-        begin = Message(
-            Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep}
-        )
+        begin = Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep})
         self._worker.handle(begin)
         for index, (inputs, target) in enumerate(batches):
             self._worker.handle(self._message(Kind.EVAL, index, inputs, target))

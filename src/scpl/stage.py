@@ -163,7 +163,7 @@ class Stage:
         if not waiting:
             return
         finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()
-        for (step, loss), good in zip(waiting, finite):
+        for (step, loss), good in zip(waiting, finite, strict=True):
             if not good:
                 raise self._non_finite(loss, step, "")
 
@@ -171,7 +171,7 @@ class Stage:
         """Return everything the stage needs to continue, under the user's layer names."""
         body = {
             f"{name}.{key}": value
-            for name, layer in zip(self._names, self.body)
+            for name, layer in zip(self._names, self.body, strict=True)
             for key, value in layer.state_dict().items()
         }
         return {
@@ -200,10 +200,14 @@ class Stage:
                 "Differences: " + "; ".join(faults[:6]) + ("; ..." if len(faults) > 6 else ""),
                 "Resume with the configuration the run was started with",
             )
-        for name, layer in zip(self._names, self.body):
+        for name, layer in zip(self._names, self.body, strict=True):
             prefix = f"{name}."
             layer.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state["body"].items() if k.startswith(prefix)}
+                {
+                    k.removeprefix(prefix): v
+                    for k, v in state["body"].items()
+                    if k.startswith(prefix)
+                }
             )
         self.objective.load_state_dict(state["objective"])
         if self.optimizer and state["optimizer"]:
@@ -245,7 +249,9 @@ class Stage:
             if len(self._unchecked) >= 64:
                 self.check_losses()
         elif not loss.isfinite():
-            broken = any(not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point())
+            broken = any(
+                not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point()
+            )
             raise self._non_finite(
                 loss, step, "its features already were not finite; " if broken else ""
             )

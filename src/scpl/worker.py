@@ -35,10 +35,12 @@ class Report:
 
     def values(self) -> list[dict[str, float]]:
         """Read the losses as numbers (one device sync)."""
-        terms = [(i, name, term) for i, part in enumerate(self.losses) for name, term in part.items()]
+        terms = [
+            (i, name, term) for i, part in enumerate(self.losses) for name, term in part.items()
+        ]
         numbers = torch.stack([term.float().cpu() for *_, term in terms]).tolist() if terms else []
         found: list[dict[str, float]] = [{} for _ in self.losses]
-        for (index, name, _), number in zip(terms, numbers):
+        for (index, name, _), number in zip(terms, numbers, strict=True):
             found[index][name] = number
         return found
 
@@ -106,7 +108,12 @@ class Worker:
         A stage learns before the next one of the same rank runs, so its activations are free by
         then: the peak memory of a rank is that of its largest stage, not of their sum.
         """
-        features, target, carry, step = message.features, message.target, message.carry, message.step
+        features, target, carry, step = (
+            message.features,
+            message.target,
+            message.carry,
+            message.step,
+        )
         assert target is not None
         own = []
         for stage in self.stages:

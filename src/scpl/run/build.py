@@ -163,7 +163,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            "--device must name a device of this machine", f"Got {name!r}: {reason}",
+            "--device must name a device of this machine",
+            f"Got {name!r}: {reason}",
             "Use auto or cpu",
         ) from error
     return device
@@ -171,8 +172,8 @@ def choose_device(name: str) -> torch.device:
 
 def set_threads(threads: int | None, processes: int) -> int:
     """Give this process its share of the cores: two pools on the same cores slow each other."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-        os.cpu_count() or 1
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     )
     chosen = threads or max(1, math.floor(available / processes))
     torch.set_num_threads(chosen)

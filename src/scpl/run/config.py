@@ -196,10 +196,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_toml(config: TrainConfig) -> str:
     """Write a configuration as a recipe."""
-    text = tomli_w.dumps(
+    return tomli_w.dumps(
         {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     )
-    return text
 
 
 def _convert(value: Any, hint: Any, what: str) -> Any:
@@ -207,8 +206,9 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
     options = get_args(hint)
     if get_origin(hint) is Literal:
         if value not in options or isinstance(value, bool):
-            raise InputError(f"{what} must be one of {', '.join(map(str, options))}",
-                             f"Got {value!r}")
+            raise InputError(
+                f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}"
+            )
         return value
     if type(None) in options:
         return _convert(value, next(o for o in options if o is not type(None)), what)
@@ -220,9 +220,10 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (
-        hint is bool or not isinstance(value, bool)
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
     ):
         return value
-    raise InputError(f"{what} must be of type {getattr(hint, '__name__', hint)}",
-                     f"Got {value!r}")
+    raise InputError(f"{what} must be of type {getattr(hint, '__name__', hint)}", f"Got {value!r}")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from scpl.errors import InputError, Interrupted
-from scpl.partition import Partition
-from scpl.pipeline import Evaluation, Pipeline
+from scpl.pipeline import Pipeline
 from scpl.run.build import (
     Loaders,
     build_loaders,
@@ -22,14 +20,16 @@ from scpl.run.build import (
     build_pipeline,
     set_threads,
 )
-from scpl.run.config import RUNTIME_FIELDS, TrainConfig, flag, read_toml, write_toml
+from scpl.run.config import TrainConfig, write_toml
 from scpl.run.environment import describe_environment, peak_memory
 from scpl.run.folder import RunFolder
+from scpl.run.preview import describe_stages
 from scpl.run.progress import Progress
+from scpl.run.rows import loss_columns, mean_losses, number, valid_columns
 from scpl.run.signals import GracefulStop
 from scpl.worker import Report
 
-__all__ = ["describe_stages", "dry_run", "resumed_config", "train"]
+__all__ = ["train"]
 
 SECONDS_BETWEEN_FLUSHES = 0.5
 
@@ -68,76 +68,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
         folder.write_json(folder.environment, environment)
         folder.write_json(folder.description, _describe_model(config, loaders))
     return _Run(config, folder, loaders, pipeline).complete()
-
-
-def dry_run(config: TrainConfig) -> dict[str, Any]:
-    """Build everything, train one step, write nothing.
-
-    Returns:
-        What would be trained: images, steps, and a line per stage.
-    """
-    config.check()
-    set_threads(config.threads, config.processes)
-    loaders = build_loaders(config)
-    parts = build_partition(config, loaders.source)
-    method = build_method(config, loaders.source.num_classes)
-    total_steps = config.epochs * len(loaders.train)
-    pipeline = build_pipeline(config, parts, method, total_steps, None)
-    report = next(iter(pipeline.train(loaders.train)))
-    return {
-        "method": config.method,
-        "data": config.data,
-        "model": config.model,
-        "train_images": loaders.train.num_samples,
-        "valid_images": loaders.valid.num_samples if loaders.valid else 0,
-        "test_images": loaders.test.num_samples,
-        "steps": total_steps,
-        "first_losses": report.values(),
-        "stages": describe_stages(pipeline.parts, pipeline),
-    }
-
-
-def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
-    """Join the configuration of an interrupted run with the flags given now.
-
-    Args:
-        config: The flags given now, over the defaults or the run's own configuration.
-        run: The run folder.
-
-    Raises:
-        InputError: if a flag would change the numbers of the run.
-    """
-    folder = RunFolder.open(run)
-    before = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
-    changed = [
-        f"{flag(f.name)} {getattr(config, f.name)} (was {getattr(before, f.name)})"
-        for f in fields(TrainConfig)
-        if f.name not in RUNTIME_FIELDS and getattr(config, f.name) != getattr(before, f.name)
-    ]
-    if changed:
-        raise InputError(
-            "A resumed run must keep the settings that decide its numbers",
-            f"Changed: {', '.join(changed)}",
-            "Drop these flags, or start a new run",
-        )
-    return replace(config, resume=run)
-
-
-def describe_stages(parts: Partition, pipeline: Pipeline) -> list[str]:
-    """One line per stage: layers, output, parameters."""
-    lines = []
-    for stage in pipeline.stages:
-        names = pipeline.parts.names[stage.index]
-        span = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "-"
-        body = sum(p.numel() for p in stage.body.parameters())
-        extra = sum(p.numel() for p in stage.objective.parameters())
-        shape = " x ".join(map(str, pipeline.parts.feature_shapes[stage.index]))
-        lines.append(
-            f"  stage {stage.index}: {span} -> {shape}; {body:,} parameters, "
-            f"{extra:,} in its objective"
-        )
-    lines.append(f"  read-out: {', '.join(parts.readout_names)}")
-    return lines
 
 
 @dataclass
@@ -215,7 +145,7 @@ class _Run:
             f"{self.loaders.test.num_samples:,} to test; device {pipeline.device}, "
             f"{config.precision}"
         )
-        for line in describe_stages(pipeline.parts, pipeline):
+        for line in describe_stages(pipeline):
             self.progress.say(line)
         if pipeline.step:
             self.progress.say(f"Continuing after step {pipeline.step}")
@@ -272,7 +202,7 @@ class _Run:
 
     def _end_epoch(self, epoch: int) -> None:
         self.train_seconds += self.epoch_seconds
-        losses = _mean_losses(self.rows)
+        losses = mean_losses(self.rows)
         samples = sum(row["samples"] for row in self.rows)
         scores = None
         if self.loaders.valid is not None:
@@ -284,8 +214,8 @@ class _Run:
             "train_seconds": round(self.train_seconds, 4),
             "samples_per_second": round(samples / max(self.epoch_seconds, 1e-9), 2),
             "lr": self.pipeline.learning_rate(),
-            **_loss_columns(losses),
-            **_valid_columns(scores),
+            **loss_columns(losses),
+            **valid_columns(scores),
         }
         self.rows, self.epoch_seconds = [], 0.0
         self.table.append(row)
@@ -328,7 +258,7 @@ class _Run:
             "seed": config.seed,
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
-            "valid_accuracy": _number(last.get("valid_accuracy")),
+            "valid_accuracy": number(last.get("valid_accuracy")),
             "samples_per_second": images / self.train_seconds,
             "train_seconds": self.train_seconds,
             "wall_seconds": self.clock.now(),
@@ -356,36 +286,3 @@ def _describe_model(config: TrainConfig, loaders: Loaders) -> dict[str, Any]:
         "std": list(source.std),
         "classes": list(source.classes),
     }
-
-
-def _mean_losses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Mean of every term over the images of an epoch."""
-    total = sum(row["samples"] for row in rows)
-    return [
-        {
-            name: sum(row["losses"][stage][name] * row["samples"] for row in rows) / total
-            for name in terms
-        }
-        for stage, terms in enumerate(rows[0]["losses"])
-    ]
-
-
-def _loss_columns(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    columns = {f"train_loss_stage{k}": sum(terms.values()) for k, terms in enumerate(losses)}
-    for stage, terms in enumerate(losses):
-        if len(terms) > 1:
-            columns.update({f"train_{n}_stage{stage}": value for n, value in terms.items()})
-    return columns
-
-
-def _valid_columns(scores: Evaluation | None) -> dict[str, Any]:
-    if scores is None:
-        return {"valid_loss": "", "valid_accuracy": ""}
-    columns: dict[str, Any] = {"valid_loss": scores.loss, "valid_accuracy": scores.accuracy}
-    for stage, accuracy in enumerate(scores.stage_accuracy):
-        columns[f"valid_accuracy_stage{stage}"] = "" if accuracy is None else accuracy
-    return columns
-
-
-def _number(value: Any) -> float | None:
-    return None if value in (None, "") else float(value)

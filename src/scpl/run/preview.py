@@ -1,0 +1,61 @@
+"""`scpl train --dry-run`: what would be trained, without writing anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scpl.pipeline import Pipeline
+from scpl.run.build import (
+    build_loaders,
+    build_method,
+    build_partition,
+    build_pipeline,
+    set_threads,
+)
+from scpl.run.config import TrainConfig
+
+__all__ = ["describe_stages", "dry_run"]
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Build everything, train one step, write nothing.
+
+    Returns:
+        What would be trained: images, steps, and a line per stage.
+    """
+    config.check()
+    set_threads(config.threads, config.processes)
+    loaders = build_loaders(config)
+    parts = build_partition(config, loaders.source)
+    method = build_method(config, loaders.source.num_classes)
+    total_steps = config.epochs * len(loaders.train)
+    pipeline = build_pipeline(config, parts, method, total_steps, None)
+    report = next(iter(pipeline.train(loaders.train)))
+    return {
+        "method": config.method,
+        "data": config.data,
+        "model": config.model,
+        "train_images": loaders.train.num_samples,
+        "valid_images": loaders.valid.num_samples if loaders.valid else 0,
+        "test_images": loaders.test.num_samples,
+        "steps": total_steps,
+        "first_losses": report.values(),
+        "stages": describe_stages(pipeline),
+    }
+
+
+def describe_stages(pipeline: Pipeline) -> list[str]:
+    """One line per stage: layers, output, parameters."""
+    lines = []
+    for stage in pipeline.stages:
+        names = pipeline.parts.names[stage.index]
+        span = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "-"
+        body = sum(p.numel() for p in stage.body.parameters())
+        extra = sum(p.numel() for p in stage.objective.parameters())
+        shape = " x ".join(map(str, pipeline.parts.feature_shapes[stage.index]))
+        lines.append(
+            f"  stage {stage.index}: {span} -> {shape}; {body:,} parameters, "
+            f"{extra:,} in its objective"
+        )
+    lines.append(f"  read-out: {', '.join(pipeline.parts.readout_names)}")
+    return lines
