@@ -1,0 +1,32 @@
+"""Import of optional packages, at the moment they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from scpl.errors import InputError
+
+__all__ = ["require"]
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Import ``module`` or say which extra installs it.
+
+    Args:
+        module: Dotted name, e.g. ``"PIL.Image"``.
+        extra: Name of the extra of this package that installs it.
+        purpose: What needs it, as the subject of a sentence.
+
+    Raises:
+        InputError: The module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise InputError(
+            f"{purpose} needs the package {package!r}",
+            f"It cannot be imported: {error}",
+            f"Install it with: pip install 'scpl[{extra}]'",
+        ) from error
