@@ -1,0 +1,78 @@
+"""Reports: pictures, a self-contained page and a table, from the folders that runs leave behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from scpl.errors import InputError
+from scpl.report.comparisons import comparison_panels
+from scpl.report.pages import comparison_page, run_page
+from scpl.report.panels import Panel, can_draw, panels_png
+from scpl.report.plots import run_panels
+from scpl.report.reading import RunRecord
+from scpl.report.tables import comparison_table
+
+__all__ = ["RunRecord", "comparison_table", "write_comparison_report", "write_run_report"]
+
+
+def write_run_report(folder: Path) -> tuple[Path, ...]:
+    """Write ``results.png`` and ``report.html`` into a run folder.
+
+    Without matplotlib only the page is written, with all numbers and no pictures.
+
+    Args:
+        folder: A run folder; the run may be unfinished.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: The folder is not a run folder, or one of its files is damaged.
+    """
+    run = RunRecord.read(folder)
+    heading = f"{run.text('method')} on {run.text('data')}, {run.text('model')}"
+    return _write(run.folder, run_page(run), run_panels(run), heading)
+
+
+def write_comparison_report(
+    folder: Path, runs: Sequence[Path], title: str = "Comparison of methods"
+) -> tuple[Path, ...]:
+    """Write ``results.png`` and ``report.html`` about several runs into a folder.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        runs: Run folders. Runs that differ only in their seed are put together.
+        title: Heading of the report.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: There is no run, or one of the folders is not a run folder or is damaged.
+    """
+    if not runs:
+        raise InputError("A comparison needs at least one run folder", "Got none")
+    records = [RunRecord.read(run) for run in runs]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return _write(Path(folder), comparison_page(records, title), comparison_panels(records), title)
+
+
+def _write(folder: Path, page: str, panels: Sequence[Panel], heading: str) -> tuple[Path, ...]:
+    files = {}
+    if panels and can_draw():
+        files["results.png"] = panels_png(panels, heading)
+    files["report.html"] = page.encode("utf-8", "replace")
+    return tuple(_replace(folder / name, content) for name, content in files.items())
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader sees the old one or the new one, never a half."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path

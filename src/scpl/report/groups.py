@@ -1,0 +1,144 @@
+"""Group runs that differ only in their seed, and compare the groups pair by pair.
+
+A ratio of two means mixes the change between methods with the change between seeds and between
+hours of the day. So throughput is compared run by run: a run of one method with the run of the
+baseline on the same data, network and seed; of several such runs, the first with the first.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scpl.report.reading import as_number, as_numbers
+
+__all__ = ["Group", "Sample", "group_runs", "paired_ratio"]
+
+BASELINE = "bp"
+_NAMING = ("data", "model", "stages", "processes", "epochs")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The finite values of one quantity over the runs of a group."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Sample:
+        """Keep the finite values."""
+        return cls(tuple(value for value in values if math.isfinite(value)))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """Arithmetic mean; NaN of nothing."""
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the sample (n - 1); NaN of fewer than two values."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def median(self) -> float:
+        """Median; NaN of nothing."""
+        return statistics.median(self.values) if self.values else math.nan
+
+    @property
+    def low(self) -> float:
+        """Smallest value; NaN of nothing."""
+        return min(self.values, default=math.nan)
+
+    @property
+    def high(self) -> float:
+        """Largest value; NaN of nothing."""
+        return max(self.values, default=math.nan)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method that differ only in their seed.
+
+    Args:
+        label: The method, with what else tells this group from others of the same method.
+        method: The method alone.
+        members: Positions of the runs in the sequence that was grouped.
+        summaries: The summaries of these runs.
+    """
+
+    label: str
+    method: str
+    members: tuple[int, ...]
+    summaries: tuple[Mapping[str, Any], ...]
+
+    def sample(self, key: str) -> Sample:
+        """Collect one number of the summaries."""
+        return Sample.of(as_number(summary.get(key)) for summary in self.summaries)
+
+    def memory(self) -> tuple[Sample, Sample]:
+        """Collect peak memory in bytes: of the largest process, and of all processes together."""
+        peaks = [as_numbers(summary.get("peak_memory_bytes")) for summary in self.summaries]
+        known = [values for values in peaks if values and all(map(math.isfinite, values))]
+        return Sample.of(map(max, known)), Sample.of(map(sum, known))
+
+
+def group_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Group runs by everything but the seed, in order of first appearance.
+
+    Example:
+        >>> [group.label for group in group_runs([{"method": "bp"}, {"method": "scpl"}])]
+        ['bp', 'scpl']
+    """
+    members: dict[tuple[str, ...], list[int]] = {}
+    for index, summary in enumerate(summaries):
+        key = _words(summary, "method", *_NAMING)
+        members.setdefault(key, []).append(index)
+    return [
+        Group(_label(key, members), key[0], tuple(indices), tuple(summaries[i] for i in indices))
+        for key, indices in members.items()
+    ]
+
+
+def paired_ratio(group: Group, groups: Sequence[Group], key: str = "samples_per_second") -> Sample:
+    """Divide a group's values by the baseline's on the same data, network and seed.
+
+    Returns:
+        One ratio per pair; empty where the baseline was not run.
+    """
+    rivals: dict[tuple[str, ...], list[float]] = {}
+    for rival in groups:
+        if rival.method == BASELINE:
+            for summary in rival.summaries:
+                rivals.setdefault(_pair(summary), []).append(as_number(summary.get(key)))
+    ratios = []
+    for summary in group.summaries:
+        waiting = rivals.get(_pair(summary))
+        below = waiting.pop(0) if waiting else math.nan
+        ratios.append(as_number(summary.get(key)) / below if below else math.nan)
+    return Sample.of(ratios)
+
+
+def _pair(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    return _words(summary, "data", "model", "seed")
+
+
+def _words(summary: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    values = map(summary.get, names)
+    return tuple("?" if value is None else str(value) for value in values)
+
+
+def _label(key: tuple[str, ...], keys: Iterable[tuple[str, ...]]) -> str:
+    """Name a group by its method and by what differs among the groups of that method."""
+    rivals = [other for other in keys if other[0] == key[0]]
+    words = []
+    for position, name in enumerate(_NAMING, start=1):
+        if len({other[position] for other in rivals}) > 1:
+            value = key[position]
+            words.append(value if name in ("data", "model") else f"{value} {name}")
+    return f"{key[0]} ({', '.join(words)})" if words else key[0]
