@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 
 from scpl.errors import CheckpointError
 
-__all__ = ["CheckpointWriter", "newest_complete", "read_manifest", "read_part"]
+__all__ = ["CheckpointWriter", "intact_steps", "read_manifest", "read_part"]
 
 FORMAT = 1
 
@@ -115,12 +116,31 @@ class CheckpointWriter:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def newest_complete(directory: Path) -> int | None:
-    """Find the newest step whose checkpoint is complete and intact, or None."""
-    for folder in reversed(_step_folders(directory)):
-        if _is_complete(folder):
-            return int(folder.name.removeprefix("step-"))
-    return None
+def intact_steps(directory: Path, stages: Iterable[int], num_stages: int) -> list[int]:
+    """Find the steps of which the parts of these stages are all there and intact.
+
+    Args:
+        directory: Where the ``step-...`` folders are.
+        stages: The stages whose parts are needed here.
+        num_stages: Stages of the whole line.
+
+    Raises:
+        CheckpointError: if parts are of a line with another number of stages.
+    """
+    wanted = list(stages)
+    found = []
+    for folder in _step_folders(directory):
+        if all(_is_intact(folder / f"stage-{k}.pt") for k in wanted):
+            step = int(folder.name.removeprefix("step-"))
+            saved = read_manifest(directory, step, wanted[0])["num_stages"]
+            if saved != num_stages:
+                raise CheckpointError(
+                    "A checkpoint must have as many stages as the network is cut into",
+                    f"Got {saved} in {folder}, {num_stages} here",
+                    "Resume with the configuration the run was started with",
+                )
+            found.append(step)
+    return found
 
 
 def read_manifest(directory: Path, step: int, index: int = 0) -> dict[str, Any]:
@@ -154,17 +174,6 @@ def _step_folders(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(f for f in directory.iterdir() if re.fullmatch(r"step-\d{9,}", f.name))
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        manifests = [json.loads(p.read_text()) for p in sorted(folder.glob("stage-*.json"))]
-        expected = manifests[0]["num_stages"] if manifests else -1
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return len(manifests) == expected and all(
-        _is_intact(folder / f"stage-{k}.pt") for k in range(expected)
-    )
 
 
 def _is_intact(path: Path) -> bool:

@@ -14,8 +14,10 @@ __all__ = [
     "DataError",
     "InputError",
     "Interrupted",
+    "LinkError",
     "NonFiniteError",
     "PartitionError",
+    "RemoteError",
     "ScplError",
     "StageError",
     "unknown_name",
@@ -61,6 +63,14 @@ class NonFiniteError(ScplError, ArithmeticError):
 
 class StageError(ScplError, RuntimeError):
     """User code inside a stage failed; the original exception is the ``__cause__``."""
+
+
+class LinkError(ScplError, ConnectionError):
+    """The link to a neighbouring rank broke; rarely the first cause of a failure."""
+
+
+class RemoteError(ScplError, RuntimeError):
+    """Another rank failed first; its cause is told there."""
 
 
 class Interrupted(ScplError):

@@ -1,16 +1,36 @@
 """The one-way channel between neighbouring ranks.
 
-The rule: one direction, down the line, at most `depth` messages in flight; a buffer lives,
-unmodified, until its send completes.
+The rule: one direction, down the line, in order, at most `depth` messages in flight; a buffer
+lives, unmodified, until its send completes. Because traffic never flows back there is no order of
+messages that could deadlock.
+
+A message is a header of fixed size (so that it can be received without knowing what comes), the
+small tensors packed into one, then each large tensor by itself, from its own memory. The header
+says what follows: sizes and types are never assumed.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from scpl.message import Message
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
-__all__ = ["EndOfLine", "Outbox"]
+from scpl.control import Control
+from scpl.errors import InputError, LinkError
+from scpl.message import Message, TensorSpec, decode, encode
+from scpl.timeline import Timeline
+
+__all__ = ["EndOfLine", "Outbox", "Receiver", "Sender", "open_links"]
+
+HEADER_BYTES = 8192
+SMALL_BYTES = 4096
 
 
 class Outbox(Protocol):
@@ -31,3 +51,241 @@ class EndOfLine:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class Sender:
+    """Sends messages to the next rank, behind the sender's back.
+
+    Args:
+        peer: The next rank.
+        timeline: Where waiting is recorded.
+        stage: The last stage of this rank, for the record.
+        header_group: Process group on the CPU, for headers.
+    """
+
+    def __init__(
+        self, peer: int, timeline: Timeline, stage: int, header_group: dist.ProcessGroup
+    ) -> None:
+        self._peer, self._timeline, self._stage = peer, timeline, stage
+        self._headers = header_group
+        # Work and the tensors it reads, oldest first.
+        self._in_flight: deque[tuple[list[Any], list[Tensor]]] = deque()
+
+    def send(self, message: Message) -> None:
+        """Send on; waits while the message before is still on its way (back-pressure).
+
+        Raises:
+            LinkError: if the next rank is gone.
+        """
+        header, tensors = encode(message)
+        small, large = _divide(tensors)
+        buffers = [_frame(header), *small, *large]
+        self._settle(message.step)
+        try:
+            work = [dist.isend(buffers[0], self._peer, group=self._headers)]
+            work += [dist.isend(buffer, self._peer) for buffer in buffers[1:]]
+        except RuntimeError as error:
+            raise _lost(self._peer, error) from error
+        self._in_flight.append((work, buffers))
+
+    def close(self) -> None:
+        """Wait until everything has left."""
+        self._settle(-1)
+
+    def _settle(self, step: int) -> None:
+        """Wait for what is on its way; its buffers are free afterwards."""
+        begin = time.perf_counter()
+        while self._in_flight:
+            work, _ = self._in_flight[0]
+            try:
+                for item in work:
+                    item.wait()
+            except RuntimeError as error:
+                raise _lost(self._peer, error) from error
+            self._in_flight.popleft()
+        end = time.perf_counter()
+        if end - begin > 1e-4:
+            self._timeline.add("wait", self._stage, step, begin, end)
+
+
+class Receiver:
+    """Receives messages from the rank before, ahead of their use.
+
+    Args:
+        peer: The rank before.
+        timeline: Where waiting is recorded.
+        stage: The first stage of this rank, for the record.
+        depth: Messages in flight on this link: one on its way, the others received and waiting.
+        header_group: Process group on the CPU, for headers.
+        device: Where tensors go.
+        check: Called now and then while waiting; raises if the run has failed elsewhere.
+    """
+
+    def __init__(
+        self,
+        peer: int,
+        timeline: Timeline,
+        stage: int,
+        *,
+        depth: int,
+        header_group: dist.ProcessGroup,
+        device: torch.device,
+        check: Callable[[], None],
+    ) -> None:
+        self._peer, self._timeline, self._stage = peer, timeline, stage
+        self._headers, self._device, self._check = header_group, device, check
+        self._free = threading.Semaphore(max(1, depth - 1))
+        self._arrived: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        # A daemon, because a receive that never comes cannot be taken back.
+        self._thread = threading.Thread(target=self._run, name=f"receive-{peer}", daemon=True)
+        self._thread.start()
+
+    def receive(self) -> Message:
+        """Take the next message.
+
+        Raises:
+            LinkError: if the rank before is gone.
+        """
+        begin = time.perf_counter()
+        while True:
+            try:
+                item = self._arrived.get(timeout=0.2)
+                break
+            except queue.Empty:
+                self._check()
+        if isinstance(item, Exception):
+            raise item
+        end = time.perf_counter()
+        if end - begin > 1e-4:
+            self._timeline.add("wait", self._stage, item.step, begin, end)
+        self._free.release()
+        return item
+
+    def _run(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        try:
+            while True:
+                self._free.acquire()
+                message = self._receive_one()
+                self._arrived.put(message)
+                if message.note.get("last"):
+                    return
+        except RuntimeError as error:
+            self._arrived.put(_lost(self._peer, error))
+        except Exception as error:  # a damaged header: the main thread must see it
+            self._arrived.put(error)
+
+    def _receive_one(self) -> Message:
+        frame = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+        dist.irecv(frame, self._peer, group=self._headers).wait()
+        header, begin = _unframe(frame), time.perf_counter()
+        specs, build = decode(header)
+        tensors: list[Tensor | None] = [None] * len(specs)
+        small = [i for i, spec in enumerate(specs) if _bytes(spec) <= SMALL_BYTES]
+        work, packed = [], None
+        total = sum(_bytes(specs[i]) for i in small)
+        if total:
+            packed = torch.empty(total, dtype=torch.uint8, device=self._device)
+            work.append(dist.irecv(packed, self._peer))
+        for i, spec in enumerate(specs):
+            if _bytes(spec) > SMALL_BYTES:
+                tensors[i] = spec.empty(self._device)
+                work.append(dist.irecv(_as_bytes(tensors[i]), self._peer))
+        for item in work:
+            item.wait()
+        offset = 0
+        for i in small:
+            tensors[i], offset = _unpack(packed, specs[i], offset, self._device)
+        message = build([t for t in tensors if t is not None])
+        self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
+        return message
+
+
+def open_links(
+    control: Control, timeline: Timeline, hosted: range, depth: int, device: torch.device
+) -> tuple[Receiver | None, Outbox]:
+    """Open a rank's links to its neighbours; the only rank has none.
+
+    Args:
+        control: Knows the ranks.
+        timeline: Where waiting is recorded.
+        hosted: The stages of this rank.
+        depth: Messages in flight on each link, at least 2.
+        device: Where tensors live.
+    """
+    if depth < 2:
+        raise InputError(
+            "depth must be at least 2: one message is worked on while the next one travels",
+            f"Got {depth}",
+        )
+    mesh, inbox, outbox = control.mesh, None, EndOfLine()
+    if not mesh.is_first:
+        inbox = Receiver(
+            mesh.rank - 1,
+            timeline,
+            hosted.start,
+            depth=depth,
+            header_group=control.headers,
+            device=device,
+            check=control.check,
+        )
+    if not mesh.is_last:
+        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, control.headers)
+    return inbox, outbox
+
+
+def _divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Pack the small tensors into one buffer of bytes; leave the large ones where they are."""
+    small = [t for t in tensors if t.nbytes <= SMALL_BYTES and t.numel()]
+    large = [_as_bytes(t) for t in tensors if t.nbytes > SMALL_BYTES]
+    return ([torch.cat([_as_bytes(t) for t in small])] if small else []), large
+
+
+def _as_bytes(tensor: Tensor | None) -> Tensor:
+    """See a tensor as bytes: gloo and NCCL do not know every type."""
+    assert tensor is not None
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _unpack(
+    packed: Tensor | None, spec: TensorSpec, offset: int, device: torch.device
+) -> tuple[Tensor, int]:
+    tensor = spec.empty(device)
+    size = tensor.nbytes
+    if size:
+        assert packed is not None
+        _as_bytes(tensor).copy_(packed[offset : offset + size])
+    return tensor, offset + size
+
+
+def _bytes(spec: TensorSpec) -> int:
+    size = spec.dtype.itemsize
+    for length in spec.shape:
+        size *= length
+    return size
+
+
+def _frame(header: bytes) -> Tensor:
+    if len(header) > HEADER_BYTES - 4:
+        raise LinkError(
+            f"The header of a message must fit into {HEADER_BYTES} bytes",
+            f"Got {len(header)} bytes",
+            "Let fewer tensors cross this cut",
+        )
+    text = len(header).to_bytes(4, "little") + header
+    frame = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+    frame[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return frame
+
+
+def _unframe(frame: Tensor) -> bytes:
+    raw = frame.numpy().tobytes()
+    return raw[4 : 4 + int.from_bytes(raw[:4], "little")]
+
+
+def _lost(peer: int, error: Exception) -> LinkError:
+    return LinkError(
+        "Neighbouring ranks must stay connected",
+        f"The link to rank {peer} broke: {str(error).splitlines()[0]}",
+    )

@@ -78,6 +78,10 @@ class Mesh:
         start = sum(counts[: self.rank])
         return range(start, start + counts[self.rank])
 
+    def owners(self, num_stages: int) -> list[int]:
+        """The rank that hosts each stage."""
+        return [rank for rank, n in enumerate(self.counts(num_stages)) for _ in range(n)]
+
     @property
     def is_first(self) -> bool:
         """Whether this rank reads the data."""

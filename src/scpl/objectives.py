@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scpl.errors import InputError
 from scpl.functional import supervised_contrastive_loss
-from scpl.message import Tree
+from scpl.message import Tree, tree_map
 
 __all__ = ["Contrastive", "CrossEntropy", "Normalization", "Objective", "Sum"]
 
@@ -94,7 +95,7 @@ class CrossEntropy(Objective):
         self.detach = detach
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
-        logits = self.classifier(features.detach() if self.detach else features)
+        logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
         with torch.autocast(logits.device.type, enabled=False):
             return {"cross_entropy": functional.cross_entropy(logits.float(), target)}
 
@@ -108,7 +109,8 @@ class Sum(Objective):
     """Several objectives on the same features; each term keeps its name.
 
     Args:
-        parts: The objectives. Predictions come from the last one that makes any.
+        parts: The objectives. All get the same carry; predictions, and what is handed on, come
+            from the last one that has any.
     """
 
     def __init__(self, *parts: Objective) -> None:
@@ -118,8 +120,19 @@ class Sum(Objective):
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         terms: dict[str, Tensor] = {}
         for part in self.parts:
-            terms.update(part(features, target, carry))
+            for name, term in part(features, target, carry).items():
+                if name in terms:
+                    raise InputError("Terms of a loss must have different names", f"Got {name!r} twice")
+                terms[name] = term
         return terms
+
+    def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: D102
+        for part in reversed(self.parts):
+            assert isinstance(part, Objective)
+            onward = part.hand_on(target, carry)
+            if onward is not None:
+                return onward
+        return None
 
     def predict(self, features: Tree) -> Tensor | None:  # noqa: D102
         for part in reversed(self.parts):

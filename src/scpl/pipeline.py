@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scpl.checkpoint import CheckpointWriter, newest_complete, read_manifest, read_part
-from scpl.errors import CheckpointError, DataError, InputError, NonFiniteError
-from scpl.link import EndOfLine
+from scpl.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
+from scpl.control import Control, connect
+from scpl.errors import DataError, InputError, Interrupted, NonFiniteError
+from scpl.link import open_links
 from scpl.mesh import Mesh
-from scpl.message import Kind, Mark, Message, tensors_of, tree_map
+from scpl.message import Kind, Mark, Message
 from scpl.methods.base import Method, Site
 from scpl.objectives import Objective
 from scpl.partition import Partition
 from scpl.randomness import derive_seed
 from scpl.scores import Scores
+from scpl.source import Batches, Source, blame_data, remaining
 from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
+from scpl.timeline import Timeline
 from scpl.worker import Report, Worker
 
 __all__ = ["Pipeline"]
-
-Batches: TypeAlias = Iterable[tuple[Any, Tensor]]
 
 
 class Pipeline:
@@ -45,6 +45,8 @@ class Pipeline:
         checkpoints: Folder for checkpoints.
         keep: How many checkpoints to keep.
         mesh: Which rank hosts which stages; default: all of them here.
+        control: The tie between the ranks, if it exists already; default: made from `mesh`.
+        depth: Messages in flight on each link, at least 2.
 
     Raises:
         InputError: if method, network and mesh do not fit together.
@@ -64,11 +66,14 @@ class Pipeline:
         checkpoints: Path | str | None = None,
         keep: int = 2,
         mesh: Mesh | None = None,
+        control: Control | None = None,
+        depth: int = 2,
     ) -> None:
         self.parts = parts if method.cuts_gradients else parts.merged()
         self.method = method
-        self.mesh = mesh or Mesh()
         self.device = torch.device(device)
+        self.control = control or connect(mesh or Mesh(), self.device)
+        self.mesh = self.control.mesh
         self.step = self.epoch = self.batch = 0
         if parts.num_outputs != method.num_classes:
             raise InputError(
@@ -77,68 +82,92 @@ class Pipeline:
                 "Build the network for this data set, or pass the right num_classes",
             )
         options = StageOptions(optimizer, scheduler, clip_norm, precision)
-        self.stages = [
-            self._build_stage(index, options, seed)
-            for index in self.mesh.hosted(self.parts.num_stages)
-        ]
-        self._outbox = EndOfLine()
-        self._worker = Worker(self.stages, self._outbox, self._write_part)
+        hosted = self.mesh.hosted(self.parts.num_stages)
+        self.stages = [self._build_stage(index, options, seed) for index in hosted]
+        self.timeline = Timeline(self.mesh.rank)
+        self.before_checkpoint: Callable[[], None] = lambda: None
+        """Called when a checkpoint's mark arrives, before the state is saved."""
+        self._inbox, self._outbox = open_links(
+            self.control, self.timeline, hosted, depth, self.device
+        )
+        self._source = Source(method.num_classes, self.device)
+        self._worker = Worker(self.stages, self._outbox, self._write_part, self.timeline)
+        self._stopped = False
         self._folder = None if checkpoints is None else Path(checkpoints)
         self._writer = (
             CheckpointWriter(self._folder, self.parts.num_stages, keep) if self._folder else None
         )
 
-    def train(self, loader: Batches) -> Iterator[Report]:
+    def train(self, loader: Batches = ()) -> Iterator[Report]:
         """Train on every batch of ``loader`` once (one epoch).
+
+        Only the first rank reads ``loader``; another rank ignores it, works on what it receives,
+        and goes on to its next call as soon as its own part is done, so that the line stays full
+        from epoch to epoch.
 
         A loader with a method ``set_epoch`` is told the epoch first. After `restore` in the
         middle of an epoch, the batches that were already seen are skipped (by its method
-        ``batches(start)`` if it has one).
+        ``batches(start)`` if it has one). Leaving the loop early ends the epoch.
 
         Args:
             loader: Yields ``(inputs, target)``; target holds class indices ``[N]``.
 
         Yields:
-            One report per step.
+            One report per step. The last rank's reports hold the losses of all stages.
 
         Raises:
             DataError: if there is no batch, or a target is not a class.
             NonFiniteError: if a loss is NaN or infinite.
             StageError: if the network's own code fails.
+            Interrupted: on other ranks, if the first one ended the run early.
         """
-        seen = self.batch
-        for inputs, target in self._remaining(loader):
-            seen += 1
-            message = self._message(Kind.TRAIN, self.step + 1, inputs, target)
-            report = self._handle(message)
-            self.step, self.batch = self.step + 1, self.batch + 1
-            if report is not None:
-                yield report
-        if not seen:
-            raise DataError("Training needs at least one batch", "The loader gave none")
-        self.epoch, self.batch = self.epoch + 1, 0
-        self._worker.handle(Message(Kind.BARRIER, self.step, mark=Mark.EPOCH_END))
+        if not self.mesh.is_first:
+            yield from self._train_on_received()
+            return
+        try:
+            for inputs, target in remaining(loader, self.epoch, self.batch):
+                message = self._source.message(Kind.TRAIN, self.step + 1, inputs, target)
+                try:
+                    self._worker.handle(message)
+                except NonFiniteError as error:
+                    raise blame_data(error, message) from error
+                self._advance(message)
+                report = self._worker.complete(Message(Kind.BARRIER, self.step))
+                if report is not None:
+                    yield report
+            if self.batch == 0:
+                raise DataError("Training needs at least one batch", "The loader gave none")
+        except GeneratorExit:
+            self._end_epoch()
+            raise
+        self._end_epoch()
 
-    def evaluate(self, loader: Batches) -> Scores:
+    def evaluate(self, loader: Batches = ()) -> Scores:
         """Classify every batch of ``loader`` without learning.
 
+        It is a part of the stream: a rank returns when its own part is done, and the result can
+        be read when the last rank has it.
+
         Args:
-            loader: Yields ``(inputs, target)``.
+            loader: Yields ``(inputs, target)``; read by the first rank only.
         """
         self._infer(((inputs, target) for inputs, target in loader), keep=False)
-        return Scores(self._worker.evaluation)
+        return Scores(self._worker.evaluation, self.parts.num_stages, self.control)
 
-    def predict(self, inputs: Any) -> Tensor:
+    def predict(self, inputs: Any) -> Tensor | None:
         """Compute logits.
 
         Args:
-            inputs: One batch ``[N, ...]``, or an iterable of batches.
+            inputs: One batch ``[N, ...]``, or an iterable of batches; read by the first rank.
 
         Returns:
-            Logits ``[N, C]`` of all rows, float32, on the CPU.
+            On the last rank (or the only one) the logits ``[N, C]`` of all rows, float32, on the
+            CPU; None elsewhere.
         """
         batches = [inputs] if isinstance(inputs, Tensor) else inputs
         self._infer(((batch, None) for batch in batches), keep=True)
+        if not self.mesh.is_last:
+            return None
         logits = self._worker.counts.logits
         if not logits:
             raise DataError("A prediction needs at least one batch", "Got none")
@@ -147,7 +176,8 @@ class Pipeline:
     def checkpoint(self, **note: float | str) -> None:
         """Send a mark down the line; every stage saves itself where the mark reaches it.
 
-        Writing goes on in the background.
+        The line does not stop: writing goes on in the background. Called on the first rank; on
+        others it does nothing, for they save when the mark arrives.
 
         Args:
             note: What else to remember; `restore` returns it.
@@ -163,16 +193,19 @@ class Pipeline:
                 "Got none",
                 "Pass checkpoints='some/folder' to Pipeline",
             )
-        position = {"epoch": self.epoch, "batch": self.batch}
-        self._worker.handle(
-            Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note={**note, **position})
-        )
+        if self.mesh.is_first:
+            self.before_checkpoint()
+            position = {"epoch": self.epoch, "batch": self.batch}
+            self._worker.handle(
+                Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note={**note, **position})
+            )
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint, on any number of ranks; called on all of them.
 
         Args:
-            step: Which one; the newest complete one by default.
+            step: Which one; by default the newest one of which every rank can read the parts of
+                its stages, from a shared disk or its own.
 
         Returns:
             What the checkpoint says of itself: step, epoch, batch and the notes of `checkpoint`.
@@ -183,16 +216,13 @@ class Pipeline:
         """
         if self._folder is None:
             raise InputError("A folder for checkpoints must be given", "Got none")
-        step = newest_complete(self._folder) if step is None else step
+        indices = [stage.index for stage in self.stages]
+        readable = intact_steps(self._folder, indices, self.parts.num_stages)
+        agreed = set(readable).intersection(*self.control.exchange("restore", readable))
+        step = max(agreed, default=None) if step is None else step
         if step is None:
             return None
-        manifest = read_manifest(self._folder, step, self.stages[0].index)
-        if manifest.get("num_stages") != self.parts.num_stages:
-            raise CheckpointError(
-                "A checkpoint must have as many stages as the network is cut into",
-                f"Got {manifest.get('num_stages')} in {self._folder}, {self.parts.num_stages} here",
-                "Resume with the configuration the run was started with",
-            )
+        manifest = read_manifest(self._folder, step, indices[0])
         for stage in self.stages:
             stage.load_state_dict(read_part(self._folder, step, stage.index))
         self.step, self.epoch, self.batch = step, manifest["epoch"], manifest["batch"]
@@ -202,9 +232,16 @@ class Pipeline:
         """Return the user's module with the trained weights: a copy on the CPU, in eval mode.
 
         Its ``state_dict`` has exactly the keys of the module that was cut; heads and other parts
-        of the objectives are left out.
+        of the objectives are left out. With several ranks all must call it, and each gets all.
         """
-        return copy.deepcopy(self.parts.model).cpu().eval()
+        model = copy.deepcopy(self.parts.model).cpu().eval()
+        owners = self.mesh.owners(self.parts.num_stages)
+        names = [*self.parts.names[:-1], (*self.parts.names[-1], *self.parts.readout_names)]
+        for owner, layers in zip(owners, names, strict=True):
+            for name in layers:
+                for value in model.get_submodule(name).state_dict().values():
+                    self.control.broadcast(value, owner)
+        return model
 
     def learning_rate(self) -> float:
         """The current learning rate of this rank's first stage that has an optimizer."""
@@ -213,13 +250,27 @@ class Pipeline:
                 return float(stage.optimizer.param_groups[0]["lr"])
         return 0.0
 
+    def stop(self, reason: str) -> None:
+        """End the run early: every rank finishes what is under way and raises Interrupted."""
+        self._worker.handle(Message(Kind.STOP, self.step, note={"last": True, "reason": reason}))
+        self._stopped = True
+
     def close(self) -> None:
         """Wait until everything is sent and written.
 
         Raises:
             CheckpointError: if a checkpoint could not be written.
         """
+        if self.mesh.is_first and not self._stopped:
+            self.stop("")
+        while not self._stopped:
+            self._receive()
         self._outbox.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def abort(self) -> None:
+        """Give up after an error: wait for nothing but the checkpoints that are being written."""
         if self._writer is not None:
             self._writer.close()
 
@@ -232,7 +283,10 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self.abort()
 
     def _build_stage(self, index: int, options: StageOptions, seed: int) -> Stage:
         parts = self.parts
@@ -260,60 +314,79 @@ class Pipeline:
             torch.manual_seed(seed)
             return self.method.objective(site)
 
-    def _message(self, kind: Kind, step: int, inputs: Any, target: Tensor | None) -> Message:
-        """Check a batch and put it on the device."""
-        if target is not None:
-            self._check_target(target, len(tensors_of(inputs)[0]), step)
-            target = target.to(self.device, torch.int64, non_blocking=True)
-        features = tree_map(lambda t: t.to(self.device, non_blocking=True), inputs)
-        return Message(kind, step, features, target)
+    def _train_on_received(self) -> Iterator[Report]:
+        """The epoch as a later rank sees it: it lasts until its end mark arrives."""
+        ended = False
+        while not ended:
+            message = self._next()
+            report = self._worker.complete(message)
+            if report is not None:
+                try:
+                    yield report
+                except GeneratorExit:
+                    # The caller has seen enough, but the batches on their way must be learned.
+                    self._process(message)
+                    while message.mark is not Mark.EPOCH_END:
+                        message = self._next()
+                        self._worker.complete(message)
+                        self._process(message)
+                    raise
+            self._process(message)
+            ended = message.mark is Mark.EPOCH_END
 
-    def _check_target(self, target: Tensor, rows: int, step: int) -> None:
-        if target.ndim != 1 or len(target) != rows or target.is_floating_point():
-            raise DataError(
-                "A target must hold one class index per row",
-                f"Got {tuple(target.shape)} {target.dtype} for {rows} rows in batch {step}",
-            )
-        low, high = (int(target.min()), int(target.max())) if rows else (0, 0)
-        if low < 0 or high >= self.method.num_classes:
-            raise DataError(
-                f"Targets must lie in 0 .. {self.method.num_classes - 1}",
-                f"Got {low if low < 0 else high} in batch {step}",
-                "Check the labels, or the number of classes",
-            )
+    def _next(self) -> Message:
+        """Receive; a stop that comes early ends the run here, too."""
+        assert self._inbox is not None
+        message = self._inbox.receive()
+        if message.kind is Kind.STOP:
+            self._stopped = True
+            self._worker.handle(message)
+            raise Interrupted("The first rank ended the run", str(message.note.get("reason", "")))
+        return message
 
-    def _handle(self, message: Message) -> Report | None:
+    def _receive(self) -> None:
+        """Take and do whatever comes, until the line stops."""
         try:
-            return self._worker.handle(message)
-        except NonFiniteError as error:
-            for tensor in tensors_of(message.features):
-                bad = tensor.numel() - int(tensor.isfinite().sum())
-                if bad:
-                    raise NonFiniteError(
-                        "The data must be finite",
-                        f"The batch of step {message.step} holds {bad} NaN or infinite values "
-                        f"(found in the loss of stage 0)",
-                        "Clean the data; earlier checkpoints are kept",
-                    ) from error
-            raise
+            message = self._next()
+        except Interrupted:
+            return
+        self._worker.complete(message)
+        self._process(message)
 
-    def _remaining(self, loader: Batches) -> Iterator[tuple[Any, Tensor]]:
-        """The batches of this epoch that were not seen yet."""
-        set_epoch = getattr(loader, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(self.epoch)
-        batches = getattr(loader, "batches", None)
-        if batches is not None:
-            yield from batches(self.batch)
-        else:
-            yield from islice(iter(loader), self.batch, None)
+    def _process(self, message: Message) -> None:
+        if message.mark is Mark.CHECKPOINT:
+            self.before_checkpoint()
+        self._worker.handle(message)
+        self._advance(message)
+
+    def _advance(self, message: Message) -> None:
+        """Count where in the data the run stands."""
+        if message.kind is Kind.TRAIN:
+            self.step, self.batch = message.step, self.batch + 1
+        elif message.mark is Mark.EPOCH_END:
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def _end_epoch(self) -> None:
+        if self._stopped:
+            return
+        message = Message(Kind.BARRIER, self.step, mark=Mark.EPOCH_END)
+        self._worker.handle(message)
+        self._advance(message)
 
     def _infer(self, batches: Iterable[tuple[Any, Tensor | None]], *, keep: bool) -> None:
-        begin = Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep})
-        self._worker.handle(begin)
+        if not self.mesh.is_first:
+            mark = None
+            while mark is not Mark.EVALUATION_END:
+                message = self._next()
+                self._worker.complete(message)
+                self._process(message)
+                mark = message.mark
+            return
+        handle = self._worker.handle
+        handle(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep}))
         for index, (inputs, target) in enumerate(batches):
-            self._worker.handle(self._message(Kind.EVAL, index, inputs, target))
-        self._worker.handle(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_END))
+            handle(self._source.message(Kind.EVAL, index, inputs, target))
+        handle(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_END))
 
     def _write_part(self, stage: Stage, message: Message) -> None:
         """Save one stage when a checkpoint's barrier reaches it."""

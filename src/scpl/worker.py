@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scpl.errors import ScplError
 from scpl.link import Outbox
-from scpl.message import Kind, Mark, Message
+from scpl.message import Kind, Mark, Message, Tree
 from scpl.stage import Stage
+from scpl.timeline import Timeline
 
 __all__ = ["Counts", "Report", "Worker"]
 
@@ -68,92 +70,87 @@ class Worker:
         stages: Consecutive stages, in order.
         outbox: Where the output of the last of them goes.
         on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
+        timeline: Where the worker records what it does when.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], outbox: Outbox, on_checkpoint: CheckpointHook
+        self,
+        stages: Sequence[Stage],
+        outbox: Outbox,
+        on_checkpoint: CheckpointHook,
+        timeline: Timeline,
     ) -> None:
         self.stages = stages
         self._outbox = outbox
         self._on_checkpoint = on_checkpoint
-        self._is_first = stages[0].index == 0
-        self._own_losses: tuple[dict[str, Tensor], ...] = ()
-        self._own_step = 0
-        self._own_samples = 0
+        self.timeline = timeline
+        self._unreported: Report | None = None
+        self._losses: tuple[dict[str, Tensor], ...] = ()  # of the last completed step
         self.counts = Counts()
         self.evaluation: tuple[dict[str, Tensor], ...] = ()
 
-    def handle(self, message: Message) -> Report | None:
-        """Do what a message asks, and pass it on.
+    def complete(self, message: Message) -> Report | None:
+        """Report on the step before ``message``: its earlier stages' losses come with it.
+
+        To be called with every message, before `handle`.
 
         Returns:
-            The report of a step, once the losses of all earlier stages are known: on the first
-            rank at once, elsewhere with the message after.
+            The report, or None if it was made before or there is nothing to report.
         """
-        if message.kind is Kind.TRAIN:
-            report = self._complete(message)
-            self._train(message, () if report is None else report.losses)
-            return self._own_report() if self._is_first else report
-        if message.kind is Kind.EVAL:
-            self._evaluate(message)
+        if self._unreported is None or message.mark is Mark.EVALUATION_END:
             return None
-        if message.kind is Kind.BARRIER:
-            return self._pass_barrier(message)
-        self._outbox.send(message)
-        return None
+        self._losses = (*message.reports, *self._unreported.losses)
+        report = replace(self._unreported, losses=self._losses)
+        self._unreported = None
+        return report
 
-    def _train(self, message: Message, losses: tuple[dict[str, Tensor], ...]) -> None:
+    def handle(self, message: Message) -> None:
+        """Do what a message asks, and pass it on."""
+        if message.kind is Kind.TRAIN:
+            self._train(message)
+        elif message.kind is Kind.EVAL:
+            self._evaluate(message)
+        elif message.kind is Kind.BARRIER:
+            self._pass_barrier(message)
+        else:
+            self._outbox.send(message)
+
+    def _train(self, message: Message) -> None:
         """Forward, send on, learn: for each stage of this rank in turn.
 
         A stage learns before the next one of the same rank runs, so its activations are free by
         then: the peak memory of a rank is that of its largest stage, not of their sum.
         """
-        features, target, carry, step = (
-            message.features,
-            message.target,
-            message.carry,
-            message.step,
-        )
+        features, target, carry = message.features, message.target, message.carry
         assert target is not None
-        own = []
+        own: list[dict[str, Tensor]] = []
         for stage in self.stages:
             try:
-                output = stage.forward(features)
-                onward = stage.hand_on(target, carry)
+                with self.timeline.during("forward", stage.index, message.step):
+                    output = stage.forward(features)
+                    onward = stage.hand_on(target, carry)
                 if stage is self.stages[-1]:
                     self._outbox.send(
-                        replace(message, features=output, carry=onward, reports=losses)
+                        replace(message, features=output, carry=onward, reports=self._losses)
                     )
-                own.append(stage.learn(target, carry, step))
+                with self.timeline.during("learn", stage.index, message.step):
+                    own.append(stage.learn(target, carry, message.step))
             except Exception as error:
-                failure = stage.explain(error, features, step)
-                raise failure from (None if failure is error else error)
+                raise self._explained(stage, error, message, features) from error
             features, carry = output, onward
-        self._own_losses, self._own_step = tuple(own), step
-        self._own_samples = target.shape[0]
-
-    def _complete(self, message: Message) -> Report | None:
-        """Join the losses of earlier stages, one message late, to this rank's own."""
-        if not self._own_losses:
-            return None
-        report = self._own_report(message.reports)
-        self._own_losses = ()
-        return report
-
-    def _own_report(self, earlier: tuple[dict[str, Tensor], ...] = ()) -> Report:
-        return Report(self._own_step, self._own_samples, (*earlier, *self._own_losses))
+        self._unreported = Report(message.step, target.shape[0], tuple(own))
 
     def _evaluate(self, message: Message) -> None:
         features = message.features
         for index, stage in enumerate(self.stages):
             try:
-                output = stage.infer(features)
+                with self.timeline.during("evaluate", stage.index, message.step):
+                    output = stage.infer(features)
+                    logits = stage.predict(output)
                 if stage is self.stages[-1]:
                     self._outbox.send(replace(message, features=output))
-                logits = stage.predict(output)
             except Exception as error:
-                failure = stage.explain(error, features, message.step)
-                raise failure from (None if failure is error else error)
+                raise self._explained(stage, error, message, features) from error
             if logits is not None:
                 if message.target is not None:
                     _count(self.counts.stages[index], logits, message.target)
@@ -161,25 +158,31 @@ class Worker:
                     self.counts.logits.append(logits)
             features = output
 
-    def _pass_barrier(self, message: Message) -> Report | None:
+    def _pass_barrier(self, message: Message) -> None:
         """Act on this rank's state at exactly this point of the stream, and pass the mark on."""
-        report = None
         if message.mark is Mark.EVALUATION_END:
             message = replace(message, reports=(*message.reports, *self.counts.stages))
             self.evaluation = message.reports
         else:
-            report = self._complete(message)
-            message = replace(message, reports=() if report is None else report.losses)
+            message = replace(message, reports=self._losses)
         if message.mark is Mark.EVALUATION_BEGIN:
             self.counts = Counts([{} for _ in self.stages], keep=bool(message.note.get("keep")))
         self._outbox.send(message)
         if message.mark is Mark.CHECKPOINT:
             for stage in self.stages:
-                self._on_checkpoint(stage, message)
+                with self.timeline.during("snapshot", stage.index, message.step):
+                    self._on_checkpoint(stage, message)
         elif message.mark is Mark.EPOCH_END:
             for stage in self.stages:
                 stage.check_losses()
-        return None if self._is_first else report
+
+    def _explained(
+        self, stage: Stage, error: Exception, message: Message, features: Tree
+    ) -> Exception:
+        """Name stage, step and shapes, unless the error says enough by itself."""
+        return (
+            error if isinstance(error, ScplError) else stage.explain(error, features, message.step)
+        )
 
 
 def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:

@@ -1,0 +1,70 @@
+"""What each rank did when: received, computed, sent, waited. Cheap enough to leave on."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["Timeline"]
+
+KEPT_EVENTS = 40_000
+
+
+class Timeline:
+    """Records events in memory; the newest are kept, the sums are of all.
+
+    An event is ``(activity, stage, step, begin, end)``; times are seconds of the machine's
+    monotonic clock, so ranks of one machine share their origin. On an accelerator computing is
+    asynchronous, and what is recorded is the time to launch it.
+
+    Args:
+        rank: This rank, for the written events.
+    """
+
+    def __init__(self, rank: int = 0) -> None:
+        self._rank = rank
+        self._events: deque[tuple[str, int, int, float, float]] = deque(maxlen=KEPT_EVENTS)
+        self._sums: dict[str, float] = defaultdict(float)
+        self._first = self._last = 0.0
+
+    @contextmanager
+    def during(self, activity: str, stage: int, step: int) -> Iterator[None]:
+        """Record the time spent inside."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(activity, stage, step, begin, time.perf_counter())
+
+    def add(self, activity: str, stage: int, step: int, begin: float, end: float) -> None:
+        """Record one event."""
+        self._events.append((activity, stage, step, begin, end))
+        self._sums[activity] += end - begin
+        self._first = self._first or begin
+        self._last = max(self._last, end)
+
+    def wait_share(self) -> float:
+        """Share of the time between first and last event that was spent waiting, 0 .. 1."""
+        total = self._last - self._first
+        return self._sums["wait"] / total if total > 0 else 0.0
+
+    def seconds(self) -> dict[str, float]:
+        """Total seconds by activity."""
+        return dict(self._sums)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The newest events, oldest first."""
+        return [
+            {
+                "rank": self._rank,
+                "stage": stage,
+                "step": step,
+                "activity": activity,
+                "begin": begin,
+                "end": end,
+            }
+            for activity, stage, step, begin, end in self._events
+        ]
