@@ -84,11 +84,13 @@ def make_timeline(stages, num_steps=20, period=0.02):
         for stage in range(stages):
             begin = (step + stage) * period
             work = period * (0.95 - 0.12 * (stage % 3))
-            spans = [("compute", begin, begin + work), ("wait", begin + work, begin + period)]
+            spans = [
+                ("forward", begin, begin + work / 3),
+                ("learn", begin + work / 3, begin + work),
+                ("wait", begin + work, begin + period),
+            ]
             if stage:
                 spans.append(("receive", begin - 0.3 * period, begin))
-            if stage < stages - 1:
-                spans.append(("send", begin + 0.4 * work, begin + 0.6 * work))
             events += [
                 {
                     "rank": stage // 2,
@@ -311,7 +313,7 @@ def test_odd_names_draw_without_a_warning(tmp_path, method):
 def test_timelines_at_the_edge(tmp_path):
     folder = make_run(tmp_path / "run", epochs=2, num_steps=2, timeline=False)
     event = {"rank": 0, "stage": 0, "step": 0, "activity": "wait", "begin": 1.0, "end": 1.0}
-    for events in ([event], [event, {**event, "stage": 1, "activity": "compute", "end": 2.0}]):
+    for events in ([event], [event, {**event, "stage": 1, "activity": "learn", "end": 2.0}]):
         (folder / "timeline.json").write_text(json.dumps(events))
         panels = [p for p in run_panels(RunRecord.read(folder)) if p.name == "timeline"]
         assert [panel_svg(panel).endswith("</svg>") for panel in panels] == [True]
@@ -353,7 +355,7 @@ def test_reading_gives_back_what_was_written(tmp_path):
     assert [row.step for row in run.steps] == [1, 2, 3, 4, 5, 6, 7]
     assert run.train_columns() == {"loss": {k: f"train_loss_stage{k}" for k in range(4)}}
     assert sorted(run.readout_columns()) == [1, 2, 3]
-    assert {event.activity for event in run.timeline} == {"receive", "compute", "send", "wait"}
+    assert {event.activity for event in run.timeline} == {"forward", "learn", "wait", "receive"}
 
 
 def test_half_written_last_lines_are_left_out(tmp_path):

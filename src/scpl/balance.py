@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scpl.chain import children, is_chain
 from scpl.errors import PartitionError
 
 __all__ = ["balanced_cuts", "minmax_partition"]
@@ -39,21 +40,24 @@ def balanced_cuts(
     if num_stages < 1:
         raise PartitionError("num_stages must be at least 1", f"Got {num_stages}")
     costs = _costs(model, example)
-    chain = list(model.named_children())
+    chain = children(model)
     while True:
         body = _without_readout(chain, readout)
         units = _units(body, costs)
         if len(units) >= num_stages:
             weights = [cost for _, cost in units]
             return [units[start][0] for start in minmax_partition(weights, num_stages)[1:]]
+        tail = chain[len(body) :]
         opened = _open_one_level(body)
-        if len(opened) == len(body):
+        if len(opened) == len(body) and not readout:
+            tail = _open_one_level(tail)  # the classifier may be the end of a longer Sequential
+        if len(opened) + len(tail) == len(chain):
             raise PartitionError(
                 f"{num_stages} stages need as many layers that compute, before the classifier",
                 f"Got {len(units)}: {', '.join(name for name, _ in units)}",
                 f"Ask for at most {len(units)} stages",
             )
-        chain = opened + chain[len(body) :]
+        chain = opened + tail
 
 
 def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
@@ -136,8 +140,8 @@ def _units(
 def _open_one_level(chain: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
     opened: list[tuple[str, nn.Module]] = []
     for name, module in chain:
-        if isinstance(module, nn.Sequential):
-            opened += [(f"{name}.{inner}", child) for inner, child in module.named_children()]
+        if is_chain(module):
+            opened += [(f"{name}.{inner}", child) for inner, child in children(module)]
         else:
             opened.append((name, module))
     return opened

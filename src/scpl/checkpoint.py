@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from scpl.errors import CheckpointError
 __all__ = ["CheckpointWriter", "intact_steps", "read_manifest", "read_part"]
 
 FORMAT = 1
+MANIFEST = frozenset({"format", "step", "stage", "num_stages", "bytes", "sha256"})
 
 
 class CheckpointWriter:
@@ -33,7 +35,7 @@ class CheckpointWriter:
     Args:
         directory: Where the ``step-...`` folders go.
         num_stages: Stages of the whole line.
-        keep: How many of its own newest parts each stage keeps.
+        keep: How many checkpoints are kept.
     """
 
     def __init__(self, directory: Path, num_stages: int, keep: int = 2) -> None:
@@ -58,6 +60,12 @@ class CheckpointWriter:
             CheckpointError: if an earlier part could not be written.
         """
         self._raise_failures()
+        reserved = MANIFEST.intersection(note)
+        if reserved:
+            raise CheckpointError(
+                f"A note must not be called {', '.join(sorted(MANIFEST))}",
+                f"Got {', '.join(sorted(reserved))}",
+            )
         self._waiting.append(self._pool.submit(self._write, index, step, state, note))
 
     def close(self) -> None:
@@ -95,25 +103,28 @@ class CheckpointWriter:
             text = data.with_suffix(".json.tmp")
             text.write_text(json.dumps(manifest))
             _replace(text, data.with_suffix(".json"))
-            self._prune(index)
+            self._prune(step)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            with suppress(OSError):
+                data.with_suffix(".pt.tmp").unlink()  # half a file on a full disk
             raise CheckpointError(
                 "A checkpoint must be written completely",
                 f"{data}: {error}",
                 "Free some space or choose another folder; earlier checkpoints are kept",
             ) from error
 
-    def _prune(self, index: int) -> None:
-        own = [
-            folder
-            for folder in _step_folders(self._directory)
-            if (folder / f"stage-{index}.json").exists()
-        ]
-        for folder in own[: -self._keep]:
-            for suffix in (".json", ".pt"):  # manifest first: half a checkpoint never counts
-                (folder / f"stage-{index}{suffix}").unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)
+    def _prune(self, step: int) -> None:
+        """Remove a checkpoint once `keep` newer ones hold at least the same parts.
+
+        So a part never goes before those that replace all of it are there, whatever this process
+        is killed between. Folders of later steps (of a run that went back) do not count.
+        """
+        folders = [f for f in _step_folders(self._directory) if _step_of(f) <= step]
+        parts = [{path.name for path in folder.glob("stage-*.json")} for folder in folders]
+        for place, folder in enumerate(folders):
+            newer = [other for other in parts[place + 1 :] if other >= parts[place]]
+            if len(newer) >= self._keep:
+                _remove(folder)
 
 
 def intact_steps(directory: Path, stages: Iterable[int], num_stages: int) -> list[int]:
@@ -131,7 +142,7 @@ def intact_steps(directory: Path, stages: Iterable[int], num_stages: int) -> lis
     found = []
     for folder in _step_folders(directory):
         if all(_is_intact(folder / f"stage-{k}.pt") for k in wanted):
-            step = int(folder.name.removeprefix("step-"))
+            step = _step_of(folder)
             saved = read_manifest(directory, step, wanted[0])["num_stages"]
             if saved != num_stages:
                 raise CheckpointError(
@@ -148,6 +159,8 @@ def read_manifest(directory: Path, step: int, index: int = 0) -> dict[str, Any]:
     path = directory / f"step-{step:09d}" / f"stage-{index}.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("it holds no table")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             "A checkpoint must have a readable manifest", f"{path}: {error}"
@@ -166,14 +179,34 @@ def read_part(directory: Path, step: int, index: int) -> dict[str, Any]:
         raise CheckpointError(
             "A checkpoint must be intact", f"{path} is missing or damaged", "Resume from another"
         )
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            "A checkpoint must hold tensors and plain values only",
+            f"{path}: {str(error).splitlines()[0]}",
+            "Resume from another",
+        ) from error
     return state
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, manifests first: half of one never counts. Other ranks may help."""
+    with suppress(OSError):
+        for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _step_folders(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
-    return sorted(f for f in directory.iterdir() if re.fullmatch(r"step-\d{9,}", f.name))
+    folders = [f for f in directory.iterdir() if re.fullmatch(r"step-\d{9,}", f.name)]
+    return sorted(folders, key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _is_intact(path: Path) -> bool:

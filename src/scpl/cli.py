@@ -13,7 +13,14 @@ from typing import Any, TypeVar
 import tyro
 
 from scpl import __version__
-from scpl.errors import InputError, Interrupted, ScplError, StageError, unknown_name
+from scpl.errors import (
+    InputError,
+    Interrupted,
+    RemoteError,
+    ScplError,
+    StageError,
+    unknown_name,
+)
 from scpl.run.config import TrainConfig, read_toml
 
 __all__ = ["main"]
@@ -47,7 +54,13 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    status = run(list(sys.argv[1:] if arguments is None else arguments))
+    if status and "RANK" in os.environ:
+        # A rank that ends early may have threads blocked in a receive that nothing will answer.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -80,6 +93,8 @@ def run(arguments: list[str]) -> int:
             traceback.print_exception(error.__cause__)
         sys.stderr.write(f"scpl: {error}\n")
         return 1
+    except RemoteError:
+        return 1  # the rank that failed has said why
     except ScplError as error:
         sys.stderr.write(f"scpl: {error}\n")
         return 2
@@ -95,6 +110,7 @@ def run(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     config = _train_config(arguments)
+    from scpl.run.launch import is_rank
     from scpl.run.preview import dry_run
     from scpl.run.resume import resumed_config
     from scpl.run.train import train
@@ -103,9 +119,26 @@ def _train(arguments: list[str]) -> int:
         config = resumed_config(config, config.resume)
     if config.dry_run:
         return _show(dry_run(config), as_json=config.json)
+    if config.processes > 1 and not is_rank():
+        return _launch(config, arguments)
     summary = train(config)
+    if summary is None:
+        return 0
     _report(Path(summary["run"]), quiet=config.quiet)
     return _show(summary if config.json else None, as_json=True)
+
+
+def _launch(config: TrainConfig, arguments: list[str]) -> int:
+    """Start the ranks; they get this command with a folder that they can agree on."""
+    from scpl.run.folder import RunFolder
+    from scpl.run.launch import launch
+
+    config.check()
+    if config.resume is None and config.out is None:
+        name = f"{Path(config.data).name}-{config.model}-{config.method}"
+        folder = RunFolder.free_name(Path("runs") / name)
+        arguments = [*arguments, "--out", str(folder)]
+    return launch(["train", *arguments], config.processes, config.max_restarts)
 
 
 def _train_config(arguments: list[str]) -> TrainConfig:

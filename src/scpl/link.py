@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -69,7 +69,7 @@ class Sender:
         self._peer, self._timeline, self._stage = peer, timeline, stage
         self._headers = header_group
         # Work and the tensors it reads, oldest first.
-        self._in_flight: deque[tuple[list[Any], list[Tensor]]] = deque()
+        self._in_flight: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
     def send(self, message: Message) -> None:
         """Send on; waits while the message before is still on its way (back-pressure).
@@ -98,8 +98,7 @@ class Sender:
         while self._in_flight:
             work, _ = self._in_flight[0]
             try:
-                for item in work:
-                    item.wait()
+                _wait(work)
             except RuntimeError as error:
                 raise _lost(self._peer, error) from error
             self._in_flight.popleft()
@@ -178,7 +177,7 @@ class Receiver:
 
     def _receive_one(self) -> Message:
         frame = torch.empty(HEADER_BYTES, dtype=torch.uint8)
-        dist.irecv(frame, self._peer, group=self._headers).wait()
+        _wait([dist.irecv(frame, self._peer, group=self._headers)])
         header, begin = _unframe(frame), time.perf_counter()
         specs, build = decode(header)
         tensors: list[Tensor | None] = [None] * len(specs)
@@ -192,8 +191,7 @@ class Receiver:
             if _bytes(spec) > SMALL_BYTES:
                 tensors[i] = spec.empty(self._device)
                 work.append(dist.irecv(_as_bytes(tensors[i]), self._peer))
-        for item in work:
-            item.wait()
+        _wait(work)
         offset = 0
         for i in small:
             tensors[i], offset = _unpack(packed, specs[i], offset, self._device)
@@ -233,6 +231,12 @@ def open_links(
     if not mesh.is_last:
         return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, control.headers)
     return inbox, outbox
+
+
+def _wait(work: list[dist.Work | None]) -> None:
+    for item in work:
+        assert item is not None, "this rank is in the group"
+        item.wait()
 
 
 def _divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -166,10 +166,14 @@ def decode(header: bytes) -> tuple[list[TensorSpec], Callable[[list[Tensor]], Me
     try:
         fields = json.loads(header)
         specs: list[TensorSpec] = []
-        _collect_specs(fields["body"], specs)
+        features, target, carry, reports = fields["body"]
+        for item in fields["body"]:
+            _collect_specs(item, specs)
         kind, mark = Kind(fields["kind"]), fields["mark"]
         mark = None if mark is None else Mark(mark)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        step, note = int(fields["step"]), dict(fields["note"])
+        _expect(isinstance(reports, list), "reports")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             "A message between stages must begin with a readable header",
             f"Got {len(header)} bytes that are none ({error})",
@@ -178,10 +182,8 @@ def decode(header: bytes) -> tuple[list[TensorSpec], Callable[[list[Tensor]], Me
 
     def build(tensors: list[Tensor]) -> Message:
         waiting = iter(tensors)
-        features, target, carry, reports = (_fill(item, waiting) for item in fields["body"])
-        return Message(
-            kind, fields["step"], features, target, carry, tuple(reports), mark, fields["note"]
-        )
+        filled = [_fill(item, waiting) for item in (features, target, carry, reports)]
+        return Message(kind, step, filled[0], filled[1], filled[2], tuple(filled[3]), mark, note)
 
     return specs, build
 
@@ -200,16 +202,28 @@ def _skeleton(tree: Tree, place: Callable[[Tensor], dict[str, Any]]) -> Any:
 
 
 def _collect_specs(skeleton: Any, specs: list[TensorSpec]) -> None:
+    if skeleton is None:
+        return
     if isinstance(skeleton, list):
         for item in skeleton:
             _collect_specs(item, specs)
-    elif isinstance(skeleton, dict):
-        if "t" in skeleton:
-            dtype, *shape = skeleton["t"]
-            specs.append(TensorSpec(tuple(shape), getattr(torch, dtype)))
-        else:
-            inner = skeleton["u"] if "u" in skeleton else list(skeleton["d"].values())
-            _collect_specs(inner, specs)
+        return
+    _expect(isinstance(skeleton, dict) and len(skeleton) == 1, "a tree")
+    ((tag, inner),) = skeleton.items()
+    if tag == "t":
+        name, *shape = inner
+        dtype = getattr(torch, name)
+        _expect(isinstance(dtype, torch.dtype), "a type")
+        _expect(all(type(size) is int and size >= 0 for size in shape), "a shape")
+        specs.append(TensorSpec(tuple(shape), dtype))
+    else:
+        _expect((tag, type(inner)) in (("u", list), ("d", dict)), "a tree")
+        _collect_specs(inner if tag == "u" else list(inner.values()), specs)
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{what} was expected")
 
 
 def _fill(skeleton: Any, tensors: Any) -> Tree:

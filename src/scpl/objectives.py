@@ -122,7 +122,9 @@ class Sum(Objective):
         for part in self.parts:
             for name, term in part(features, target, carry).items():
                 if name in terms:
-                    raise InputError("Terms of a loss must have different names", f"Got {name!r} twice")
+                    raise InputError(
+                        "Terms of a loss must have different names", f"Got {name!r} twice"
+                    )
                 terms[name] = term
         return terms
 

@@ -8,7 +8,6 @@ the user's network, under its own ``state_dict`` keys.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scpl.balance import balanced_cuts
+from scpl.chain import explain_unknown, open_chain
 from scpl.errors import PartitionError
 from scpl.message import tensors_of, tree_map
 
@@ -108,8 +108,14 @@ def split(
     if before is None:
         assert num_stages is not None
         before = balanced_cuts(model, num_stages, readout, example)
-    chain = _open_chain(model, [*before, *([readout] if readout else [])])
+    chain = open_chain(model, [*before, *([readout] if readout else [])])
     names = [name for name, _ in chain]
+    if readout and readout not in names:
+        raise PartitionError(
+            "readout must name a layer of the network",
+            explain_unknown(model, names, readout),
+            f"The layers are: {', '.join(names)}",
+        )
     first_readout = names.index(readout) if readout else _default_readout(chain)
     starts = _check_cuts(model, names, list(before), first_readout)
     _refuse_shared_parameters(chain, [0, *starts, first_readout])
@@ -131,28 +137,6 @@ def split(
     )
 
 
-def _open_chain(model: nn.Module, wanted: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """List the chain's layers by dotted name, opening a Sequential only if a cut lies inside."""
-    chain: list[tuple[str, nn.Module]] = []
-
-    def visit(prefix: str, module: nn.Module) -> None:
-        for name, child in module.named_children():
-            full = f"{prefix}{name}"
-            inside = any(cut.startswith(f"{full}.") for cut in wanted)
-            if inside and isinstance(child, nn.Sequential):
-                visit(f"{full}.", child)
-            else:
-                chain.append((full, child))
-
-    visit("", model)
-    if not chain:
-        raise PartitionError(
-            "A network must have named layers to be cut",
-            f"Got {type(model).__name__} without children",
-        )
-    return chain
-
-
 def _default_readout(chain: Sequence[tuple[str, nn.Module]]) -> int:
     for index in range(len(chain) - 1, -1, -1):
         if any(True for _ in chain[index][1].parameters()):
@@ -168,7 +152,7 @@ def _check_cuts(
     positions: list[int] = []
     for cut in before:
         if cut not in names:
-            faults.append(_explain_unknown(model, names, cut))
+            faults.append(explain_unknown(model, names, cut))
             continue
         position = names.index(cut)
         if position == 0:
@@ -179,7 +163,7 @@ def _check_cuts(
             )
         if before.count(cut) > 1 and f"{cut!r} is named twice" not in faults:
             faults.append(f"{cut!r} is named twice")
-        elif positions and position < positions[-1]:
+        if positions and position < positions[-1]:
             faults.append(
                 f"{cut!r} comes before {names[positions[-1]]!r} in the network, "
                 "but after it in the list"
@@ -192,25 +176,6 @@ def _check_cuts(
             f"The layers are: {', '.join(names)}",
         )
     return positions
-
-
-def _explain_unknown(model: nn.Module, names: Sequence[str], cut: str) -> str:
-    parts = cut.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        parent = ".".join(parts[:depth])
-        if parent in names:
-            module = model.get_submodule(parent)
-            inner = [name for name, _ in module.named_children()]
-            if parts[depth] in inner and not isinstance(module, nn.Sequential):
-                return (
-                    f"{cut!r} lies inside {parent!r}, a {type(module).__name__}: only an "
-                    "nn.Sequential can be cut inside"
-                )
-            close = difflib.get_close_matches(parts[depth], inner, n=1)
-            hint = f"; did you mean '{parent}.{close[0]}'?" if close else ""
-            return f"there is no layer {cut!r} in {parent!r}{hint}"
-    close = difflib.get_close_matches(cut, names, n=1)
-    return f"there is no layer {cut!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 
 def _refuse_shared_parameters(chain: Sequence[tuple[str, nn.Module]], edges: Sequence[int]) -> None:
@@ -236,13 +201,14 @@ def _check_on_example(
     shapes: list[tuple[int, ...]] = []
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
-            expected = _run(model, example, "The network")
+        devices = [example.device] if example.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            expected = _run(model, example, "The network must accept the example batch", _EXAMPLE)
             features: Tensor = _fresh(example)
             for index, body in enumerate(bodies):
-                features = _run(body, features, f"Stage {index}")
+                features = _run(body, features, f"{_CHAIN} (stage {index})", _ADVICE)
                 shapes.append(_sample_shape(features, index))
-            found = readout(_fresh(features))
+            found = _run(readout, features, f"{_CHAIN} (read-out)", _ADVICE)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -251,22 +217,29 @@ def _check_on_example(
             "The chained layers must give exactly the network's output on the example",
             f"{type(model).__name__}.forward gives {_describe(expected)}, "
             f"its layers in order give {_describe(found)}",
-            "Its forward does more than call its children in order: make such steps layers "
-            "(torch.flatten -> nn.Flatten, a residual sum -> a block module)",
+            _ADVICE,
         )
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise PartitionError("The network must end in logits [N, C]", f"Got {_describe(found)}")
     return tuple(shapes), found.shape[1]
 
 
-def _run(module: nn.Module, inputs: Tensor, what: str) -> Tensor:
+_EXAMPLE = "Check the shape of the example against the network's first layer"
+_CHAIN = "The network's layers must accept the example batch one after the other"
+_ADVICE = (
+    "Its forward does more than call its children in order: make such steps layers "
+    "(torch.flatten -> nn.Flatten, a residual sum -> a block module)"
+)
+
+
+def _run(module: nn.Module, inputs: Tensor, rule: str, fix: str) -> Tensor:
     try:
         result: Tensor = module(_fresh(inputs))
     except Exception as error:
         raise PartitionError(
-            f"{what} must accept the example batch",
+            rule,
             f"On {_describe(inputs)} it raised {type(error).__name__}: {error}",
-            "Check the shape of the example against the network's first layer",
+            fix,
         ) from error
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +15,7 @@ from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
 from scpl.message import TensorSpec, Tree, tensors_of, tree_map
 from scpl.objectives import Objective
 from scpl.randomness import RandomState
+from scpl.state import broken_values, copy_to_cpu, differences, optimizer_differences
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
 
@@ -74,7 +74,7 @@ class Stage:
         self._output: Tree = None
         self._output_version = 0
         self._unchecked: list[tuple[int, Tensor]] = []
-        self._training: bool | None = None
+        self._modules = [*self.body.modules(), *self.objective.modules()]
         # Body and objective may share nothing, but a user's objective could name a layer twice.
         self.parameters = list(
             dict.fromkeys(p for p in [*body.parameters(), *objective.parameters()])
@@ -106,8 +106,9 @@ class Stage:
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:
         """Return what the objective of the next stage gets."""
-        with torch.no_grad():
-            return self.objective.hand_on(target, carry)
+        with torch.no_grad(), self._random.active(), self._autocast():
+            onward = self.objective.hand_on(target, carry)
+        return tree_map(lambda tensor: tensor.detach().contiguous(), onward)
 
     def learn(self, target: Tensor, carry: Tree, step: int) -> dict[str, Tensor]:
         """Update the stage from the local loss of its last output.
@@ -191,8 +192,9 @@ class Stage:
         """
         mine = self.state_dict()
         faults = [
-            *_differences("", mine["body"], state["body"]),
-            *_differences("objective.", mine["objective"], state["objective"]),
+            *differences("", mine["body"], state["body"]),
+            *differences("objective.", mine["objective"], state["objective"]),
+            *optimizer_differences(self.optimizer, state["optimizer"]),
         ]
         if faults:
             raise CheckpointError(
@@ -202,13 +204,8 @@ class Stage:
             )
         for name, layer in zip(self._names, self.body, strict=True):
             prefix = f"{name}."
-            layer.load_state_dict(
-                {
-                    k.removeprefix(prefix): v
-                    for k, v in state["body"].items()
-                    if k.startswith(prefix)
-                }
-            )
+            own = {k.removeprefix(prefix): k for k in state["body"] if k.startswith(prefix)}
+            layer.load_state_dict({key: state["body"][full] for key, full in own.items()})
         self.objective.load_state_dict(state["objective"])
         if self.optimizer and state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -220,18 +217,25 @@ class Stage:
         """Copy the state to the CPU, to be written while the stage goes on.
 
         Raises:
-            NonFiniteError: if a parameter or buffer is NaN or infinite.
+            NonFiniteError: if a parameter is NaN or infinite, or a buffer NaN. A buffer may be
+                infinite: the mask of an attention layer is.
         """
         self.check_losses()
-        state = copy_to_cpu(self.state_dict())
-        for name, value in {**state["body"], **state["objective"]}.items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise NonFiniteError(
-                    "Weights must be finite to be saved",
-                    f"{name!r} of stage {self.index} is not, after step {step}",
-                    "Lower the learning rate or clip gradients; earlier checkpoints are kept",
-                )
+        state: dict[str, Any] = copy_to_cpu(self.state_dict())
+        broken = broken_values({**state["body"], **state["objective"]}, self._parameter_names())
+        if broken:
+            raise NonFiniteError(
+                "Weights must be finite to be saved",
+                f"{broken[0]!r} of stage {self.index} is not, after step {step}",
+                "Lower the learning rate or clip gradients; earlier checkpoints are kept",
+            )
         return state
+
+    def _parameter_names(self) -> set[str]:
+        """Keys of the saved state that stand for parameters, not buffers."""
+        layers = zip(self._names, self.body, strict=True)
+        names = {f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters()}
+        return names | {key for key, _ in self.objective.named_parameters()}
 
     def _update(self) -> None:
         assert self.optimizer is not None
@@ -272,8 +276,8 @@ class Stage:
         )
 
     def _set_mode(self, *, training: bool) -> None:
-        if self._training != training:
-            self._training = training
+        """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""
+        if any(module.training != training for module in self._modules):
             self.body.train(training)
             self.objective.train(training)
 
@@ -289,28 +293,6 @@ class Stage:
         )
 
 
-def copy_to_cpu(state: Any) -> Any:
-    """Deep-copy nested dicts and lists, with every tensor cloned to the CPU."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: copy_to_cpu(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(copy_to_cpu(value) for value in state)
-    return copy.deepcopy(state)
-
-
 def _version(tree: Tree) -> int:
     """Count the in-place changes of all tensors of a tree."""
     return sum(tensor._version for tensor in tensors_of(tree))
-
-
-def _differences(prefix: str, mine: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    faults = [f"{prefix}{key} is missing" for key in mine if key not in other]
-    faults += [f"{prefix}{key} is unknown here" for key in other if key not in mine]
-    faults += [
-        f"{prefix}{key} is {tuple(other[key].shape)} there and {tuple(value.shape)} here"
-        for key, value in mine.items()
-        if key in other and other[key].shape != value.shape
-    ]
-    return faults

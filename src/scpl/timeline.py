@@ -10,15 +10,15 @@ from typing import Any
 
 __all__ = ["Timeline"]
 
-KEPT_EVENTS = 40_000
+KEPT_EVENTS = 4_000
 
 
 class Timeline:
     """Records events in memory; the newest are kept, the sums are of all.
 
-    An event is ``(activity, stage, step, begin, end)``; times are seconds of the machine's
-    monotonic clock, so ranks of one machine share their origin. On an accelerator computing is
-    asynchronous, and what is recorded is the time to launch it.
+    An event is ``(activity, stage, step, begin, end)``. Times are taken from the monotonic clock
+    and written as seconds since 1970, so that machines with synchronised clocks can be compared.
+    On an accelerator computing is asynchronous, and what is recorded is the time to launch it.
 
     Args:
         rank: This rank, for the written events.
@@ -29,6 +29,7 @@ class Timeline:
         self._events: deque[tuple[str, int, int, float, float]] = deque(maxlen=KEPT_EVENTS)
         self._sums: dict[str, float] = defaultdict(float)
         self._first = self._last = 0.0
+        self._epoch = time.time() - time.perf_counter()
 
     @contextmanager
     def during(self, activity: str, stage: int, step: int) -> Iterator[None]:
@@ -63,8 +64,8 @@ class Timeline:
                 "stage": stage,
                 "step": step,
                 "activity": activity,
-                "begin": begin,
-                "end": end,
+                "begin": self._epoch + begin,
+                "end": self._epoch + end,
             }
             for activity, stage, step, begin, end in self._events
         ]

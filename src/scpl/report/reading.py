@@ -22,7 +22,7 @@ from scpl.report.formats import DASH
 
 __all__ = ["Event", "RunRecord", "StepRow", "as_number", "as_numbers"]
 
-ACTIVITIES = ("receive", "compute", "send", "wait")
+ACTIVITIES = ("forward", "learn", "evaluate", "snapshot", "wait", "receive")
 _TRAIN_COLUMN = re.compile(r"train_(?P<term>.+)_stage(?P<stage>\d+)")
 _READOUT_COLUMN = re.compile(r"valid_accuracy_stage(?P<stage>\d+)")
 

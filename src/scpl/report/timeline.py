@@ -17,9 +17,17 @@ from scpl.report.style import MUTED, side_legend
 __all__ = ["activity_shares", "steady_window", "timeline_panels"]
 
 NUM_STEPS = 4
-_PRIORITY = ("compute", "wait", "receive", "send")
-_COLOURS = {"compute": "#2c728e", "receive": "#e69f00", "send": "#b5485d", "wait": "#d0d7de"}
-_MESSAGES = {"receive": 0.24, "send": 0.36}  # thin bars under the lane: they overlap with computing
+_COLOURS = {
+    "forward": "#79b4d1",
+    "learn": "#2c728e",
+    "evaluate": "#5fa777",
+    "snapshot": "#8e5ea2",
+    "wait": "#d0d7de",
+    "receive": "#e69f00",
+}
+_PRIORITY = tuple(_COLOURS)
+_TRAINING = ("forward", "learn")
+_MESSAGES = {"receive": 0.24}  # a thin bar under the lane: it overlaps with computing
 
 
 def timeline_panels(events: Sequence[Event], wait_share: Sequence[float]) -> Iterator[Panel]:
@@ -50,8 +58,8 @@ def timeline_panels(events: Sequence[Event], wait_share: Sequence[float]) -> Ite
     yield Panel(
         name="waiting",
         title="Where the time of each stage went" if events else "Time each stage waited",
-        caption="Share of the recorded time. Receiving and sending count where they do not overlap "
-        "with computing or waiting."
+        caption="Share of the recorded time. Receiving counts where it does not overlap with "
+        "computing or waiting."
         if events
         else "Share of the training time in which a stage had nothing to do.",
         alternative=f"Bar chart of the share of time spent waiting: {said}.",
@@ -63,11 +71,16 @@ def timeline_panels(events: Sequence[Event], wait_share: Sequence[float]) -> Ite
 
 def steady_window(events: Sequence[Event], num_steps: int = NUM_STEPS) -> tuple[float, float]:
     """Choose the time span of a few steps in the middle, away from filling and draining."""
-    computing = [[e for e in own if e.activity == "compute"] for own in _lanes(events).values()]
+    computing = [[e for e in own if e.activity in _TRAINING] for own in _lanes(events).values()]
     computing = [own for own in computing if own]
     filled = max((min(e.begin for e in own) for own in computing), default=0.0)
     drains = min((max(e.end for e in own) for own in computing), default=0.0)
-    ticks = sorted(e.begin for own in computing[:1] for e in own if filled <= e.begin < drains)
+    ticks = sorted(
+        e.begin
+        for own in computing[:1]
+        for e in own
+        if e.activity == "forward" and filled <= e.begin < drains
+    )
     if len(ticks) <= num_steps:
         return min(event.begin for event in events), max(event.end for event in events)
     period = statistics.median(b - a for a, b in pairwise(ticks))
@@ -78,7 +91,7 @@ def steady_window(events: Sequence[Event], num_steps: int = NUM_STEPS) -> tuple[
 def activity_shares(events: Sequence[Event]) -> dict[str, dict[str, float]]:
     """Give each stage's share of its recorded time per activity.
 
-    What overlaps counts once, as the first of computing, waiting, receiving and sending.
+    What overlaps counts once, as computing before waiting before receiving.
     """
     shares: dict[str, dict[str, float]] = {}
     for lane, own in _lanes(events).items():
@@ -152,7 +165,7 @@ class _Gantt:
             linewidth=0.6,
         )
         share = width / ((self.window[1] - self.window[0]) * 1000)
-        if event.activity == "compute" and share > 0.04:
+        if event.activity == "learn" and share > 0.04:
             axes.text(
                 left + width / 2,
                 lane - 0.08,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from scpl import data, heads, models
+from scpl.control import Control
 from scpl.errors import DataError, InputError, unknown_name
 from scpl.methods import METHODS, SCPL, Method
 from scpl.partition import Partition, split
@@ -94,7 +96,23 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     return kind(num_classes)
 
 
-def build_partition(config: TrainConfig, source: data.ImageData) -> Partition:
+class Images(Protocol):
+    """The numbers of a data set that a network depends on."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image."""
+
+
+def build_partition(config: TrainConfig, source: Images) -> Partition:
     """Build the network with seeded weights and cut it.
 
     Raises:
@@ -125,6 +143,7 @@ def build_pipeline(
     method: Method,
     total_steps: int,
     checkpoints: Path | None,
+    control: Control | None = None,
 ) -> Pipeline:
     """Build the pipeline: optimizers, schedules, stages."""
 
@@ -146,6 +165,8 @@ def build_pipeline(
         seed=config.seed,
         checkpoints=checkpoints,
         keep=config.keep,
+        control=control,
+        depth=config.depth,
     )
 
 
@@ -156,7 +177,9 @@ def choose_device(name: str) -> torch.device:
         InputError: if there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # each process of a machine its own
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -82,7 +82,15 @@ class TrainConfig:
     """Seed of everything that is drawn: weights, order, augmentation, dropout."""
 
     processes: int = 1
-    """Processes that share the stages."""
+    """Processes that share the stages; started here, or by torchrun on several machines."""
+    spread: tuple[int, ...] = ()
+    """Stages on each process, e.g. 3 1; default: evenly."""
+    depth: int = 2
+    """Mini-batches in flight between two processes."""
+    max_restarts: int = 0
+    """Restart all processes this many times from the newest checkpoint if one fails."""
+    timeout: float = 30.0
+    """Seconds after which a process that shows no sign of life counts as lost."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int | None = None
@@ -97,6 +105,8 @@ class TrainConfig:
     """Steps between checkpoints; default: one at the end of each epoch."""
     keep: int = 2
     """Checkpoints to keep."""
+    trace: bool = False
+    """Write trace.json for Perfetto or chrome://tracing: what each process did when."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder."""
     json: bool = False
@@ -112,7 +122,16 @@ class TrainConfig:
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        positive = ("stages", "epochs", "batch_size", "processes", "keep", "lr", "temperature")
+        positive = (
+            "stages",
+            "epochs",
+            "batch_size",
+            "processes",
+            "keep",
+            "lr",
+            "temperature",
+            "timeout",
+        )
         optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm")
         for name in positive + optional:
             value = getattr(self, name)
@@ -167,8 +186,9 @@ class TrainConfig:
 
 
 RUNTIME_FIELDS = frozenset(
-    {"data_dir", "processes", "device", "threads", "out", "force", "resume", "checkpoint_every",
-     "keep", "tensorboard", "json", "quiet", "dry_run"}
+    {"data_dir", "processes", "spread", "depth", "device", "threads", "timeout", "max_restarts",
+     "out", "force", "resume", "checkpoint_every", "keep", "trace", "tensorboard", "json",
+     "quiet", "dry_run"}
 )  # fmt: skip
 """What may differ when a run is resumed: it does not change the numbers on a CPU."""
 
@@ -213,8 +233,9 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
     if type(None) in options:
         return _convert(value, next(o for o in options if o is not type(None)), what)
     if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise InputError(f"{what} must be a list of strings", f"Got {value!r}")
+        kind = options[0]
+        if not isinstance(value, (list, tuple)) or not all(type(v) is kind for v in value):
+            raise InputError(f"{what} must be a list of {kind.__name__}", f"Got {value!r}")
         return tuple(value)
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)

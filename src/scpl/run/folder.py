@@ -47,7 +47,7 @@ class RunFolder:
         Raises:
             InputError: if `wanted` exists, or cannot be made.
         """
-        path = wanted or _free_name(Path("runs") / default_name)
+        path = wanted or cls.free_name(Path("runs") / default_name)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if not force:
                 raise InputError(
@@ -70,6 +70,15 @@ class RunFolder:
                 "A run folder must be writable", f"{path}: {error}", "Choose another with --out"
             ) from error
         return cls(path)
+
+    @staticmethod
+    def free_name(path: Path) -> Path:
+        """Return ``path``, numbered if it exists."""
+        number, candidate = 1, path
+        while candidate.exists():
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+        return candidate
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -165,11 +174,3 @@ class RunFolder:
             raise CheckpointError(
                 "A run folder must be writable", f"{path}: {error}", "Free some space"
             ) from error
-
-
-def _free_name(path: Path) -> Path:
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate

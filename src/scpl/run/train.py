@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from scpl.errors import InputError, Interrupted
+from scpl.control import Control, connect
+from scpl.errors import InputError, Interrupted, RemoteError
+from scpl.mesh import Mesh
 from scpl.pipeline import Pipeline
 from scpl.run.build import (
     Loaders,
@@ -18,271 +18,216 @@ from scpl.run.build import (
     build_method,
     build_partition,
     build_pipeline,
+    choose_device,
     set_threads,
 )
+from scpl.run.clock import Clock
 from scpl.run.config import TrainConfig, write_toml
-from scpl.run.environment import describe_environment, peak_memory
+from scpl.run.environment import describe_environment
+from scpl.run.facts import Facts
+from scpl.run.finish import finish
 from scpl.run.folder import RunFolder
 from scpl.run.preview import describe_stages
-from scpl.run.progress import Progress
-from scpl.run.rows import loss_columns, mean_losses, number, valid_columns
+from scpl.run.recorder import Recorder
 from scpl.run.signals import GracefulStop
-from scpl.worker import Report
 
 __all__ = ["train"]
 
 SECONDS_BETWEEN_FLUSHES = 0.5
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Train a network as configured.
+def train(config: TrainConfig) -> dict[str, Any] | None:
+    """Train a network as configured; every rank of a run calls it.
 
     Args:
         config: What to train; with `resume` the configuration of that run.
 
     Returns:
-        The summary, as in ``summary.json``.
+        On the last rank (or the only one) the summary, as in ``summary.json``; None elsewhere.
 
     Raises:
-        ScplError: for bad input, a non-finite loss, or an interruption.
+        ScplError: for bad input, a non-finite loss, or an interruption. If another rank failed
+            first, RemoteError.
     """
     config.check()
-    threads = set_threads(config.threads, config.processes)
-    if config.processes != 1:
-        raise InputError("--processes must be 1 in this version", f"Got {config.processes}")
+    mesh = Mesh.from_env(config.spread or None)
+    config = replace(config, processes=mesh.num_ranks)
+    threads = set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    device = choose_device(config.device)
+    control = connect(mesh, device, config.timeout)
+    try:
+        summary = _train(_after_restart(config), control, threads)
+        control.close()
+    except Interrupted:
+        control.close()
+        raise
+    except Exception as error:
+        if control.fail(error, f"Rank {mesh.rank}: {error}"):
+            raise
+        raise RemoteError("Another rank failed first", str(error)) from error
+    return summary
+
+
+def _train(config: TrainConfig, control: Control, threads: int) -> dict[str, Any] | None:
+    mesh, device = control.mesh, choose_device(config.device)
+    finished = _finished(config) if mesh.is_first else None
+    control.share("finished", finished) if mesh.is_first else None
+    if control.fetch("finished") is not None:
+        return control.fetch("finished") if mesh.is_last else None
+    loaders = build_loaders(config) if mesh.is_first else None
+    if loaders is not None:
+        control.share("facts", Facts.of(loaders).to_json())
+    facts = Facts.from_json(control.fetch("facts"))
+    parts = build_partition(config, facts)
+    method = build_method(config, facts.num_classes)
+    if mesh.is_first:
+        control.share("folder", str(_prepare_folder(config, facts, device, threads).path))
+    folder = RunFolder(Path(control.fetch("folder")))
+    pipeline = build_pipeline(
+        config, parts, method, config.epochs * facts.steps, folder.checkpoints, control
+    )
+    return _Run(config, facts, folder, loaders, pipeline).complete()
+
+
+def _finished(config: TrainConfig) -> dict[str, Any] | None:
+    if config.resume is None:
+        return None
+    folder = RunFolder.open(config.resume)
+    return folder.read_json(folder.summary) if folder.summary.exists() else None
+
+
+def _after_restart(config: TrainConfig) -> TrainConfig:
+    """A run that the launcher restarts goes on where it was."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if not restarted or config.resume is not None:
+        return config
+    if config.out is None:
+        raise InputError("A run that may be restarted needs --out", "Got none")
+    if not RunFolder(config.out).config.exists():
+        return replace(config, force=False)
+    return replace(config, resume=config.out)
+
+
+def _prepare_folder(config: TrainConfig, facts: Facts, device: Any, threads: int) -> RunFolder:
+    """Make or open the run folder; a resumed one keeps what it says of the run."""
     if config.resume is not None:
-        folder = RunFolder.open(config.resume)
-        if folder.summary.exists():
-            return folder.read_json(folder.summary)
-    loaders = build_loaders(config)
-    parts = build_partition(config, loaders.source)
-    method = build_method(config, loaders.source.num_classes)
-    if config.resume is None:
-        name = f"{Path(config.data).name}-{config.model}-{config.method}"
-        folder = RunFolder.create(config.out, name, force=config.force)
-        folder.write_text(folder.config, write_toml(replace(config, out=None, force=False)))
-    total_steps = config.epochs * len(loaders.train)
-    pipeline = build_pipeline(config, parts, method, total_steps, folder.checkpoints)
-    environment = describe_environment(pipeline.device, threads)
-    if config.resume is None:
-        folder.write_json(folder.environment, environment)
-        folder.write_json(folder.description, _describe_model(config, loaders))
-    return _Run(config, folder, loaders, pipeline).complete()
-
-
-@dataclass
-class _Clock:
-    """Wall-clock since training began, over interruptions."""
-
-    offset: float = 0.0
-    started: float = 0.0
-
-    def start(self, offset: float) -> None:
-        self.offset, self.started = offset, time.perf_counter()
-
-    def now(self) -> float:
-        return self.offset + time.perf_counter() - self.started
+        return RunFolder.open(config.resume)
+    name = f"{Path(config.data).name}-{config.model}-{config.method}"
+    folder = RunFolder.create(config.out, name, force=config.force)
+    folder.write_text(folder.config, write_toml(replace(config, out=None, force=False)))
+    folder.write_json(folder.environment, describe_environment(device, threads))
+    folder.write_json(folder.description, facts.describe_model(config.model))
+    return folder
 
 
 class _Run:
-    """One run from its first or next step to its summary."""
+    """One run on one rank, from its first or next step to its summary.
+
+    The first rank reads the data, decides on checkpoints and hears signals; the last one records.
+    """
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, loaders: Loaders, pipeline: Pipeline
+        self,
+        config: TrainConfig,
+        facts: Facts,
+        folder: RunFolder,
+        loaders: Loaders | None,
+        pipeline: Pipeline,
     ) -> None:
-        self.config, self.folder, self.loaders, self.pipeline = config, folder, loaders, pipeline
-        self.clock = _Clock()
-        self.train_seconds = 0.0
-        self.epoch_seconds = 0.0
-        self.rows: list[dict[str, Any]] = []  # steps of this epoch
-        self.table: list[dict[str, Any]] = []  # finished epochs
-        self.waiting: list[tuple[float, Report]] = []
-        self.progress = Progress(
-            config.epochs,
-            len(loaders.train),
-            loaders.train.num_samples,
-            folder.append_log,
-            quiet=config.quiet,
-        )
+        self.config, self.facts, self.folder = config, facts, folder
+        self.loaders, self.pipeline = loaders, pipeline
+        self.clock = Clock()
+        self.recorder: Recorder | None = None
+        if pipeline.mesh.is_last:
+            folder.path.mkdir(parents=True, exist_ok=True)  # on a disk of its own
+            self.recorder = Recorder(config, facts, folder, quiet=config.quiet)
+            pipeline.before_checkpoint = self.recorder.flush
 
-    def complete(self) -> dict[str, Any]:
+    def complete(self) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
-        offset = self._restore()
-        self._introduce()
-        self.clock.start(offset)
+        note = self.pipeline.restore() if self.config.resume is not None else None
+        if self.recorder is not None:
+            self._introduce(self.recorder)
+        self.clock = Clock(note)
         try:
             with GracefulStop(self._notify) as stop:
                 while self.pipeline.epoch < self.config.epochs:
                     self._train_epoch(stop)
+            return finish(
+                self.config, self.facts, self.folder, self.loaders, self.pipeline,
+                self.clock, self.recorder,
+            )  # fmt: skip
+        except Interrupted:
+            self.pipeline.close()  # the checkpoint is on disk before anyone is told of it
+            raise
+        except Exception:
+            self.pipeline.abort()
+            raise
         finally:
-            self.progress.close()
-            self.pipeline.close()
-        return self._finish()
+            if self.recorder is not None:
+                self.recorder.close()
 
-    def _restore(self) -> float:
-        if self.config.resume is None:
-            return 0.0
-        note = self.pipeline.restore()
-        if note is None:
-            self.folder.write_steps([])
-            self.folder.write_metrics([])
-            return 0.0
-        rows = self.folder.read_steps(self.pipeline.step)
-        self.folder.write_steps(rows)
-        self.rows = [row for row in rows if row["epoch"] == self.pipeline.epoch + 1]
-        self.table = list(self.folder.read_metrics(self.pipeline.epoch))
-        self.folder.write_metrics(self.table)
-        self.train_seconds, self.epoch_seconds = note["train_seconds"], note["epoch_seconds"]
-        return float(note["seconds"])
-
-    def _introduce(self) -> None:
-        config, source, pipeline = self.config, self.loaders.source, self.pipeline
-        valid = self.loaders.valid
-        self.progress.say(
-            f"{config.method}: {config.model} on {source.name}, "
-            f"{self.loaders.train.num_samples:,} images to train, "
-            f"{valid.num_samples if valid else 0:,} to validate, "
-            f"{self.loaders.test.num_samples:,} to test; device {pipeline.device}, "
+    def _introduce(self, recorder: Recorder) -> None:
+        config, facts, pipeline = self.config, self.facts, self.pipeline
+        if config.resume is not None:
+            recorder.restore(pipeline.step, pipeline.epoch)
+        say = recorder.progress.say
+        say(
+            f"{config.method}: {config.model} on {facts.name}, {facts.train_images:,} images to "
+            f"train, {facts.valid_images:,} to validate, {facts.test_images:,} to test; "
+            f"{config.processes} process{'es' * (config.processes > 1)} on {pipeline.device}, "
             f"{config.precision}"
         )
         for line in describe_stages(pipeline):
-            self.progress.say(line)
+            say(line)
         if pipeline.step:
-            self.progress.say(f"Continuing after step {pipeline.step}")
+            say(f"Continuing after step {pipeline.step}")
 
     def _notify(self, name: str) -> None:
-        self.progress.say(f"{name}: finishing this step and saving; once more to end at once")
+        if self.recorder is not None and not self.config.quiet:
+            say = self.recorder.progress.say
+            say(f"{name}: finishing this step and saving; once more to end at once")
 
     def _train_epoch(self, stop: GracefulStop) -> None:
-        pipeline, started = self.pipeline, time.perf_counter()
-        before = self.epoch_seconds
+        pipeline, recorder = self.pipeline, self.recorder
         epoch = pipeline.epoch + 1
-        self.progress.begin_epoch(epoch, pipeline.batch)
-        flushed = started
-        for report in pipeline.train(self.loaders.train):
-            now = time.perf_counter()
-            self.waiting.append((self.clock.now(), report))
-            if now - flushed >= SECONDS_BETWEEN_FLUSHES:
-                self._flush(epoch)
-                flushed = now
-            self.epoch_seconds = before + now - started
-            every = self.config.checkpoint_every
-            due = every is not None and pipeline.step % every == 0
-            if stop.received or due:
-                self._flush(epoch)
-                self._checkpoint()
-            if stop.received:
-                raise self._interrupted(stop.received)
-        self._flush(epoch)
-        self.epoch_seconds = before + time.perf_counter() - started
-        self._end_epoch(epoch)
-        if self.config.checkpoint_every is None or stop.received:
-            self._checkpoint()
-        if stop.received and pipeline.epoch < self.config.epochs:
-            raise self._interrupted(stop.received)
-
-    def _flush(self, epoch: int) -> None:
-        """Read the losses that are waiting (one device sync) and log them."""
-        rows: list[dict[str, Any]] = [
-            {
-                "step": report.step,
-                "epoch": epoch,
-                "seconds": round(seconds, 4),
-                "samples": report.num_samples // self.config.views,
-                "losses": report.values(),
-            }
-            for seconds, report in self.waiting
-        ]
-        self.waiting = []
-        if rows:
-            self.folder.append_steps(rows)
-            self.rows += rows
-            batch = rows[-1]["step"] - (epoch - 1) * len(self.loaders.train)
-            self.progress.update(batch, rows[-1]["losses"])
-
-    def _end_epoch(self, epoch: int) -> None:
-        self.train_seconds += self.epoch_seconds
-        losses = mean_losses(self.rows)
-        samples = sum(row["samples"] for row in self.rows)
+        if recorder is not None:
+            recorder.progress.begin_epoch(epoch, pipeline.batch)
+        self.clock.begin_epoch()
+        flushed = time.perf_counter()
+        for report in pipeline.train(self.loaders.train if self.loaders else ()):
+            if recorder is not None:
+                recorder.add(self.clock.now(), report)
+                if time.perf_counter() - flushed >= SECONDS_BETWEEN_FLUSHES:
+                    recorder.flush()
+                    flushed = time.perf_counter()
+            if pipeline.mesh.is_first:
+                self._checkpoint_if_due(stop)
+        seconds = self.clock.end_epoch()
         scores = None
-        if self.loaders.valid is not None:
-            scores = self.pipeline.evaluate(self.loaders.valid).result()
-        row = {
-            "epoch": epoch,
-            "step": self.pipeline.step,
-            "seconds": round(self.clock.now(), 4),
-            "train_seconds": round(self.train_seconds, 4),
-            "samples_per_second": round(samples / max(self.epoch_seconds, 1e-9), 2),
-            "lr": self.pipeline.learning_rate(),
-            **loss_columns(losses),
-            **valid_columns(scores),
-        }
-        self.rows, self.epoch_seconds = [], 0.0
-        self.table.append(row)
-        self.folder.write_metrics(self.table)
-        self.progress.end_epoch(row, losses)
+        if self.facts.valid_images:
+            scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
+        if recorder is not None:
+            lr = pipeline.learning_rate()
+            recorder.end_epoch(epoch, self.clock, seconds, lr, scores)
+        if pipeline.mesh.is_first and (self.config.checkpoint_every is None or stop.received):
+            pipeline.checkpoint(**self.clock.note(in_epoch=False))
+        if pipeline.mesh.is_first and stop.received and epoch < self.config.epochs:
+            self._interrupt(stop.received)
 
-    def _checkpoint(self) -> None:
-        self.pipeline.checkpoint(
-            seconds=self.clock.now(),
-            train_seconds=self.train_seconds,
-            epoch_seconds=self.epoch_seconds,
-        )
+    def _checkpoint_if_due(self, stop: GracefulStop) -> None:
+        """The first rank decides; the others hear of it in the stream."""
+        every = self.config.checkpoint_every
+        if stop.received or (every is not None and self.pipeline.step % every == 0):
+            self.pipeline.checkpoint(**self.clock.note(in_epoch=True))
+        if stop.received:
+            self._interrupt(stop.received)
 
-    def _interrupted(self, number: int) -> Interrupted:
-        self.pipeline.close()  # the checkpoint is on disk before anyone is told of it
+    def _interrupt(self, number: int) -> None:
+        self.pipeline.stop(f"after step {self.pipeline.step}")
         error = Interrupted(
             f"Interrupted after step {self.pipeline.step}; everything is saved",
             fix=f"Continue with: scpl train --resume {self.folder.path}",
         )
         error.signal = number
-        return error
-
-    def _finish(self) -> dict[str, Any]:
-        config, folder = self.config, self.folder
-        test = self.pipeline.evaluate(self.loaders.test).result()
-        state = {k: v.contiguous() for k, v in self.pipeline.export().state_dict().items()}
-        description = folder.read_json(folder.description)
-        draft = folder.weights.with_suffix(".tmp")
-        save_file(state, draft, metadata={"scpl": json.dumps(description)})
-        draft.replace(folder.weights)
-        last = self.table[-1]
-        images = self.loaders.train.num_samples * config.epochs
-        summary = {
-            "method": config.method,
-            "data": config.data,
-            "model": config.model,
-            "stages": self.pipeline.parts.num_stages,
-            "processes": config.processes,
-            "epochs": config.epochs,
-            "seed": config.seed,
-            "test_accuracy": test.accuracy,
-            "test_loss": test.loss,
-            "valid_accuracy": number(last.get("valid_accuracy")),
-            "samples_per_second": images / self.train_seconds,
-            "train_seconds": self.train_seconds,
-            "wall_seconds": self.clock.now(),
-            "peak_memory_bytes": [peak_memory(self.pipeline.device)],
-            "wait_share": [0.0 for _ in self.pipeline.stages],
-            "run": str(folder.path),
-        }
-        folder.write_json(folder.summary, summary)
-        self.progress.say(
-            f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} images; "
-            f"{summary['samples_per_second']:,.0f} images/s"
-        )
-        return summary
-
-
-def _describe_model(config: TrainConfig, loaders: Loaders) -> dict[str, Any]:
-    """What is needed to use the trained network without its data set."""
-    source = loaders.source
-    return {
-        "model": config.model,
-        "num_classes": source.num_classes,
-        "in_channels": source.channels,
-        "image_size": source.image_size,
-        "mean": list(source.mean),
-        "std": list(source.std),
-        "classes": list(source.classes),
-    }
+        raise error

@@ -1,0 +1,93 @@
+"""The end of a run: test once, gather the weights, write what remains."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from scpl.pipeline import Pipeline
+from scpl.run.build import Loaders
+from scpl.run.clock import Clock
+from scpl.run.config import TrainConfig
+from scpl.run.environment import peak_memory
+from scpl.run.facts import Facts
+from scpl.run.folder import RunFolder
+from scpl.run.recorder import Recorder
+from scpl.run.trace import chrome_trace
+from scpl.scores import Evaluation
+
+__all__ = ["finish"]
+
+
+def finish(
+    config: TrainConfig,
+    facts: Facts,
+    folder: RunFolder,
+    loaders: Loaders | None,
+    pipeline: Pipeline,
+    clock: Clock,
+    recorder: Recorder | None,
+) -> dict[str, Any] | None:
+    """Test, export, write; every rank calls it.
+
+    Returns:
+        On the last rank the summary; None elsewhere.
+    """
+    wall = clock.now()
+    test = pipeline.evaluate(loaders.test if loaders else ()).peek()
+    network = pipeline.export()
+    mine = {
+        "memory": peak_memory(pipeline.device),
+        "wait": pipeline.timeline.wait_share(),
+        "events": pipeline.timeline.events(),
+        "stages": len(pipeline.stages),
+    }
+    ranks = pipeline.control.exchange("finish", mine)
+    pipeline.close()
+    if recorder is None:
+        return None
+    assert test is not None, "the last rank has the result"
+    save_network(network, folder, facts.describe_model(config.model))
+    events = [event for rank in ranks for event in rank["events"]]
+    folder.write_json(folder.path / "timeline.json", events)
+    if config.trace:
+        folder.write_json(folder.path / "trace.json", chrome_trace(events))
+    summary = {
+        "method": config.method,
+        "data": config.data,
+        "model": config.model,
+        "stages": pipeline.parts.num_stages,
+        "processes": config.processes,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "valid_accuracy": recorder.valid_accuracy,
+        "samples_per_second": facts.train_images * config.epochs / clock.train_seconds(),
+        "train_seconds": clock.train_seconds(),
+        "wall_seconds": wall,
+        "peak_memory_bytes": [rank["memory"] for rank in ranks],
+        "wait_share": [rank["wait"] for rank in ranks for _ in range(rank["stages"])],
+        "run": str(folder.path),
+    }
+    folder.write_json(folder.summary, summary)
+    recorder.progress.say(_verdict(test, summary))
+    return summary
+
+
+def save_network(network: nn.Module, folder: RunFolder, description: dict[str, Any]) -> None:
+    """Write the plain network, under its own keys, whole or not at all."""
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    draft = folder.weights.with_suffix(".tmp")
+    save_file(state, draft, metadata={"format": "pt"})
+    draft.replace(folder.weights)
+
+
+def _verdict(test: Evaluation, summary: dict[str, Any]) -> str:
+    return (
+        f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} images; "
+        f"{summary['samples_per_second']:,.0f} images/s"
+    )

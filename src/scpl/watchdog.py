@@ -1,0 +1,120 @@
+"""A thread on every rank that sees to it that all ranks end when one does.
+
+The rank that fails writes the cause into the launcher's store; the first one wins. The watchdog
+looks there, and shows a sign of life there. When it finds a failure, or misses another rank's sign
+of life for too long, it gives its own rank a moment to end by itself and then ends it. So nothing
+hangs, whatever the main thread is blocked in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
+
+__all__ = ["GRACE", "Watchdog"]
+
+PERIOD = 0.25
+GRACE = 4.0
+"""Seconds a rank has to end by itself once a failure is known."""
+
+
+class Watchdog:
+    """Watches over one rank.
+
+    Args:
+        rank: This rank.
+        num_ranks: How many there are.
+        store: A connection of its own to the launcher's store.
+        silence: Seconds without a sign of life after which a rank counts as lost.
+    """
+
+    def __init__(self, rank: int, num_ranks: int, store: PrefixStore, silence: float) -> None:
+        self.failure: dict[str, Any] | None = None
+        self.failed = threading.Event()
+        self._rank, self._num_ranks = rank, num_ranks
+        self._store, self._silence = store, silence
+        self._closing = threading.Event()
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def claim(self, store: PrefixStore, text: str) -> bool:
+        """Name a cause; returns whether it is the first one.
+
+        Args:
+            store: The caller's own connection.
+            text: The verdict for people.
+        """
+        record = json.dumps({"rank": self._rank, "text": text})
+        try:
+            winner = store.compare_set("failure", "", record).decode()
+        except (RuntimeError, DistError):  # the store is gone: nobody to tell
+            return not self.failed.is_set()
+        self._know(json.loads(winner))
+        return bool(winner == record)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        count = 0
+        while not self._closing.wait(PERIOD):
+            count += 1
+            try:
+                self._store.set(f"beat/{self._rank}", str(count))
+                if self._store.check(["failure"]):
+                    self._know(json.loads(self._store.get("failure")))
+                    break
+                silent = self._silent_rank()
+                if silent is not None:
+                    self._blame(silent)
+                    break
+            except (RuntimeError, DistError) as error:
+                if self._closing.is_set():
+                    return
+                self._lost_store(error)
+                break
+        if self.failed.is_set() and not self._closing.wait(GRACE):
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(1)
+
+    def _know(self, failure: dict[str, Any]) -> None:
+        self.failure = failure
+        self.failed.set()
+
+    def _silent_rank(self) -> int | None:
+        now = time.monotonic()
+        for rank in range(self._num_ranks):
+            key = f"beat/{rank}"
+            if rank == self._rank or not self._store.check([key]):
+                continue
+            beat = self._store.get(key)
+            if rank not in self._seen or self._seen[rank][0] != beat:
+                self._seen[rank] = (beat, now)
+            elif now - self._seen[rank][1] > self._silence:
+                return rank
+        return None
+
+    def _blame(self, rank: int) -> None:
+        host = self._store.get(f"host/{rank}").decode()
+        text = (
+            f"Every rank must show a sign of life within {self._silence:g} s. "
+            f"Rank {rank} ({host}) did not. Check its machine and its link."
+        )
+        if self.claim(self._store, text):
+            sys.stderr.write(f"scpl: {text}\n")
+
+    def _lost_store(self, error: Exception) -> None:
+        """The store is gone, and with it the rank or launcher that hosts it."""
+        first = str(error).splitlines()[0]
+        text = f"The launcher's store must stay reachable. It is gone ({first})."
+        self._know({"rank": self._rank, "text": text})
