@@ -87,9 +87,8 @@ class CheckpointWriter:
         folder = self._directory / f"step-{step:09d}"
         data = folder / f"stage-{index}.pt"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             draft = data.with_suffix(".pt.tmp")
-            torch.save(state, draft)
+            _save(state, draft)
             manifest = {
                 "format": FORMAT,
                 "step": step,
@@ -120,11 +119,11 @@ class CheckpointWriter:
         is killed between. Folders of later steps (of a run that went back) do not count.
         """
         folders = [f for f in _step_folders(self._directory) if _step_of(f) <= step]
-        parts = [{path.name for path in folder.glob("stage-*.json")} for folder in folders]
+        parts = [_manifests(folder) for folder in folders]
         for place, folder in enumerate(folders):
             newer = [other for other in parts[place + 1 :] if other >= parts[place]]
-            if len(newer) >= self._keep:
-                _remove(folder)
+            if parts[place] and len(newer) >= self._keep:
+                _remove(folder, parts[place])
 
 
 def intact_steps(directory: Path, stages: Iterable[int], num_stages: int) -> list[int]:
@@ -190,11 +189,35 @@ def read_part(directory: Path, step: int, index: int) -> dict[str, Any]:
     return state
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint, manifests first: half of one never counts. Other ranks may help."""
+def _save(state: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(state, path)
+    except RuntimeError:
+        if path.parent.is_dir():
+            raise
+        # Another rank, far ahead, removed the folder in this moment.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path)
+
+
+def _manifests(folder: Path) -> set[str]:
+    try:
+        return {name for name in os.listdir(folder) if re.fullmatch(r"stage-\d+\.json", name)}
+    except OSError:  # another rank removed it
+        return set()
+
+
+def _remove(folder: Path, manifests: set[str]) -> None:
+    """Remove these parts of a checkpoint, manifests first: half of one never counts.
+
+    What another rank is writing there stays. Other ranks may be removing, too.
+    """
     with suppress(OSError):
-        for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".json"):
-            path.unlink(missing_ok=True)
+        for name in manifests:
+            (folder / name).unlink(missing_ok=True)
+        for name in manifests:
+            (folder / name).with_suffix(".pt").unlink(missing_ok=True)
         folder.rmdir()
 
 

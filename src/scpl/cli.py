@@ -16,6 +16,7 @@ from scpl import __version__
 from scpl.errors import (
     InputError,
     Interrupted,
+    LinkError,
     RemoteError,
     ScplError,
     StageError,
@@ -95,6 +96,9 @@ def run(arguments: list[str]) -> int:
         return 1
     except RemoteError:
         return 1  # the rank that failed has said why
+    except LinkError as error:
+        sys.stderr.write(f"scpl: {error}\n")
+        return 1
     except ScplError as error:
         sys.stderr.write(f"scpl: {error}\n")
         return 2

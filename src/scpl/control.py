@@ -25,6 +25,7 @@ from scpl.watchdog import Watchdog
 
 __all__ = ["Control", "LocalControl", "RankControl", "connect"]
 
+NEVER = timedelta(days=30)
 BLAME = 3.0
 """Seconds to wait for a better explanation than 'the link broke'."""
 
@@ -37,6 +38,10 @@ class Control(Protocol):
     @property
     def headers(self) -> dist.ProcessGroup:
         """The process group on the CPU that headers of messages use."""
+
+    @property
+    def data(self) -> dist.ProcessGroup:
+        """The process group that features use."""
 
     def share(self, key: str, value: Any) -> None:
         """Tell all ranks a JSON value."""
@@ -69,6 +74,11 @@ class LocalControl:
 
     @property
     def headers(self) -> dist.ProcessGroup:
+        """There are no messages."""
+        raise LinkError("Only several ranks have links", "Got one rank")
+
+    @property
+    def data(self) -> dist.ProcessGroup:
         """There are no messages."""
         raise LinkError("Only several ranks have links", "Got one rank")
 
@@ -111,16 +121,23 @@ class RankControl:
     def __init__(self, mesh: Mesh, store: Callable[[], PrefixStore], silence: float) -> None:
         self.mesh = mesh
         self._store = store()
-        self._headers: dist.ProcessGroup = dist.new_group(backend="gloo")
-        self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo")
         self._exchanges = 0
-        self._store.set(f"host/{mesh.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        self._store.set(f"host/{mesh.rank}", json.dumps([socket.gethostname(), os.getpid()]))
         self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), silence)
+        # A slow stage is no failure: who waits too long is for the watchdog to say.
+        self._headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
+        self._data: dist.ProcessGroup = dist.new_group(timeout=NEVER)
+        self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
 
     @property
     def headers(self) -> dist.ProcessGroup:
         """The process group on the CPU that headers of messages use."""
         return self._headers
+
+    @property
+    def data(self) -> dist.ProcessGroup:
+        """The process group that features use."""
+        return self._data
 
     def share(self, key: str, value: Any) -> None:
         """Tell all ranks a JSON value."""
@@ -184,9 +201,23 @@ class RankControl:
         """
         if isinstance(error, RemoteError):
             return False
-        if isinstance(error, LinkError) and self._watchdog.failed.wait(BLAME):
-            return False
+        if isinstance(error, LinkError):
+            if self._watchdog.failed.wait(BLAME):
+                return False
+            if error.peer is not None:
+                # What the error says is told to people as well, so it must carry the verdict.
+                error.args = (self._gone(error.peer),)
+                text = error.args[0]
         return self._watchdog.claim(self._store, text)
+
+    def _gone(self, rank: int) -> str:
+        host, process = json.loads(self._store.get(f"host/{rank}"))
+        return (
+            "Every rank must stay until the end. "
+            f"Rank {rank} (process {process} on {host}) left without a word: it was "
+            "killed, ran out of memory, or its machine or link failed. Look at its log, then "
+            "continue from the newest checkpoint with --resume."
+        )
 
     def close(self) -> None:
         """Part from the others after a good end.
@@ -231,7 +262,12 @@ def connect(mesh: Mesh, device: torch.device, silence: float = 30.0) -> Control:
         torch.cuda.set_device(device)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        dist.init_process_group(backend, rank=mesh.rank, world_size=mesh.num_ranks)
+        dist.init_process_group(
+            backend,
+            rank=mesh.rank,
+            world_size=mesh.num_ranks,
+            timeout=timedelta(seconds=max(2 * silence, 10.0)),
+        )
     except (RuntimeError, DistError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",

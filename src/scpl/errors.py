@@ -66,7 +66,13 @@ class StageError(ScplError, RuntimeError):
 
 
 class LinkError(ScplError, ConnectionError):
-    """The link to a neighbouring rank broke; rarely the first cause of a failure."""
+    """The link to a neighbouring rank broke; rarely the first cause of a failure.
+
+    Attributes:
+        peer: The rank at the other end, if known.
+    """
+
+    peer: int | None = None
 
 
 class RemoteError(ScplError, RuntimeError):

@@ -15,7 +15,6 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -60,14 +59,12 @@ class Sender:
         peer: The next rank.
         timeline: Where waiting is recorded.
         stage: The last stage of this rank, for the record.
-        header_group: Process group on the CPU, for headers.
+        control: Knows the process groups.
     """
 
-    def __init__(
-        self, peer: int, timeline: Timeline, stage: int, header_group: dist.ProcessGroup
-    ) -> None:
+    def __init__(self, peer: int, timeline: Timeline, stage: int, control: Control) -> None:
         self._peer, self._timeline, self._stage = peer, timeline, stage
-        self._headers = header_group
+        self._headers, self._data = control.headers, control.data
         # Work and the tensors it reads, oldest first.
         self._in_flight: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
@@ -83,7 +80,7 @@ class Sender:
         self._settle(message.step)
         try:
             work = [dist.isend(buffers[0], self._peer, group=self._headers)]
-            work += [dist.isend(buffer, self._peer) for buffer in buffers[1:]]
+            work += [dist.isend(buffer, self._peer, group=self._data) for buffer in buffers[1:]]
         except RuntimeError as error:
             raise _lost(self._peer, error) from error
         self._in_flight.append((work, buffers))
@@ -115,9 +112,8 @@ class Receiver:
         timeline: Where waiting is recorded.
         stage: The first stage of this rank, for the record.
         depth: Messages in flight on this link: one on its way, the others received and waiting.
-        header_group: Process group on the CPU, for headers.
+        control: Knows the process groups, and whether the run has failed elsewhere.
         device: Where tensors go.
-        check: Called now and then while waiting; raises if the run has failed elsewhere.
     """
 
     def __init__(
@@ -127,12 +123,12 @@ class Receiver:
         stage: int,
         *,
         depth: int,
-        header_group: dist.ProcessGroup,
+        control: Control,
         device: torch.device,
-        check: Callable[[], None],
     ) -> None:
         self._peer, self._timeline, self._stage = peer, timeline, stage
-        self._headers, self._device, self._check = header_group, device, check
+        self._headers, self._data = control.headers, control.data
+        self._device, self._check = device, control.check
         self._free = threading.Semaphore(max(1, depth - 1))
         self._arrived: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         # A daemon, because a receive that never comes cannot be taken back.
@@ -186,11 +182,11 @@ class Receiver:
         total = sum(_bytes(specs[i]) for i in small)
         if total:
             packed = torch.empty(total, dtype=torch.uint8, device=self._device)
-            work.append(dist.irecv(packed, self._peer))
+            work.append(dist.irecv(packed, self._peer, group=self._data))
         for i, spec in enumerate(specs):
             if _bytes(spec) > SMALL_BYTES:
                 tensors[i] = spec.empty(self._device)
-                work.append(dist.irecv(_as_bytes(tensors[i]), self._peer))
+                work.append(dist.irecv(_as_bytes(tensors[i]), self._peer, group=self._data))
         _wait(work)
         offset = 0
         for i in small:
@@ -224,12 +220,11 @@ def open_links(
             timeline,
             hosted.start,
             depth=depth,
-            header_group=control.headers,
+            control=control,
             device=device,
-            check=control.check,
         )
     if not mesh.is_last:
-        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, control.headers)
+        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, control)
     return inbox, outbox
 
 
@@ -289,7 +284,9 @@ def _unframe(frame: Tensor) -> bytes:
 
 
 def _lost(peer: int, error: Exception) -> LinkError:
-    return LinkError(
+    lost = LinkError(
         "Neighbouring ranks must stay connected",
         f"The link to rank {peer} broke: {str(error).splitlines()[0]}",
     )
+    lost.peer = peer
+    return lost

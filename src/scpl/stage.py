@@ -15,7 +15,7 @@ from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
 from scpl.message import TensorSpec, Tree, tensors_of, tree_map
 from scpl.objectives import Objective
 from scpl.randomness import RandomState
-from scpl.state import broken_values, copy_to_cpu, differences, optimizer_differences
+from scpl.state import broken_values, copy_to_cpu, differences
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
 
@@ -176,6 +176,7 @@ class Stage:
             for key, value in layer.state_dict().items()
         }
         return {
+            "layers": list(self._names),  # those without parameters count, too
             "body": body,
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
@@ -190,12 +191,7 @@ class Stage:
             CheckpointError: if the state is of another network or method; all differences are
                 listed, and nothing was changed.
         """
-        mine = self.state_dict()
-        faults = [
-            *differences("", mine["body"], state["body"]),
-            *differences("objective.", mine["objective"], state["objective"]),
-            *optimizer_differences(self.optimizer, state["optimizer"]),
-        ]
+        faults = differences(self.state_dict(), state)
         if faults:
             raise CheckpointError(
                 f"A checkpoint must be of the same network, cuts and method (stage {self.index})",

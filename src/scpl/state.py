@@ -1,14 +1,16 @@
-"""Saved state: copies of it, and how two of them differ."""
+"""The saved state of a stage: how it is copied, what is wrong with it, how two of them differ."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-__all__ = ["broken_values", "copy_to_cpu", "differences", "optimizer_differences"]
+__all__ = ["broken_values", "copy_to_cpu", "differences"]
+
+State = Mapping[str, Any]
 
 
 def copy_to_cpu(state: Any) -> Any:
@@ -28,7 +30,7 @@ def copy_to_cpu(state: Any) -> Any:
     return copy.deepcopy(state)
 
 
-def broken_values(state: dict[str, Any], parameters: set[str]) -> list[str]:
+def broken_values(state: State, parameters: set[str]) -> list[str]:
     """Name what is NaN, and the parameters that are infinite (a mask may well be)."""
     return [
         name
@@ -39,29 +41,42 @@ def broken_values(state: dict[str, Any], parameters: set[str]) -> list[str]:
     ]
 
 
-def differences(prefix: str, mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """List the names and shapes in which two states of a module differ."""
-    faults = [f"{prefix}{key} is missing" for key in mine if key not in other]
-    faults += [f"{prefix}{key} is unknown here" for key in other if key not in mine]
-    faults += [
-        f"{prefix}{key} is {tuple(other[key].shape)} there and {tuple(value.shape)} here"
-        for key, value in mine.items()
-        if isinstance(value, Tensor) and key in other and other[key].shape != value.shape
+def differences(mine: State, other: State) -> list[str]:
+    """List everything that keeps a stage from continuing from a saved state."""
+    return [
+        *_layers(mine["layers"], other["layers"]),
+        *_tensors("", mine["body"], other["body"]),
+        *_tensors("objective.", mine["objective"], other["objective"]),
+        *_optimizers(mine["optimizer"], other["optimizer"]),
     ]
-    return faults
 
 
-def optimizer_differences(mine: Optimizer | None, other: dict[str, Any] | None) -> list[str]:
-    """List how an optimizer differs from a saved one: kind, settings by name, parameters."""
+def _layers(mine: list[str], other: list[str]) -> Iterator[str]:
+    """Layers without parameters leave no other trace."""
+    if mine != other:
+        yield f"the layers are {', '.join(other)} there and {', '.join(mine)} here"
+
+
+def _tensors(prefix: str, mine: State, other: State) -> Iterator[str]:
+    yield from (f"{prefix}{key} is missing" for key in mine if key not in other)
+    yield from (f"{prefix}{key} is unknown here" for key in other if key not in mine)
+    for key, value in mine.items():
+        if isinstance(value, Tensor) and key in other and other[key].shape != value.shape:
+            yield f"{prefix}{key} is {tuple(other[key].shape)} there and {tuple(value.shape)} here"
+
+
+def _optimizers(mine: State | None, other: State | None) -> Iterator[str]:
     if mine is None or other is None:
-        there, here = ("no" if one is None else "an" for one in (other, mine))
-        return [] if there == here else [f"{there} optimizer there and {here} optimizer here"]
-    faults = []
-    groups = mine.state_dict()["param_groups"]
-    saved = other["param_groups"]
-    sizes = [[len(group["params"]) for group in part] for part in (saved, groups)]
+        if mine is not other:
+            yield f"{_article(other)} optimizer there and {_article(mine)} optimizer here"
+        return
+    here, there = mine["param_groups"], other["param_groups"]
+    sizes = [[len(group["params"]) for group in groups] for groups in (there, here)]
     if sizes[0] != sizes[1]:
-        faults.append(f"the optimizer trains {sizes[0]} tensors there and {sizes[1]} here")
-    elif any(here.keys() - there.keys() for here, there in zip(groups, saved, strict=True)):
-        faults.append("the optimizer is of another kind")
-    return faults
+        yield f"the optimizer trains {sizes[0]} tensors there and {sizes[1]} here"
+    elif any(one.keys() - saved.keys() for one, saved in zip(here, there, strict=True)):
+        yield "the optimizer is of another kind"
+
+
+def _article(optimizer: State | None) -> str:
+    return "no" if optimizer is None else "an"

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
@@ -44,14 +47,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
-    def claim(self, store: PrefixStore, text: str) -> bool:
+    def claim(self, store: PrefixStore, text: str, silent: int | None = None) -> bool:
         """Name a cause; returns whether it is the first one.
 
         Args:
             store: The caller's own connection.
             text: The verdict for people.
+            silent: The rank that shows no sign of life, if that is the cause.
         """
-        record = json.dumps({"rank": self._rank, "text": text})
+        record = json.dumps({"rank": self._rank, "text": text, "silent": silent})
         try:
             winner = store.compare_set("failure", "", record).decode()
         except (RuntimeError, DistError):  # the store is gone: nobody to tell
@@ -82,6 +86,8 @@ class Watchdog:
                     return
                 self._lost_store(error)
                 break
+        if self.failed.is_set():
+            self._end_silent_neighbour()
         if self.failed.is_set() and not self._closing.wait(GRACE):
             sys.stderr.flush()
             sys.stdout.flush()
@@ -94,10 +100,10 @@ class Watchdog:
     def _silent_rank(self) -> int | None:
         now = time.monotonic()
         for rank in range(self._num_ranks):
-            key = f"beat/{rank}"
-            if rank == self._rank or not self._store.check([key]):
+            if rank == self._rank:
                 continue
-            beat = self._store.get(key)
+            key = f"beat/{rank}"
+            beat = self._store.get(key) if self._store.check([key]) else b"none yet"
             if rank not in self._seen or self._seen[rank][0] != beat:
                 self._seen[rank] = (beat, now)
             elif now - self._seen[rank][1] > self._silence:
@@ -105,13 +111,27 @@ class Watchdog:
         return None
 
     def _blame(self, rank: int) -> None:
-        host = self._store.get(f"host/{rank}").decode()
+        known = self._store.check([f"host/{rank}"])
+        host, process = json.loads(self._store.get(f"host/{rank}")) if known else ("?", "?")
         text = (
             f"Every rank must show a sign of life within {self._silence:g} s. "
-            f"Rank {rank} ({host}) did not. Check its machine and its link."
+            f"Rank {rank} (process {process} on {host}) did not. Check its machine and its link, "
+            "then continue from the newest checkpoint with --resume."
         )
-        if self.claim(self._store, text):
+        if self.claim(self._store, text, silent=rank):
             sys.stderr.write(f"scpl: {text}\n")
+
+    def _end_silent_neighbour(self) -> None:
+        """A process that hears nothing cannot end itself; one of the same machine can end it."""
+        silent = (self.failure or {}).get("silent")
+        if silent is None:
+            return
+        with suppress(RuntimeError, DistError, OSError):
+            if not self._store.check([f"host/{silent}"]):
+                return
+            host, process = json.loads(self._store.get(f"host/{silent}"))
+            if host == socket.gethostname():
+                os.kill(process, signal.SIGKILL)
 
     def _lost_store(self, error: Exception) -> None:
         """The store is gone, and with it the rank or launcher that hosts it."""

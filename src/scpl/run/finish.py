@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from safetensors.torch import save_file
@@ -50,7 +49,7 @@ def finish(
     if recorder is None:
         return None
     assert test is not None, "the last rank has the result"
-    save_network(network, folder, facts.describe_model(config.model))
+    save_network(network, folder)
     events = [event for rank in ranks for event in rank["events"]]
     folder.write_json(folder.path / "timeline.json", events)
     if config.trace:
@@ -78,7 +77,7 @@ def finish(
     return summary
 
 
-def save_network(network: nn.Module, folder: RunFolder, description: dict[str, Any]) -> None:
+def save_network(network: nn.Module, folder: RunFolder) -> None:
     """Write the plain network, under its own keys, whole or not at all."""
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     draft = folder.weights.with_suffix(".tmp")

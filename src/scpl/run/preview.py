@@ -45,7 +45,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_stages(pipeline: Pipeline) -> list[str]:
-    """One line per stage: layers, output, parameters."""
+    """One line per stage of this rank: layers, output, parameters."""
     lines = []
     for stage in pipeline.stages:
         names = pipeline.parts.names[stage.index]
@@ -57,5 +57,6 @@ def describe_stages(pipeline: Pipeline) -> list[str]:
             f"  stage {stage.index}: {span} -> {shape}; {body:,} parameters, "
             f"{extra:,} in its objective"
         )
-    lines.append(f"  read-out: {', '.join(pipeline.parts.readout_names)}")
+    if pipeline.mesh.is_last:
+        lines.append(f"  read-out: {', '.join(pipeline.parts.readout_names)}")
     return lines

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
 __all__ = ["GracefulStop"]
 
+SAME_EVENT = 2.0
+"""Seconds within which signals count as one: a terminal and a launcher both send Ctrl-C on."""
+
 
 class GracefulStop:
-    """While active, the first signal only sets `received`; a second one ends at once.
+    """While active, the first signal only sets `received`; a later one ends at once.
 
-    Args:
-        notify: Called with the signal's name when the first one arrives.
+    It may be entered again while it is active; the outermost ``with`` counts.
+
+    Attributes:
+        received: The first signal, if one came.
+        notify: Called with the signal's name when it comes.
     """
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._notify = notify
+        self.notify: Callable[[str], None] = lambda name: None
         self._previous: dict[signal.Signals, object] = {}
+        self._depth = 0
+        self._time = 0.0
 
     def __enter__(self) -> GracefulStop:
+        self._depth += 1
         # Only the main thread may install handlers; elsewhere the caller keeps its own.
-        if threading.current_thread() is threading.main_thread():
+        if self._depth == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -35,11 +45,16 @@ class GracefulStop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._time = signal.Signals(number), now
+            self.notify(self.received.name)
+        elif now - self._time > SAME_EVENT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        self._notify(self.received.name)

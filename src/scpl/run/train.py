@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,26 +55,32 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     config = replace(config, processes=mesh.num_ranks)
     threads = set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = choose_device(config.device)
+    stop = GracefulStop()
+    # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
+    # moment that it takes to agree on the cause.
     control = connect(mesh, device, config.timeout)
-    try:
-        summary = _train(_after_restart(config), control, threads)
-        control.close()
-    except Interrupted:
-        control.close()
-        raise
-    except Exception as error:
-        if control.fail(error, f"Rank {mesh.rank}: {error}"):
+    with stop if mesh.num_ranks > 1 else nullcontext():
+        try:
+            summary = _train(_after_restart(config), control, threads, stop)
+            control.close()
+        except Interrupted:
+            control.close()
             raise
-        raise RemoteError("Another rank failed first", str(error)) from error
+        except Exception as error:
+            if control.fail(error, f"Rank {mesh.rank}: {error}"):
+                raise
+            raise RemoteError("Another rank failed first", str(error)) from error
     return summary
 
 
-def _train(config: TrainConfig, control: Control, threads: int) -> dict[str, Any] | None:
+def _train(
+    config: TrainConfig, control: Control, threads: int, stop: GracefulStop
+) -> dict[str, Any] | None:
     mesh, device = control.mesh, choose_device(config.device)
-    finished = _finished(config) if mesh.is_first else None
-    control.share("finished", finished) if mesh.is_first else None
-    if control.fetch("finished") is not None:
-        return control.fetch("finished") if mesh.is_last else None
+    if mesh.is_first:
+        control.share("finished", _finished(config))
+    if (summary := control.fetch("finished")) is not None:
+        return dict(summary) if mesh.is_last else None
     loaders = build_loaders(config) if mesh.is_first else None
     if loaders is not None:
         control.share("facts", Facts.of(loaders).to_json())
@@ -86,7 +93,7 @@ def _train(config: TrainConfig, control: Control, threads: int) -> dict[str, Any
     pipeline = build_pipeline(
         config, parts, method, config.epochs * facts.steps, folder.checkpoints, control
     )
-    return _Run(config, facts, folder, loaders, pipeline).complete()
+    return _Run(config, facts, folder, loaders, pipeline, stop).complete()
 
 
 def _finished(config: TrainConfig) -> dict[str, Any] | None:
@@ -133,26 +140,29 @@ class _Run:
         folder: RunFolder,
         loaders: Loaders | None,
         pipeline: Pipeline,
+        stop: GracefulStop,
     ) -> None:
         self.config, self.facts, self.folder = config, facts, folder
-        self.loaders, self.pipeline = loaders, pipeline
+        self.loaders, self.pipeline, self.stop = loaders, pipeline, stop
         self.clock = Clock()
         self.recorder: Recorder | None = None
         if pipeline.mesh.is_last:
             folder.path.mkdir(parents=True, exist_ok=True)  # on a disk of its own
             self.recorder = Recorder(config, facts, folder, quiet=config.quiet)
+            stop.notify = self._notify
             pipeline.before_checkpoint = self.recorder.flush
 
     def complete(self) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
         note = self.pipeline.restore() if self.config.resume is not None else None
+        lines = self.pipeline.control.exchange("stages", describe_stages(self.pipeline))
         if self.recorder is not None:
-            self._introduce(self.recorder)
+            self._introduce(self.recorder, [line for rank in lines for line in rank])
         self.clock = Clock(note)
         try:
-            with GracefulStop(self._notify) as stop:
+            with self.stop:
                 while self.pipeline.epoch < self.config.epochs:
-                    self._train_epoch(stop)
+                    self._train_epoch()
             return finish(
                 self.config, self.facts, self.folder, self.loaders, self.pipeline,
                 self.clock, self.recorder,
@@ -167,7 +177,7 @@ class _Run:
             if self.recorder is not None:
                 self.recorder.close()
 
-    def _introduce(self, recorder: Recorder) -> None:
+    def _introduce(self, recorder: Recorder, stages: list[str]) -> None:
         config, facts, pipeline = self.config, self.facts, self.pipeline
         if config.resume is not None:
             recorder.restore(pipeline.step, pipeline.epoch)
@@ -178,7 +188,7 @@ class _Run:
             f"{config.processes} process{'es' * (config.processes > 1)} on {pipeline.device}, "
             f"{config.precision}"
         )
-        for line in describe_stages(pipeline):
+        for line in stages:
             say(line)
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
@@ -188,7 +198,7 @@ class _Run:
             say = self.recorder.progress.say
             say(f"{name}: finishing this step and saving; once more to end at once")
 
-    def _train_epoch(self, stop: GracefulStop) -> None:
+    def _train_epoch(self) -> None:
         pipeline, recorder = self.pipeline, self.recorder
         epoch = pipeline.epoch + 1
         if recorder is not None:
@@ -202,7 +212,7 @@ class _Run:
                     recorder.flush()
                     flushed = time.perf_counter()
             if pipeline.mesh.is_first:
-                self._checkpoint_if_due(stop)
+                self._checkpoint_if_due()
         seconds = self.clock.end_epoch()
         scores = None
         if self.facts.valid_images:
@@ -210,18 +220,18 @@ class _Run:
         if recorder is not None:
             lr = pipeline.learning_rate()
             recorder.end_epoch(epoch, self.clock, seconds, lr, scores)
-        if pipeline.mesh.is_first and (self.config.checkpoint_every is None or stop.received):
+        if pipeline.mesh.is_first and (self.config.checkpoint_every is None or self.stop.received):
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if pipeline.mesh.is_first and stop.received and epoch < self.config.epochs:
-            self._interrupt(stop.received)
+        if pipeline.mesh.is_first and self.stop.received and epoch < self.config.epochs:
+            self._interrupt(self.stop.received)
 
-    def _checkpoint_if_due(self, stop: GracefulStop) -> None:
+    def _checkpoint_if_due(self) -> None:
         """The first rank decides; the others hear of it in the stream."""
         every = self.config.checkpoint_every
-        if stop.received or (every is not None and self.pipeline.step % every == 0):
+        if self.stop.received or (every is not None and self.pipeline.step % every == 0):
             self.pipeline.checkpoint(**self.clock.note(in_epoch=True))
-        if stop.received:
-            self._interrupt(stop.received)
+        if self.stop.received:
+            self._interrupt(self.stop.received)
 
     def _interrupt(self, number: int) -> None:
         self.pipeline.stop(f"after step {self.pipeline.step}")
