@@ -5,22 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scpl.assembly import build_stages
 from scpl.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
 from scpl.control import Control, connect
-from scpl.errors import DataError, InputError, Interrupted, NonFiniteError
+from scpl.errors import DataError, InputError, NonFiniteError
+from scpl.line import Line, Position
 from scpl.link import open_links
 from scpl.mesh import Mesh
 from scpl.message import Kind, Mark, Message
-from scpl.methods.base import Method, Site
-from scpl.objectives import Objective
+from scpl.methods.base import Method
 from scpl.partition import Partition
-from scpl.randomness import derive_seed
 from scpl.scores import Scores
 from scpl.source import Batches, Source, blame_data, remaining
 from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
@@ -74,7 +73,6 @@ class Pipeline:
         self.device = torch.device(device)
         self.control = control or connect(mesh or Mesh(), self.device)
         self.mesh = self.control.mesh
-        self.step = self.epoch = self.batch = 0
         if parts.num_outputs != method.num_classes:
             raise InputError(
                 "The network must have one output per class",
@@ -83,16 +81,14 @@ class Pipeline:
             )
         options = StageOptions(optimizer, scheduler, clip_norm, precision)
         hosted = self.mesh.hosted(self.parts.num_stages)
-        self.stages = [self._build_stage(index, options, seed) for index in hosted]
-        self.timeline = Timeline(self.mesh.rank)
-        self.before_checkpoint: Callable[[], None] = lambda: None
-        """Called when a checkpoint's mark arrives, before the state is saved."""
-        self._inbox, self._outbox = open_links(
-            self.control, self.timeline, hosted, depth, self.device
+        self.stages = build_stages(
+            self.parts, method, options, hosted, seed=seed, device=self.device
         )
+        self.timeline = Timeline(self.mesh.rank)
         self._source = Source(method.num_classes, self.device)
-        self._worker = Worker(self.stages, self._outbox, self._write_part, self.timeline)
-        self._stopped = False
+        inbox, outbox = open_links(self.control, self.timeline, hosted, depth, self.device)
+        worker = Worker(self.stages, outbox, self._write_part, self.timeline)
+        self._line = Line(worker, inbox, outbox)
         self._folder = None if checkpoints is None else Path(checkpoints)
         self._writer = (
             CheckpointWriter(self._folder, self.parts.num_stages, keep) if self._folder else None
@@ -122,25 +118,23 @@ class Pipeline:
             Interrupted: on other ranks, if the first one ended the run early.
         """
         if not self.mesh.is_first:
-            yield from self._train_on_received()
+            yield from self._line.follow_epoch()
             return
         try:
             for inputs, target in remaining(loader, self.epoch, self.batch):
                 message = self._source.message(Kind.TRAIN, self.step + 1, inputs, target)
                 try:
-                    self._worker.handle(message)
+                    report = self._line.process(message)
                 except NonFiniteError as error:
                     raise blame_data(error, message) from error
-                self._advance(message)
-                report = self._worker.complete(Message(Kind.BARRIER, self.step))
                 if report is not None:
                     yield report
             if self.batch == 0:
                 raise DataError("Training needs at least one batch", "The loader gave none")
         except GeneratorExit:
-            self._end_epoch()
+            self._line.end_epoch()
             raise
-        self._end_epoch()
+        self._line.end_epoch()
 
     def evaluate(self, loader: Batches = ()) -> Scores:
         """Classify every batch of ``loader`` without learning.
@@ -152,7 +146,7 @@ class Pipeline:
             loader: Yields ``(inputs, target)``; read by the first rank only.
         """
         self._infer(((inputs, target) for inputs, target in loader), keep=False)
-        return Scores(self._worker.evaluation, self.parts.num_stages, self.control)
+        return Scores(self._line.worker.evaluation, self.parts.num_stages, self.control)
 
     def predict(self, inputs: Any) -> Tensor | None:
         """Compute logits.
@@ -168,7 +162,7 @@ class Pipeline:
         self._infer(((batch, None) for batch in batches), keep=True)
         if not self.mesh.is_last:
             return None
-        logits = self._worker.counts.logits
+        logits = self._line.worker.counts.logits
         if not logits:
             raise DataError("A prediction needs at least one batch", "Got none")
         return torch.cat([part.cpu() for part in logits])
@@ -194,9 +188,8 @@ class Pipeline:
                 "Pass checkpoints='some/folder' to Pipeline",
             )
         if self.mesh.is_first:
-            self.before_checkpoint()
             position = {"epoch": self.epoch, "batch": self.batch}
-            self._worker.handle(
+            self._line.process(
                 Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note={**note, **position})
             )
 
@@ -216,16 +209,16 @@ class Pipeline:
         """
         if self._folder is None:
             raise InputError("A folder for checkpoints must be given", "Got none")
-        indices = [stage.index for stage in self.stages]
-        readable = intact_steps(self._folder, indices, self.parts.num_stages)
+        hosted = self.mesh.hosted(self.parts.num_stages)
+        readable = intact_steps(self._folder, hosted, self.parts.num_stages)
         agreed = set(readable).intersection(*self.control.exchange("restore", readable))
         step = max(agreed, default=None) if step is None else step
         if step is None:
             return None
-        manifest = read_manifest(self._folder, step, indices[0])
+        manifest = read_manifest(self._folder, step, hosted.start)
         for stage in self.stages:
             stage.load_state_dict(read_part(self._folder, step, stage.index))
-        self.step, self.epoch, self.batch = step, manifest["epoch"], manifest["batch"]
+        self._line.position = Position(step, manifest["epoch"], manifest["batch"])
         return manifest
 
     def export(self) -> nn.Module:
@@ -243,6 +236,25 @@ class Pipeline:
                     self.control.broadcast(value, owner)
         return model
 
+    @property
+    def step(self) -> int:
+        """Training steps done on this rank."""
+        return self._line.position.step
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished on this rank."""
+        return self._line.position.epoch
+
+    @property
+    def batch(self) -> int:
+        """Mini-batches of the current epoch done on this rank."""
+        return self._line.position.batch
+
+    def on_checkpoint(self, hook: Callable[[], None]) -> None:
+        """Have ``hook`` called when a checkpoint's mark arrives, before the state is saved."""
+        self._line.before_checkpoint = hook
+
     def learning_rate(self) -> float:
         """The current learning rate of this rank's first stage that has an optimizer."""
         for stage in self.stages:
@@ -252,8 +264,7 @@ class Pipeline:
 
     def stop(self, reason: str) -> None:
         """End the run early: every rank finishes what is under way and raises Interrupted."""
-        self._worker.handle(Message(Kind.STOP, self.step, note={"last": True, "reason": reason}))
-        self._stopped = True
+        self._line.stop(reason)
 
     def close(self) -> None:
         """Wait until everything is sent and written.
@@ -261,11 +272,7 @@ class Pipeline:
         Raises:
             CheckpointError: if a checkpoint could not be written.
         """
-        if self.mesh.is_first and not self._stopped:
-            self.stop("")
-        while not self._stopped:
-            self._receive()
-        self._outbox.close()
+        self._line.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -277,116 +284,21 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if error is None:
             self.close()
         else:
             self.abort()
 
-    def _build_stage(self, index: int, options: StageOptions, seed: int) -> Stage:
-        parts = self.parts
-        is_last = index == parts.num_stages - 1
-        site = Site(
-            index,
-            parts.num_stages,
-            parts.feature_shapes[index],
-            parts.readout if is_last else None,
-        )
-        objective = self._build_objective(site, derive_seed(seed, "objective", index))
-        return Stage(
-            index,
-            parts.bodies[index],
-            parts.names[index],
-            objective,
-            options,
-            seed=derive_seed(seed, "stage", index),
-            device=self.device,
-        )
-
-    def _build_objective(self, site: Site, seed: int) -> Objective:
-        """Build an objective whose parameters depend on seed and stage, on nothing else."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.method.objective(site)
-
-    def _train_on_received(self) -> Iterator[Report]:
-        """The epoch as a later rank sees it: it lasts until its end mark arrives."""
-        ended = False
-        while not ended:
-            message = self._next()
-            report = self._worker.complete(message)
-            if report is not None:
-                try:
-                    yield report
-                except GeneratorExit:
-                    # The caller has seen enough, but the batches on their way must be learned.
-                    self._process(message)
-                    while message.mark is not Mark.EPOCH_END:
-                        message = self._next()
-                        self._worker.complete(message)
-                        self._process(message)
-                    raise
-            self._process(message)
-            ended = message.mark is Mark.EPOCH_END
-
-    def _next(self) -> Message:
-        """Receive; a stop that comes early ends the run here, too."""
-        assert self._inbox is not None
-        message = self._inbox.receive()
-        if message.kind is Kind.STOP:
-            self._stopped = True
-            self._worker.handle(message)
-            raise Interrupted("The first rank ended the run", str(message.note.get("reason", "")))
-        return message
-
-    def _receive(self) -> None:
-        """Take and do whatever comes, until the line stops."""
-        try:
-            message = self._next()
-        except Interrupted:
-            return
-        self._worker.complete(message)
-        self._process(message)
-
-    def _process(self, message: Message) -> None:
-        if message.mark is Mark.CHECKPOINT:
-            self.before_checkpoint()
-        self._worker.handle(message)
-        self._advance(message)
-
-    def _advance(self, message: Message) -> None:
-        """Count where in the data the run stands."""
-        if message.kind is Kind.TRAIN:
-            self.step, self.batch = message.step, self.batch + 1
-        elif message.mark is Mark.EPOCH_END:
-            self.epoch, self.batch = self.epoch + 1, 0
-
-    def _end_epoch(self) -> None:
-        if self._stopped:
-            return
-        message = Message(Kind.BARRIER, self.step, mark=Mark.EPOCH_END)
-        self._worker.handle(message)
-        self._advance(message)
-
     def _infer(self, batches: Iterable[tuple[Any, Tensor | None]], *, keep: bool) -> None:
         if not self.mesh.is_first:
-            mark = None
-            while mark is not Mark.EVALUATION_END:
-                message = self._next()
-                self._worker.complete(message)
-                self._process(message)
-                mark = message.mark
+            self._line.follow_evaluation()
             return
-        handle = self._worker.handle
-        handle(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep}))
+        process = self._line.process
+        process(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep}))
         for index, (inputs, target) in enumerate(batches):
-            handle(self._source.message(Kind.EVAL, index, inputs, target))
-        handle(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_END))
+            process(self._source.message(Kind.EVAL, index, inputs, target))
+        process(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_END))
 
     def _write_part(self, stage: Stage, message: Message) -> None:
         """Save one stage when a checkpoint's barrier reaches it."""

@@ -150,7 +150,7 @@ class _Run:
             folder.path.mkdir(parents=True, exist_ok=True)  # on a disk of its own
             self.recorder = Recorder(config, facts, folder, quiet=config.quiet)
             stop.notify = self._notify
-            pipeline.before_checkpoint = self.recorder.flush
+            pipeline.on_checkpoint(self.recorder.flush)
 
     def complete(self) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
