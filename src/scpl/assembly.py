@@ -9,7 +9,7 @@ import torch
 from scpl.methods.base import Method, Site
 from scpl.objectives import Objective
 from scpl.partition import Partition
-from scpl.randomness import derive_seed
+from scpl.randomness import RandomState, derive_seed
 from scpl.stage import Stage, StageOptions
 
 __all__ = ["build_stages"]
@@ -54,6 +54,5 @@ def _build_objective(parts: Partition, method: Method, index: int, seed: int) ->
     is_last = index == parts.num_stages - 1
     readout = parts.readout if is_last else None
     site = Site(index, parts.num_stages, parts.feature_shapes[index], readout)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "objective", index))
+    with RandomState(derive_seed(seed, "objective", index), torch.device("cpu")).active():
         return method.objective(site)

@@ -8,6 +8,7 @@ checksum that its manifest says.
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -46,6 +47,7 @@ class CheckpointWriter:
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._waiting: list[Future[None]] = []
+        self._step: int | None = None
 
     def write(self, index: int, step: int, state: dict[str, Any], note: dict[str, Any]) -> None:
         """Write one stage's part; returns at once.
@@ -59,7 +61,11 @@ class CheckpointWriter:
         Raises:
             CheckpointError: if an earlier part could not be written.
         """
+        # One checkpoint under way at most: a slow disk must slow the line, not fill the memory.
+        if self._step not in (None, step):
+            self.wait()
         self._raise_failures()
+        self._step = step
         reserved = MANIFEST.intersection(note)
         if reserved:
             raise CheckpointError(
@@ -68,8 +74,17 @@ class CheckpointWriter:
             )
         self._waiting.append(self._pool.submit(self._write, index, step, state, note))
 
+    def wait(self) -> None:
+        """Wait until all that was handed over is written.
+
+        Raises:
+            CheckpointError: if a part could not be written.
+        """
+        concurrent.futures.wait(self._waiting)
+        self._raise_failures()
+
     def close(self) -> None:
-        """Wait until all is written.
+        """Wait until all is written, and end.
 
         Raises:
             CheckpointError: if a part could not be written.

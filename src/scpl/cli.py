@@ -151,9 +151,10 @@ def _train_config(arguments: list[str]) -> TrainConfig:
     resume = _value_of(arguments, "--resume")
     if arguments and not arguments[0].startswith("-"):
         from scpl.run.recipes import find_recipe
+        from scpl.run.settings import CompareConfig
 
-        path = find_recipe(arguments[0])
-        default = TrainConfig.from_dict(read_toml(path), str(path))
+        # A recipe may also say what `scpl compare` compares; that is not for one run.
+        default = CompareConfig.from_recipe(find_recipe(arguments[0])).train
         arguments = arguments[1:]
     elif resume is not None and (Path(resume) / "config.toml").is_file():
         path = Path(resume) / "config.toml"

@@ -37,8 +37,8 @@ class ScplError(Exception):
         self.rule, self.got, self.fix = rule, got, fix
         super().__init__(" ".join(_sentence(part) for part in (rule, got, fix) if part))
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        return type(self), (self.rule, self.got, self.fix)
+    def __reduce__(self) -> tuple[type, tuple[str, str, str], dict[str, object]]:
+        return type(self), (self.rule, self.got, self.fix), vars(self)
 
 
 class InputError(ScplError, ValueError):

@@ -44,11 +44,14 @@ class Mesh:
 
         Without them (``python script.py``) this is the only rank, which hosts all stages.
         """
-        return cls(
-            int(os.environ.get("RANK", "0")),
-            int(os.environ.get("WORLD_SIZE", "1")),
-            None if spread is None else tuple(spread),
-        )
+        rank, num_ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and num_ranks.isdecimal()):
+            raise InputError(
+                "RANK and WORLD_SIZE must be whole numbers",
+                f"Got RANK={rank!r} and WORLD_SIZE={num_ranks!r}",
+                "Let torchrun set them, or unset both",
+            )
+        return cls(int(rank), int(num_ranks), None if spread is None else tuple(spread))
 
     def counts(self, num_stages: int) -> tuple[int, ...]:
         """How many stages each rank hosts.

@@ -21,7 +21,7 @@ from scpl.message import Kind, Mark, Message
 from scpl.methods.base import Method
 from scpl.partition import Partition
 from scpl.scores import Scores
-from scpl.source import Batches, Source, blame_data, remaining
+from scpl.source import Batches, Source, blame_data, pair, remaining
 from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
 from scpl.timeline import Timeline
 from scpl.worker import Report, Worker
@@ -46,6 +46,7 @@ class Pipeline:
         mesh: Which rank hosts which stages; default: all of them here.
         control: The tie between the ranks, if it exists already; default: made from `mesh`.
         depth: Messages in flight on each link, at least 2.
+        silence: Seconds without a sign of life after which a rank counts as lost.
 
     Raises:
         InputError: if method, network and mesh do not fit together.
@@ -67,11 +68,12 @@ class Pipeline:
         mesh: Mesh | None = None,
         control: Control | None = None,
         depth: int = 2,
+        silence: float = 30.0,
     ) -> None:
         self.parts = parts if method.cuts_gradients else parts.merged()
         self.method = method
         self.device = torch.device(device)
-        self.control = control or connect(mesh or Mesh(), self.device)
+        self.control = control or connect(mesh or Mesh(), self.device, silence)
         self.mesh = self.control.mesh
         if parts.num_outputs != method.num_classes:
             raise InputError(
@@ -97,13 +99,11 @@ class Pipeline:
     def train(self, loader: Batches = ()) -> Iterator[Report]:
         """Train on every batch of ``loader`` once (one epoch).
 
-        Only the first rank reads ``loader``; another rank ignores it, works on what it receives,
-        and goes on to its next call as soon as its own part is done, so that the line stays full
-        from epoch to epoch.
-
-        A loader with a method ``set_epoch`` is told the epoch first. After `restore` in the
-        middle of an epoch, the batches that were already seen are skipped (by its method
-        ``batches(start)`` if it has one). Leaving the loop early ends the epoch.
+        Only the first rank reads ``loader``. Another rank works on what it receives, and goes on
+        to its next call as soon as its own part is done, so the line stays full between epochs.
+        A loader with a method ``set_epoch`` is told the epoch; after `restore` in the middle of
+        one, batches already seen are skipped (by ``batches(start)`` if the loader has it).
+        Leaving the loop early ends the epoch.
 
         Args:
             loader: Yields ``(inputs, target)``; target holds class indices ``[N]``.
@@ -126,7 +126,8 @@ class Pipeline:
                 try:
                     report = self._line.process(message)
                 except NonFiniteError as error:
-                    raise blame_data(error, message) from error
+                    blame_data(error, message)
+                    raise
                 if report is not None:
                     yield report
             if self.batch == 0:
@@ -137,15 +138,12 @@ class Pipeline:
         self._line.end_epoch()
 
     def evaluate(self, loader: Batches = ()) -> Scores:
-        """Classify every batch of ``loader`` without learning.
-
-        It is a part of the stream: a rank returns when its own part is done, and the result can
-        be read when the last rank has it.
+        """Classify every batch of ``loader`` without learning, as a part of the stream.
 
         Args:
             loader: Yields ``(inputs, target)``; read by the first rank only.
         """
-        self._infer(((inputs, target) for inputs, target in loader), keep=False)
+        self._infer((pair(batch) for batch in loader), keep=False)
         return Scores(self._line.worker.evaluation, self.parts.num_stages, self.control)
 
     def predict(self, inputs: Any) -> Tensor | None:
@@ -160,18 +158,16 @@ class Pipeline:
         """
         batches = [inputs] if isinstance(inputs, Tensor) else inputs
         self._infer(((batch, None) for batch in batches), keep=True)
-        if not self.mesh.is_last:
-            return None
         logits = self._line.worker.counts.logits
-        if not logits:
+        if self.mesh.is_last and not logits:
             raise DataError("A prediction needs at least one batch", "Got none")
-        return torch.cat([part.cpu() for part in logits])
+        return torch.cat([part.cpu() for part in logits]) if logits else None
 
     def checkpoint(self, **note: float | str) -> None:
         """Send a mark down the line; every stage saves itself where the mark reaches it.
 
-        The line does not stop: writing goes on in the background. Called on the first rank; on
-        others it does nothing, for they save when the mark arrives.
+        Writing goes on in the background. On ranks but the first a call does nothing: they save
+        when the mark arrives.
 
         Args:
             note: What else to remember; `restore` returns it.
@@ -181,17 +177,10 @@ class Pipeline:
             CheckpointError: if an earlier one could not be written.
             NonFiniteError: if weights are not finite; earlier checkpoints are kept.
         """
-        if self._writer is None:
-            raise InputError(
-                "A folder for checkpoints must be given",
-                "Got none",
-                "Pass checkpoints='some/folder' to Pipeline",
-            )
+        self._checkpoint_folder()
         if self.mesh.is_first:
-            position = {"epoch": self.epoch, "batch": self.batch}
-            self._line.process(
-                Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note={**note, **position})
-            )
+            full = {**note, "epoch": self.epoch, "batch": self.batch}
+            self._line.process(Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note=full))
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Continue from a checkpoint, on any number of ranks; called on all of them.
@@ -207,17 +196,21 @@ class Pipeline:
         Raises:
             CheckpointError: if it is damaged or of another network.
         """
-        if self._folder is None:
-            raise InputError("A folder for checkpoints must be given", "Got none")
+        folder = self._checkpoint_folder()
+        if self._writer is not None:
+            self._writer.wait()
         hosted = self.mesh.hosted(self.parts.num_stages)
-        readable = intact_steps(self._folder, hosted, self.parts.num_stages)
+        readable = intact_steps(folder, hosted, self.parts.num_stages)
         agreed = set(readable).intersection(*self.control.exchange("restore", readable))
         step = max(agreed, default=None) if step is None else step
         if step is None:
             return None
-        manifest = read_manifest(self._folder, step, hosted.start)
-        for stage in self.stages:
-            stage.load_state_dict(read_part(self._folder, step, stage.index))
+        manifest = read_manifest(folder, step, hosted.start)
+        parts = [(stage, read_part(folder, step, stage.index)) for stage in self.stages]
+        for stage, state in parts:
+            stage.check_state_dict(state)  # all of them first: all stages change, or none
+        for stage, state in parts:
+            stage.load_state_dict(state)
         self._line.position = Position(step, manifest["epoch"], manifest["batch"])
         return manifest
 
@@ -255,13 +248,6 @@ class Pipeline:
         """Have ``hook`` called when a checkpoint's mark arrives, before the state is saved."""
         self._line.before_checkpoint = hook
 
-    def learning_rate(self) -> float:
-        """The current learning rate of this rank's first stage that has an optimizer."""
-        for stage in self.stages:
-            if stage.optimizer is not None:
-                return float(stage.optimizer.param_groups[0]["lr"])
-        return 0.0
-
     def stop(self, reason: str) -> None:
         """End the run early: every rank finishes what is under way and raises Interrupted."""
         self._line.stop(reason)
@@ -273,8 +259,7 @@ class Pipeline:
             CheckpointError: if a checkpoint could not be written.
         """
         self._line.close()
-        if self._writer is not None:
-            self._writer.close()
+        self.abort()
 
     def abort(self) -> None:
         """Give up after an error: wait for nothing but the checkpoints that are being written."""
@@ -299,6 +284,12 @@ class Pipeline:
         for index, (inputs, target) in enumerate(batches):
             process(self._source.message(Kind.EVAL, index, inputs, target))
         process(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_END))
+
+    def _checkpoint_folder(self) -> Path:
+        if self._folder is None:
+            fix = "Pass checkpoints='some/folder' to Pipeline"
+            raise InputError("A folder for checkpoints must be given", "Got none", fix)
+        return self._folder
 
     def _write_part(self, stage: Stage, message: Message) -> None:
         """Save one stage when a checkpoint's barrier reaches it."""

@@ -35,13 +35,24 @@ class Source:
         Raises:
             DataError: if the target does not hold one class per row.
         """
+        tensors = tensors_of(inputs)
+        if not tensors or tensors[0].ndim == 0:
+            raise DataError(
+                "Inputs must be tensors whose first dimension is the batch",
+                f"Batch {step} holds {'a tensor without dimensions' if tensors else 'none'}",
+            )
         if target is not None:
-            self._check_target(target, len(tensors_of(inputs)[0]), step)
+            self._check_target(target, len(tensors[0]), step)
             target = target.to(self._device, torch.int64, non_blocking=True)
         features = tree_map(lambda t: t.to(self._device, non_blocking=True), inputs)
         return Message(kind, step, features, target)
 
     def _check_target(self, target: Tensor, rows: int, step: int) -> None:
+        if not isinstance(target, Tensor):
+            raise DataError(
+                "A target must be a tensor of class indices",
+                f"Got {type(target).__name__} in batch {step}",
+            )
         if target.ndim != 1 or len(target) != rows or target.is_floating_point():
             raise DataError(
                 "A target must hold one class index per row",
@@ -64,21 +75,36 @@ def remaining(loader: Batches, epoch: int, seen: int) -> Iterator[tuple[Any, Ten
     if set_epoch is not None:
         set_epoch(epoch)
     batches = getattr(loader, "batches", None)
-    if batches is not None:
-        yield from batches(seen)
-    else:
-        yield from islice(iter(loader), seen, None)
+    left = batches(seen) if batches is not None else islice(iter(loader), seen, None)
+    for batch in left:
+        yield pair(batch)
 
 
-def blame_data(error: NonFiniteError, message: Message) -> NonFiniteError:
-    """Say so if the batch itself was not finite."""
+def pair(batch: Any) -> tuple[Any, Tensor]:
+    """Take a batch apart.
+
+    Raises:
+        DataError: if it is not ``(inputs, target)``.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise DataError(
+            "A batch must be a pair (inputs, target)", f"Got {type(batch).__name__}{size}"
+        )
+    return batch[0], batch[1]
+
+
+def blame_data(error: NonFiniteError, message: Message) -> None:
+    """Raise another error if the batch itself was not finite.
+
+    Raises:
+        NonFiniteError: naming the batch.
+    """
     for tensor in tensors_of(message.features):
         bad = tensor.numel() - int(tensor.isfinite().sum())
         if bad:
-            return NonFiniteError(
+            raise NonFiniteError(
                 "The data must be finite",
-                f"The batch of step {message.step} holds {bad} NaN or infinite values "
-                "(found in the loss of stage 0)",
+                f"The batch of step {message.step} holds {bad} NaN or infinite values",
                 "Clean the data; earlier checkpoints are kept",
-            )
-    return error
+            ) from error

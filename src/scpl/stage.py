@@ -75,7 +75,7 @@ class Stage:
         self._output_version = 0
         self._unchecked: list[tuple[int, Tensor]] = []
         self._modules = [*self.body.modules(), *self.objective.modules()]
-        # Body and objective may share nothing, but a user's objective could name a layer twice.
+        # A user's objective could hold a layer of the body: count its parameters once.
         self.parameters = list(
             dict.fromkeys(p for p in [*body.parameters(), *objective.parameters()])
         )
@@ -145,12 +145,12 @@ class Stage:
     def infer(self, features: Tree) -> Tree:
         """Compute the output in evaluation mode, without gradients."""
         self._set_mode(training=False)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._random.active(), self._autocast():
             return tree_map(Tensor.contiguous, self.body(features))
 
     def predict(self, output: Tree) -> Tensor | None:
         """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._random.active(), self._autocast():
             logits = self.objective.predict(output)
         return None if logits is None else logits.float()
 
@@ -184,12 +184,11 @@ class Stage:
             "random": self._random.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state.
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that a saved state fits, without changing anything.
 
         Raises:
-            CheckpointError: if the state is of another network or method; all differences are
-                listed, and nothing was changed.
+            CheckpointError: if it is of another network or method; all differences are listed.
         """
         faults = differences(self.state_dict(), state)
         if faults:
@@ -198,6 +197,14 @@ class Stage:
                 "Differences: " + "; ".join(faults[:6]) + ("; ..." if len(faults) > 6 else ""),
                 "Resume with the configuration the run was started with",
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state that fits.
+
+        Raises:
+            CheckpointError: if it does not; nothing was changed.
+        """
+        self.check_state_dict(state)
         for name, layer in zip(self._names, self.body, strict=True):
             prefix = f"{name}."
             own = {k.removeprefix(prefix): k for k in state["body"] if k.startswith(prefix)}
@@ -265,11 +272,8 @@ class Stage:
         )
 
     def _autocast(self) -> torch.autocast:
-        precision = self._options.precision
-        enabled = precision is not torch.float32
-        return torch.autocast(
-            self.device.type, dtype=precision if enabled else None, enabled=enabled
-        )
+        mixed = self._options.precision if self._options.precision != torch.float32 else None
+        return torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None)
 
     def _set_mode(self, *, training: bool) -> None:
         """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from scpl.errors import ScplError
 from scpl.link import Outbox
-from scpl.message import Kind, Mark, Message, Tree
+from scpl.message import Kind, Mark, Message
 from scpl.stage import Stage
 from scpl.timeline import Timeline
 
@@ -135,8 +135,10 @@ class Worker:
                     )
                 with self.timeline.during("learn", stage.index, message.step):
                     own.append(stage.learn(target, carry, message.step))
+            except ScplError:
+                raise  # it says enough by itself
             except Exception as error:
-                raise self._explained(stage, error, message, features) from error
+                raise stage.explain(error, features, message.step) from error
             features, carry = output, onward
         self._unreported = Report(message.step, target.shape[0], tuple(own))
 
@@ -149,8 +151,10 @@ class Worker:
                     logits = stage.predict(output)
                 if stage is self.stages[-1]:
                     self._outbox.send(replace(message, features=output))
+            except ScplError:
+                raise  # it says enough by itself
             except Exception as error:
-                raise self._explained(stage, error, message, features) from error
+                raise stage.explain(error, features, message.step) from error
             if logits is not None:
                 if message.target is not None:
                     _count(self.counts.stages[index], logits, message.target)
@@ -175,14 +179,6 @@ class Worker:
         elif message.mark is Mark.EPOCH_END:
             for stage in self.stages:
                 stage.check_losses()
-
-    def _explained(
-        self, stage: Stage, error: Exception, message: Message, features: Tree
-    ) -> Exception:
-        """Name stage, step and shapes, unless the error says enough by itself."""
-        return (
-            error if isinstance(error, ScplError) else stage.explain(error, features, message.step)
-        )
 
 
 def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:

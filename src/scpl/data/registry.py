@@ -68,7 +68,7 @@ def _load_known(
     size = image_size or spec.image_size
     roots = _roots(data_dir)
     for root in roots:
-        found = _find(root, name, spec)
+        found = locate(root, name, spec)
         if found is not None:
             return _read_known(name, spec, *found, size)
     advice = _advice(spec)
@@ -78,7 +78,7 @@ def _load_known(
             f"the data set {name} must be on this machine", f"Searched {looked}", advice
         )
     snapshot = hub.fetch(spec.repo, name, advice)
-    found = _find(snapshot, name, spec)
+    found = locate(snapshot, name, spec)
     if found is None:
         raise DataError(
             f"{spec.repo} must hold train and test parquet files", f"Not so in {snapshot}", advice
@@ -93,7 +93,8 @@ def _roots(data_dir: Path | None) -> list[Path]:
     return list(dict.fromkeys(Path(setting).expanduser() for setting in settings if setting))
 
 
-def _find(root: Path, name: str, spec: Known) -> tuple[Path, Format] | None:
+def locate(root: Path, name: str, spec: Known) -> tuple[Path, Format] | None:
+    """Find a known data set below a folder, without reading any image."""
     for folder in _candidates(root, name, spec):
         for files in spec.formats:
             # Any folder of folders looks like images by class; in the root that proves nothing.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, get_args
 
 from torch import nn
 
 from scpl import heads
+from scpl.errors import InputError, unknown_name
 from scpl.methods.base import Method, Site
 from scpl.objectives import Contrastive, CrossEntropy, Normalization, Objective, Sum
 
@@ -40,6 +41,13 @@ class SCPL(Method):
     normalization: Normalization = "paper"
     head: HeadFactory = field(default_factory=heads.PooledMLP)
     classifier_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise InputError("temperature must be more than 0", f"Got {self.temperature}")
+        if self.normalization not in get_args(Normalization):
+            raise unknown_name("normalization", self.normalization, get_args(Normalization))
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         contrastive = Contrastive(

@@ -20,7 +20,7 @@ from scpl.errors import DataError, InputError, unknown_name
 from scpl.methods import METHODS, SCPL, Method
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
-from scpl.randomness import derive_seed
+from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
 
 __all__ = ["Loaders", "build_loaders", "build_method", "build_partition", "build_pipeline",
@@ -118,8 +118,7 @@ def build_partition(config: TrainConfig, source: Images) -> Partition:
     Raises:
         InputError: for an unknown network or cuts that do not fit it.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "network"))
+    with RandomState(derive_seed(config.seed, "network"), torch.device("cpu")).active():
         model = models.build(
             config.model,
             num_classes=source.num_classes,

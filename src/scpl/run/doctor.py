@@ -178,10 +178,10 @@ def _data_sets(report: _Report) -> None:
     if report.torch is None:  # the readers need it
         return
     from scpl.data.catalogue import KNOWN
-    from scpl.data.registry import _find  # where `scpl train` looks, without reading any image
+    from scpl.data.registry import locate  # where `scpl train` looks, without reading any image
 
     places = {
-        name: [found[0] for root in roots if (found := _find(root, name, entry))]
+        name: [found[0] for root in roots if (found := locate(root, name, entry))]
         for name, entry in KNOWN.items()
     }
     shown = [f"{name} in {folders[0]}" for name, folders in places.items() if folders]

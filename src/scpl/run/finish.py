@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from scpl.pipeline import Pipeline
@@ -81,7 +81,7 @@ def save_network(network: nn.Module, folder: RunFolder) -> None:
     """Write the plain network, under its own keys, whole or not at all."""
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     draft = folder.weights.with_suffix(".tmp")
-    save_file(state, draft, metadata={"format": "pt"})
+    draft.write_bytes(save(state, metadata={"format": "pt"}))
     draft.replace(folder.weights)
 
 

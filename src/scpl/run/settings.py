@@ -55,8 +55,8 @@ class EvalConfig:
     """Another data set of the same shape; default: the run's own test images."""
     data_dir: Path | None = None
     """Where data sets lie; default: the environment variable SCPL_DATA."""
-    batch_size: int = 512
-    """Images per mini-batch."""
+    batch_size: int | None = None
+    """Images per mini-batch; default: as in training."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False

@@ -218,8 +218,7 @@ class _Run:
         if self.facts.valid_images:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
-            lr = pipeline.learning_rate()
-            recorder.end_epoch(epoch, self.clock, seconds, lr, scores)
+            recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores)
         if pipeline.mesh.is_first and (self.config.checkpoint_every is None or self.stop.received):
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
         if pipeline.mesh.is_first and self.stop.received and epoch < self.config.epochs:
@@ -241,3 +240,9 @@ class _Run:
         )
         error.signal = number
         raise error
+
+
+def _learning_rate(pipeline: Pipeline) -> float:
+    """Of this rank's first stage that has an optimizer; all stages have the same schedule."""
+    optimizers = [stage.optimizer for stage in pipeline.stages if stage.optimizer]
+    return float(optimizers[0].param_groups[0]["lr"]) if optimizers else 0.0

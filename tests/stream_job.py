@@ -1,0 +1,180 @@
+"""One rank of a small run; `test_stream.py` starts it once alone and then with several ranks.
+
+usage: stream_job.py CASE OUT [--until STEP] [--resume] [--slow] [--fail RANK HOW]
+"""
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import scpl
+from scpl.message import tree_map
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import data
+
+BATCHES = 6
+EPOCHS = 4
+
+
+class Mean(nn.Module):
+    def forward(self, features):
+        return features.mean(1)
+
+
+def vgg():
+    def unit(inputs, outputs):
+        return [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+
+    return nn.Sequential(
+        *unit(2, 8), *unit(8, 8), nn.MaxPool2d(2), *unit(8, 16), nn.MaxPool2d(2), *unit(16, 16),
+        nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
+
+
+def transformer():
+    def block():
+        return nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
+
+    return nn.Sequential(
+        nn.Linear(4, 16), block(), block(), block(), block(), Mean(), nn.Linear(16, 3)
+    )
+
+
+CASES = {
+    # name: network, cuts, shape of a sample, rows of every batch
+    "vgg": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-uneven": (vgg, ["1", "2", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-partial": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
+    "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
+    "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
+    "transformer-ragged": (transformer, ["1", "2", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
+}
+
+
+class Slow(nn.Module):
+    def forward(self, features):
+        time.sleep(0.02)
+        return features
+
+
+def build(case, slow):
+    network, cuts, shape, sizes = CASES[case]
+    torch.manual_seed(11)
+    model = network()
+    batches = data(shape, sizes)
+    if case.endswith("views"):  # a batch holds two views of each image
+        batches = [(x, torch.cat([y[: len(y) // 2]] * 2)) for x, y in batches]
+    if slow:
+        layers = list(model)
+        model = nn.Sequential(*layers[:-1], Slow(), layers[-1])
+    parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
+    return parts, batches
+
+
+def break_on_purpose(pipeline, how):
+    if how == "raise":
+        stage = pipeline.stages[0]
+
+        def forward(features):
+            raise ValueError("broken on purpose")
+
+        stage.body.forward = forward
+    elif how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("case", choices=CASES)
+    options.add_argument("out", type=Path)
+    options.add_argument("--until", type=int)
+    options.add_argument("--resume", action="store_true")
+    options.add_argument("--slow", action="store_true")
+    options.add_argument("--fail", nargs=2)
+    options = options.parse_args()
+    torch.set_num_threads(1)
+    mesh = scpl.Mesh.from_env()
+    parts, batches = build(options.case, options.slow)
+    method = scpl.SCPL(3) if options.case.startswith("vgg") else scpl.EarlyExit(3)
+    pipeline = scpl.Pipeline(
+        parts,
+        method,
+        lambda params: torch.optim.Adam(params, lr=1e-3),
+        scheduler=lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 30),
+        clip_norm=1.0,
+        checkpoints=options.out / "checkpoints",
+        keep=9,
+        mesh=mesh,
+        silence=4.0,
+    )
+    if options.resume:
+        assert pipeline.restore() is not None
+    losses, evaluations, memory = {}, [], []
+    try:
+        while pipeline.epoch < EPOCHS:
+            for report in pipeline.train(batches * 25 if options.slow else batches):
+                losses[report.step] = report.values()
+                memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+                if mesh.is_first and pipeline.step == 10:
+                    pipeline.checkpoint(remark="middle")
+                if pipeline.step == options.until:
+                    raise SystemExit(0)
+                if options.fail and mesh.rank == int(options.fail[0]) and pipeline.step == 8:
+                    break_on_purpose(pipeline, options.fail[1])
+            evaluations.append(pipeline.evaluate(batches))
+            if options.slow:
+                break
+        results = [scores.result() for scores in evaluations]
+        exported = pipeline.export().state_dict()
+        pipeline.close()
+    except Exception as error:
+        pipeline.abort()
+        if pipeline.control.fail(error, f"Rank {mesh.rank}: {error}"):
+            sys.stderr.write(f"VERDICT rank {mesh.rank}: {error}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    torch.save(
+        {
+            "stages": {
+                stage.index: tree_map(torch.clone, _plain(stage.state_dict()))
+                for stage in pipeline.stages
+            },
+            "losses": losses,
+            "evaluations": [vars(result) for result in results],
+            "exported": exported,
+            "memory": memory,
+            "wait": pipeline.timeline.wait_share(),
+            "events": pipeline.timeline.events(),
+        },
+        options.out / f"rank-{mesh.rank}.pt",
+    )
+    pipeline.control.close()
+
+
+def _plain(state):
+    """Numbers as tensors, so that states can be compared whole."""
+    if isinstance(state, dict):
+        return {str(key): _plain(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_plain(value) for value in state]
+    if isinstance(state, (int, float)):
+        return torch.tensor(state, dtype=torch.float64)
+    return None if isinstance(state, str) else state
+
+
+if __name__ == "__main__":
+    main()

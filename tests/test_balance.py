@@ -1,0 +1,85 @@
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from networks import mlp
+from scpl import models, split
+from scpl.balance import balanced_cuts, minmax_partition
+from scpl.errors import PartitionError
+
+
+def largest(costs, starts):
+    edges = [*starts, len(costs)]
+    return max(sum(costs[a:b]) for a, b in pairwise(edges))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.data())
+def test_the_largest_part_is_as_small_as_it_can_be(costs, data):
+    parts = data.draw(st.integers(1, len(costs)))
+    starts = minmax_partition(costs, parts)
+    assert starts[0] == 0
+    assert len(starts) == parts
+    assert sorted(set(starts)) == starts
+    best = min(
+        largest(costs, [0, *inner]) for inner in combinations(range(1, len(costs)), parts - 1)
+    )
+    assert largest(costs, starts) == best
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("resnet18", 8), ("vgg8", 6), ("resnet18", 1)])
+def test_the_papers_networks_can_be_cut_fine(name, num_stages):
+    model = models.build(name, num_classes=4, image_size=16)
+    example = torch.zeros(1, 3, 16, 16)
+    parts = split(model, num_stages=num_stages, readout=models.readout(name), example=example)
+    assert parts.num_stages == num_stages
+    assert all(any(True for _ in body.parameters()) for body in parts.bodies)
+    assert list(parts.cuts) == balanced_cuts(model, num_stages, models.readout(name), example)
+
+
+def test_the_dearest_layer_stands_alone():
+    widths = [4, 4, 256, 256, 4, 3]
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+    assert balanced_cuts(model, 3, None, torch.zeros(1, 4)) == ["2", "3"]
+
+
+def test_what_does_not_compute_stays_with_the_layer_before():
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(4, 4),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
+        nn.Linear(4, 4),
+        nn.Linear(4, 3),
+    )
+    parts = split(model, num_stages=2, example=torch.zeros(2, 4))
+    assert parts.names == (("0", "1", "2", "3"), ("4",))
+
+
+def test_a_network_that_is_one_inner_row_can_be_cut():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(4)
+
+        def forward(self, rows):
+            return self.net(rows)
+
+    parts = split(Wrapped(), num_stages=3, example=torch.zeros(2, 5))
+    assert parts.cuts == ("net.linear1", "net.linear2")
+    assert parts.readout_names == ("net.classifier",)
+
+
+def test_too_many_stages_are_refused_with_the_number_possible():
+    with pytest.raises(PartitionError, match=r"Got 3: linear0, linear1, linear2.*at most 3 stages"):
+        balanced_cuts(mlp(4), 4, None, torch.zeros(1, 5))
+
+
+def test_the_same_cuts_every_time_whatever_the_mode():
+    model = models.build("vgg8", num_classes=4, image_size=16)
+    example = torch.zeros(2, 3, 16, 16)
+    found = {tuple(balanced_cuts(model.train(m), 4, None, example)) for m in (True, False, True)}
+    assert len(found) == 1

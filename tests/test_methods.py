@@ -1,0 +1,138 @@
+from dataclasses import FrozenInstanceError, dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from networks import NUM_CLASSES, mlp, rows, seeded_layers
+from scpl import SCPL, Backpropagation, EarlyExit, Method, Pipeline, split
+from scpl.errors import InputError
+from scpl.heads import Linear
+from scpl.methods import METHODS, Site
+from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
+
+READOUT = nn.Linear(6, NUM_CLASSES)
+INNER = Site(0, 2, (6,), None)
+LAST = Site(1, 2, (6,), READOUT)
+
+
+def test_methods_are_known_by_name():
+    known = {"scpl": SCPL, "early-exit": EarlyExit, "bp": Backpropagation}
+    assert known.items() <= METHODS.items()
+    assert [method.cuts_gradients for method in known.values()] == [True, True, False]
+
+
+def test_a_site_knows_whether_it_is_last():
+    assert (INNER.is_last, LAST.is_last) == (False, True)
+
+
+def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
+    method = SCPL(NUM_CLASSES, temperature=0.3, normalization="supcon", head=Linear(7))
+    inner, last = method.objective(INNER), method.objective(LAST)
+    assert type(inner) is Contrastive
+    assert (inner.temperature, inner.normalization) == (0.3, "supcon")
+    assert inner.head(torch.zeros(2, 6)).shape == (2, 7)
+    assert type(last) is Sum
+    contrastive, classifier = last.parts
+    assert contrastive.temperature == 0.3
+    assert classifier.classifier is READOUT
+    assert classifier.detach
+    assert not replace(method, classifier_gradient=True).objective(LAST).parts[1].detach
+
+
+def test_every_stage_gets_a_head_of_its_own():
+    method = SCPL(NUM_CLASSES)
+    assert method.objective(INNER).head is not method.objective(INNER).head
+
+
+def test_early_exit_classifies_everywhere():
+    method = EarlyExit(NUM_CLASSES, hidden_features=9)
+    inner, last = method.objective(INNER), method.objective(LAST)
+    assert type(inner) is type(last) is CrossEntropy
+    assert inner.classifier(torch.zeros(2, 6)).shape == (2, NUM_CLASSES)
+    assert inner.classifier[0].out_features == 9
+    assert last.classifier is READOUT
+    assert not last.detach
+
+
+def test_early_exit_takes_the_users_classifier():
+    seen = []
+
+    def classifier(shape, num_classes):
+        seen.append((shape, num_classes))
+        return nn.Linear(*shape, num_classes)
+
+    EarlyExit(NUM_CLASSES, classifier=classifier).objective(INNER)
+    assert seen == [((6,), NUM_CLASSES)]
+
+
+def test_backpropagation_takes_the_whole_network_only():
+    assert type(Backpropagation(NUM_CLASSES).objective(Site(0, 1, (6,), READOUT))) is CrossEntropy
+    with pytest.raises(InputError, match="Got stage 0 of 2 alone"):
+        Backpropagation(NUM_CLASSES).objective(INNER)
+
+
+def test_a_method_is_a_value():
+    assert SCPL(3) == SCPL(3)
+    assert SCPL(3) != SCPL(4)
+    with pytest.raises(FrozenInstanceError):
+        SCPL(3).temperature = 1.0
+
+
+class Similarity(Objective):
+    """A made-up local method with everything a later one may need: a carry, and a read-out."""
+
+    def __init__(self, num_classes, width, readout):
+        super().__init__()
+        self.embed = nn.Embedding(num_classes, width)
+        self.readout = readout
+
+    def forward(self, features, target, carry):
+        wanted = self.embed(target)
+        terms = {"distance": (features - wanted).square().mean()}
+        if carry is not None:
+            terms["carried"] = (carry["depth"] - wanted.sum(1)).abs().mean() * 0.1
+        if self.readout is not None:
+            terms["cross_entropy"] = nn.functional.cross_entropy(self.readout(features), target)
+        return terms
+
+    def hand_on(self, target, carry):
+        depth = 0.0 if carry is None else carry["depth"]
+        return {"depth": depth + self.embed(target).sum(1)}
+
+    def predict(self, features):
+        return None if self.readout is None else self.readout(features)
+
+
+@dataclass(frozen=True)
+class Made(Method):
+    name: ClassVar[str] = "made"
+
+    def objective(self, site):
+        return Similarity(self.num_classes, *site.feature_shape, site.readout)
+
+
+def test_a_method_of_the_users_own_fits_in_with_a_carry():
+    batches = rows()
+    parts = split(mlp(), before=["linear1", "linear2"], example=batches[0][0])
+    pipeline = Pipeline(parts, Made(NUM_CLASSES), torch.optim.Adam)
+    reports = [report.values() for report in pipeline.train(batches)]
+    assert [list(terms) for terms in reports[0]] == [
+        ["distance"],
+        ["distance", "carried"],
+        ["distance", "carried", "cross_entropy"],
+    ]
+    scores = pipeline.evaluate(batches).result()
+    assert scores.stage_accuracy[:2] == (None, None)
+
+
+def test_the_carry_is_that_of_the_same_batch_before_the_update():
+    batches = rows()
+    parts = split(seeded_layers(mlp()), before=["linear1"], example=batches[0][0])
+    pipeline = Pipeline(parts, Made(NUM_CLASSES), torch.optim.Adam)
+    first, second = (stage.objective for stage in pipeline.stages)
+    target = batches[0][1]
+    carried = (first.embed(target).sum(1) - second.embed(target).sum(1)).abs().mean() * 0.1
+    report = next(iter(pipeline.train(batches)))
+    assert report.values()[1]["carried"] == carried.item()

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from scpl.functional import supervised_contrastive_loss
+from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
+
+TARGET = torch.tensor([0, 1, 0, 1])
+
+
+def features():
+    return torch.randn(4, 5, requires_grad=True)
+
+
+def test_contrastive_is_the_loss_of_the_projection():
+    head, x = nn.Linear(5, 3), features()
+    terms = Contrastive(head, 0.2, "supcon")(x, TARGET, None)
+    expected = supervised_contrastive_loss(head(x), TARGET, temperature=0.2, normalization="supcon")
+    assert terms.keys() == {"contrastive"}
+    assert torch.equal(terms["contrastive"], expected)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_cross_entropy_keeps_its_gradient_to_itself_when_detached(detach):
+    x, classifier = features(), nn.Linear(5, 2)
+    loss = CrossEntropy(classifier, detach=detach)(x, TARGET, None)["cross_entropy"]
+    assert torch.equal(loss, F.cross_entropy(classifier(x), TARGET))
+    loss.backward()
+    assert (x.grad is None) == detach
+    assert classifier.weight.grad is not None
+
+
+def test_losses_are_float32_whatever_the_compute_type():
+    x = features()
+    objectives = Sum(Contrastive(nn.Linear(5, 3)), CrossEntropy(nn.Linear(5, 2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = objectives(x, TARGET, None)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    half = CrossEntropy(nn.Linear(5, 2).bfloat16())(x.bfloat16(), TARGET, None)
+    assert half["cross_entropy"].dtype == torch.float32
+
+
+def test_a_sum_predicts_with_the_last_part_that_can():
+    x, one, two = features(), nn.Linear(5, 2), nn.Linear(5, 2)
+    both = Sum(CrossEntropy(one), Contrastive(nn.Linear(5, 3)))
+    assert torch.equal(both.predict(x), one(x))
+    assert torch.equal(Sum(CrossEntropy(one), CrossEntropy(two)).predict(x), two(x))
+    assert Sum(Contrastive(nn.Linear(5, 3))).predict(x) is None
+
+
+def test_an_objective_must_say_what_it_minimises():
+    with pytest.raises(TypeError, match="abstract"):
+        Objective()
+
+
+def test_by_default_nothing_is_handed_on():
+    assert CrossEntropy(nn.Linear(5, 2)).hand_on(TARGET, None) is None

@@ -1,0 +1,149 @@
+"""Promise 1: one process or several, any spread of the stages, the same bits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from networks import flat
+
+JOB = Path(__file__).with_name("stream_job.py")
+TIMEOUT = 100
+
+
+def run_ranks(num_ranks, *arguments, timeout=TIMEOUT):
+    """Run the job alone or under the elastic launcher; returns the finished process."""
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+        if num_ranks > 1
+        else []
+    )
+    command = [sys.executable, *launcher, str(JOB), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
+
+
+def train(tmp_path, num_ranks, case, *options, name=None):
+    """Run a case to its end; returns what every rank saved."""
+    out = tmp_path / (name or f"{case}-{num_ranks}")
+    out.mkdir(exist_ok=True)
+    done = run_ranks(num_ranks, case, out, *options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    paths = [out / f"rank-{rank}.pt" for rank in range(num_ranks)]
+    return [torch.load(path, weights_only=True) for path in paths if path.exists()]
+
+
+def joined(ranks):
+    """The state of all stages, from whichever rank hosted them."""
+    stages = {}
+    for rank in ranks:
+        stages.update(rank["stages"])
+    return flat({str(index): stages[index] for index in sorted(stages)})
+
+
+def assert_same(alone, ranks):
+    expected, found = joined(alone), joined(ranks)
+    assert expected.keys() == found.keys()
+    different = [
+        key
+        for key, value in expected.items()
+        if isinstance(value, torch.Tensor) and not torch.equal(value, found[key])
+    ]
+    assert not different
+    assert ranks[-1]["losses"] == alone[0]["losses"]
+    for rank in ranks:
+        assert rank["evaluations"] == alone[0]["evaluations"]
+        assert all(
+            torch.equal(value, rank["exported"][key]) for key, value in alone[0]["exported"].items()
+        )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Runs in one process, each case once."""
+    folder = tmp_path_factory.mktemp("alone")
+    known = {}
+
+    def run(case):
+        if case not in known:
+            known[case] = train(folder, 1, case)
+        return known[case], folder / f"{case}-1"
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "num_ranks"),
+    [
+        ("vgg", 2),
+        ("vgg", 3),
+        ("vgg", 4),
+        ("vgg-uneven", 3),
+        ("vgg-partial", 2),
+        ("vgg-partial", 4),
+        ("vgg-views", 2),
+        ("transformer", 2),
+        ("transformer", 3),
+        ("transformer", 4),
+        ("transformer-ragged", 2),
+        ("transformer-ragged", 4),
+    ],
+)
+def test_any_number_of_ranks_gives_the_same_bits(tmp_path, alone, case, num_ranks):
+    """24 steps with evaluations and a checkpoint in the middle; every tensor is compared."""
+    expected, folder = alone(case)
+    ranks = train(tmp_path, num_ranks, case)
+    assert len(ranks) == num_ranks
+    assert_same(expected, ranks)
+    assert len(ranks[-1]["losses"]) == 24
+    middle = "checkpoints/step-000000010"
+    for part in sorted((folder / middle).glob("*.pt")):
+        other = tmp_path / f"{case}-{num_ranks}" / middle / part.name
+        assert part.read_bytes() == other.read_bytes(), part.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1), (1, 3)])
+def test_resuming_on_another_number_of_ranks_gives_the_same_bits(tmp_path, alone, before, after):
+    """A run that stops after step 10's checkpoint, continued by another number of processes."""
+    expected, _ = alone("transformer")
+    out = tmp_path / "run"
+    train(tmp_path, before, "transformer", name="run")
+    for path in out.glob("rank-*.pt"):
+        path.unlink()
+    ranks = train(tmp_path, after, "transformer", "--resume", name="run")
+    assert joined(ranks).keys() == joined(expected).keys()
+    assert all(
+        torch.equal(value, joined(ranks)[key])
+        for key, value in joined(expected).items()
+        if isinstance(value, torch.Tensor)
+    )
+    resumed = ranks[-1]["losses"]
+    assert set(resumed) == set(range(11, 25))
+    assert all(expected[0]["losses"][step] == resumed[step] for step in resumed)
+
+
+@pytest.mark.slow
+def test_a_slow_last_stage_holds_back_the_first(tmp_path):
+    """Back-pressure: memory of a fast first rank must not grow while the last one sleeps."""
+    first, last = train(tmp_path, 2, "vgg", "--slow")
+    growth_kb = first["memory"][-1] - first["memory"][30]
+    one_batch_kb = 12 * 8 * 8 * 8 * 4 / 1024
+    assert len(first["memory"]) == 150
+    assert growth_kb < 40 * one_batch_kb  # 120 further batches would be three times as much
+    assert last["wait"] < 0.5 < first["wait"]
+
+
+def test_the_timeline_shows_an_undrained_line(tmp_path):
+    """Across an epoch's end and an evaluation, the first rank goes on before the last is done."""
+    first, last = train(tmp_path, 2, "vgg", "--slow")
+    begun = {e["step"]: e["begin"] for e in first["events"] if e["activity"] == "forward"}
+    ended = {e["step"]: e["end"] for e in last["events"] if e["activity"] == "learn"}
+    overlapped = [step for step in range(2, 140) if begun[step + 1] < ended[step]]
+    assert len(overlapped) > 130

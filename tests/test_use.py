@@ -1,0 +1,453 @@
+import csv
+import io
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from data_files import picture, write_folder
+from scpl import data, models
+from scpl.cli import run as cli
+from scpl.data.augment import normalise
+from scpl.errors import CheckpointError, DataError, InputError
+from scpl.run.config import TrainConfig, write_toml
+from scpl.run.folder import RunFolder
+from scpl.run.settings import EvalConfig, ExportConfig, PredictConfig
+from scpl.run.train import train
+from scpl.run.use import evaluate, export, load_network, predict
+
+BATCH = 100
+EVAL_KEYS = [
+    "method", "data", "model", "stages", "processes", "epochs", "seed", "test_accuracy",
+    "test_loss", "samples_per_second", "wall_seconds", "peak_memory_bytes", "run",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Short runs by name, trained when they are first asked for; tests must not change them."""
+    root, trained = tmp_path_factory.mktemp("runs"), {}
+
+    def get(method="scpl", **settings):
+        key = "-".join([method, *map(str, settings.values())])
+        if key not in trained:
+            settings = {"epochs": 1, "limit_train": 300, "batch_size": BATCH, **settings}
+            config = TrainConfig(
+                method=method, threads=1, device="cpu", out=root / key, quiet=True, **settings
+            )
+            trained[key] = train(config)
+        return root / key, trained[key]
+
+    return get
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A finished run to damage."""
+    return shutil.copytree(runs()[0], tmp_path / "copy")
+
+
+def made_run(path, channels=3, size=16, num_classes=3, **settings):
+    """A run folder around an untrained network."""
+    path.mkdir()
+    network = models.build(
+        "small-cnn", num_classes=num_classes, in_channels=channels, image_size=size
+    )
+    save_file(network.state_dict(), path / "model.safetensors")
+    description = {
+        "model": "small-cnn",
+        "num_classes": num_classes,
+        "in_channels": channels,
+        "image_size": size,
+        "mean": [0.4] * channels,
+        "std": [0.3] * channels,
+        "classes": [f"class {i}" for i in range(num_classes)],
+    }
+    (path / "model.json").write_text(json.dumps(description))
+    (path / "config.toml").write_text(write_toml(TrainConfig(threads=1, **settings)))
+    return network.eval(), description
+
+
+def rows_of(run, *inputs, **settings):
+    out = io.StringIO()
+    predict(PredictConfig(run, tuple(inputs), **settings), out)
+    if settings.get("json"):
+        return [json.loads(line) for line in out.getvalue().splitlines()]
+    return list(csv.DictReader(io.StringIO(out.getvalue())))
+
+
+class TestLoad:
+    def test_it_is_the_trained_network_in_eval_mode(self, runs):
+        path, _ = runs()
+        network, description = load_network(RunFolder.open(path))
+        assert not network.training
+        assert description["classes"] == [str(i) for i in range(10)]
+        for name, value in load_file(path / "model.safetensors").items():
+            assert torch.equal(network.state_dict()[name], value)
+
+    def test_the_random_state_is_left_alone(self, runs):
+        before = torch.get_rng_state()
+        load_network(RunFolder(runs()[0]))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_an_unfinished_run_says_how_to_finish_it(self, copy):
+        (copy / "model.safetensors").unlink()
+        (copy / "summary.json").unlink()
+        with pytest.raises(CheckpointError, match=r"not finished.*scpl train --resume \S*copy"):
+            load_network(RunFolder(copy))
+
+    def test_lost_weights_are_not_called_unfinished(self, copy):
+        (copy / "model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"lost its model.safetensors.*Train it again"):
+            load_network(RunFolder(copy))
+
+    def test_no_run_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"must hold config\.toml"):
+            evaluate(EvalConfig(tmp_path / "none"))
+
+    @pytest.mark.parametrize("length", [0, 5, 1000, -1])
+    def test_truncated_weights(self, copy, length):
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:length])
+        one_sentence(copy, "must be intact.*Copy both files")
+
+    def test_weights_that_are_something_else(self, copy):
+        (copy / "model.safetensors").write_bytes(b"PK\3\4 this is no such file " * 100)
+        one_sentence(copy, "must be intact")
+
+    def test_keys_of_another_network(self, copy):
+        save_file(models.build("mlp", num_classes=10).state_dict(), copy / "model.safetensors")
+        one_sentence(copy, "those of the network that is described.*Missing key.*block1")
+
+    def test_shapes_of_another_network(self, copy):
+        other = models.build("small-cnn", num_classes=7, in_channels=1, image_size=8)
+        save_file(other.state_dict(), copy / "model.safetensors")
+        one_sentence(copy, r"size mismatch for classifier.weight")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model": "no-such-network"},
+            {"num_classes": "ten"},
+            {"num_classes": 9},
+            {"mean": []},
+            {"std": None},
+            {"image_size": None},
+            {"classes": 10},
+        ],
+        ids=str,
+    )
+    def test_a_wrong_description(self, copy, change):
+        path = copy / "model.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        one_sentence(copy, "must be intact")
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+    def test_a_damaged_description(self, copy, text):
+        (copy / "model.json").write_text(text)
+        one_sentence(copy, "model.json")
+
+
+def one_sentence(run, message):
+    """Loading fails with a message that matches, on one line, and not endless."""
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_network(RunFolder(run))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("method", ["scpl", "early-exit", "bp"])
+    def test_it_gives_the_number_of_the_run_again(self, runs, method):
+        path, summary = runs(method)
+        result = evaluate(EvalConfig(path, batch_size=BATCH))
+        assert result["test_accuracy"] == summary["test_accuracy"]
+        assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-12)
+        for name in ("method", "data", "model", "stages", "processes", "epochs", "seed", "run"):
+            assert result[name] == summary[name], name
+
+    def test_mixed_precision_is_that_of_the_run(self, runs):
+        path, summary = runs("bp", precision="bfloat16")
+        result = evaluate(EvalConfig(path, batch_size=BATCH))
+        assert result["test_accuracy"] == summary["test_accuracy"]
+        assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-12)
+
+    def test_another_batch_size_changes_next_to_nothing(self, runs):
+        path, summary = runs()
+        result = evaluate(EvalConfig(path, batch_size=37))
+        assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+
+    def test_it_needs_no_summary(self, runs, copy):
+        (copy / "summary.json").unlink()
+        assert evaluate(EvalConfig(copy))["stages"] == 4
+
+    def test_keys_and_units(self, runs):
+        result = evaluate(EvalConfig(runs()[0]))
+        assert list(result) == EVAL_KEYS
+        assert result["samples_per_second"] > 0
+        assert 0 < result["wall_seconds"] < 60
+        assert result["peak_memory_bytes"][0] > 1 << 20
+        json.dumps(result)
+
+    def test_other_data_is_brought_to_the_size_of_the_network(self, tmp_path):
+        made_run(tmp_path / "run", size=16)
+        for part in ("train", "test"):
+            write_folder(tmp_path / "own" / part, classes="abc", n=2, size=(20, 30))
+        result = evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
+        assert result["data"] == str(tmp_path / "own")
+        assert result["test_accuracy"] in [i / 6 for i in range(7)]
+
+    def test_data_of_other_channels(self, tmp_path):
+        made_run(tmp_path / "run", channels=3, num_classes=10)
+        with pytest.raises(DataError, match=r"takes images of 3 x 16 x 16.*1 x 16 x 16.*--data"):
+            evaluate(EvalConfig(tmp_path / "run", data="digits"))
+
+    def test_data_of_another_size(self, tmp_path):
+        made_run(tmp_path / "run", channels=1, num_classes=10, data="digits")
+        with pytest.raises(DataError, match=r"takes images of 1 x 16 x 16.*1 x 8 x 8"):
+            evaluate(EvalConfig(tmp_path / "run"))
+
+    def test_data_of_other_classes(self, tmp_path):
+        made_run(tmp_path / "run", channels=1)
+        with pytest.raises(DataError, match=r"tells 3 classes apart.*digits has 10"):
+            evaluate(EvalConfig(tmp_path / "run", data="digits"))
+
+    def test_missing_data(self, tmp_path):
+        made_run(tmp_path / "run", data=str(tmp_path / "gone"))
+        with pytest.raises(InputError, match="gone"):
+            evaluate(EvalConfig(tmp_path / "run"))
+
+    def test_the_command(self, runs, capsys):
+        path, summary = runs()
+        assert cli(["eval", str(path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["test_accuracy"] == summary["test_accuracy"]
+        assert cli(["eval", str(path.parent)]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory):
+    """The first 30 test digits as files, with their pixels."""
+    folder = tmp_path_factory.mktemp("digits")
+    images = data.load("digits").test.images[:30]
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels[0].numpy()).save(folder / f"{number:02}.png")
+    return folder, images
+
+
+class TestPredict:
+    def test_it_says_what_the_network_says(self, runs, digit_files):
+        path, _ = runs()
+        folder, images = digit_files
+        network, description = load_network(RunFolder(path))
+        inputs = normalise(images, tuple(description["mean"]), tuple(description["std"]))
+        with torch.no_grad():
+            best = network(inputs).softmax(1).max(1)
+        rows = rows_of(path, folder)
+        assert [row["path"] for row in rows] == [str(p) for p in sorted(folder.iterdir())]
+        assert [int(row["label"]) for row in rows] == best.indices.tolist()
+        assert [float(row["probability"]) for row in rows] == pytest.approx(
+            best.values.tolist(), abs=1e-5
+        )
+
+    def test_top_and_json(self, runs, digit_files):
+        path, folder = runs()[0], digit_files[0]
+        rows = rows_of(path, folder, top=3)
+        columns = ["path", "label", "probability", "label2", "probability2", "label3"]
+        assert list(rows[0]) == [*columns, "probability3"]
+        lines = rows_of(path, folder, top=3, json=True)
+        assert [{k: str(v) for k, v in line.items()} for line in lines] == rows
+        for line in lines:
+            chances = [line["probability"], line["probability2"], line["probability3"]]
+            assert chances == sorted(chances, reverse=True)
+        everything = rows_of(path, folder, top=10, json=True)[0]
+        assert sum(v for k, v in everything.items() if k.startswith("prob")) == pytest.approx(1)
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 30, 31])
+    def test_batches_do_not_matter(self, runs, digit_files, batch_size):
+        rows = rows_of(runs()[0], digit_files[0], batch_size=batch_size)
+        wanted = rows_of(runs()[0], digit_files[0])
+        assert [r["path"] for r in rows] == [r["path"] for r in wanted]
+        assert [r["label"] for r in rows] == [r["label"] for r in wanted]
+
+    def test_each_batch_is_written_before_the_next_is_read(self, runs, digit_files, tmp_path):
+        folder = shutil.copytree(digit_files[0], tmp_path / "digits")
+        seen = []
+
+        class Out(io.StringIO):
+            def flush(self):
+                seen.append(self.getvalue().count("\n"))
+                (folder / "29.png").unlink(missing_ok=True)  # the last file, not yet read
+
+        with pytest.raises(DataError, match="1 of 30"):
+            predict(PredictConfig(runs()[0], (folder,), batch_size=10), Out())
+        assert seen == [11, 21, 30]
+
+    def test_folders_are_searched_and_files_taken_as_they_are(self, runs, tmp_path):
+        for name in ("b/2.png", "b/1.JPG", "a/c/3.png", ".hidden/4.png", "b/.5.png"):
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture().save(path, "PNG")
+        (tmp_path / "in" / "b" / "notes.txt").write_text("no image")
+        picture().save(tmp_path / "no-suffix", "PNG")
+        rows = rows_of(runs()[0], tmp_path / "no-suffix", tmp_path / "in", tmp_path / "no-suffix")
+        found = [os.path.relpath(row["path"], tmp_path) for row in rows]
+        assert found == ["no-suffix", "in/a/c/3.png", "in/b/1.JPG", "in/b/2.png"]
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_any_image_becomes_what_the_network_takes(self, tmp_path, channels):
+        """Grey and colour, in every size, alone and in one batch, as Pillow converts them."""
+        network, description = made_run(tmp_path / "run", channels)
+        folder = tmp_path / "in"
+        folder.mkdir()
+        pictures = [
+            picture((16, 16), "L"),
+            picture((16, 16), "RGB", seed=1),
+            picture((16, 16), "RGB", seed=2).convert("P"),
+            picture((16, 16), "L", seed=3).convert("RGBA"),
+        ]
+        wanted = []
+        for number, image in enumerate(pictures):
+            image.save(folder / f"{number}.png")
+            plain = image.convert("RGB").convert("L" if channels == 1 else "RGB")
+            pixels = torch.frombuffer(bytearray(plain.tobytes()), dtype=torch.uint8)
+            inputs = normalise(
+                pixels.view(1, 16, 16, channels).permute(0, 3, 1, 2),
+                tuple(description["mean"]),
+                tuple(description["std"]),
+            )
+            with torch.no_grad():
+                wanted.append(float(network(inputs).softmax(1).max()))
+        for batch_size in (1, 4):
+            rows = rows_of(tmp_path / "run", folder, batch_size=batch_size)
+            got = [float(row["probability"]) for row in rows]
+            assert got == pytest.approx(wanted, abs=1e-5)
+
+    def test_other_sizes_are_resized_and_cut(self, tmp_path):
+        made_run(tmp_path / "run")
+        square = Image.new("RGB", (32, 32), (200, 30, 30))
+        wide = Image.new("RGB", (64, 32))  # black at the sides, which are cut off
+        wide.paste(square, (16, 0))
+        square.save(tmp_path / "square.png")
+        wide.save(tmp_path / "wide.png")
+        rows = rows_of(tmp_path / "run", tmp_path / "square.png", tmp_path / "wide.png")
+        first, second = (float(row["probability"]) for row in rows)
+        assert first == pytest.approx(second, abs=0.01)
+
+    def test_unreadable_images_do_not_stop_the_others(self, runs, digit_files, tmp_path, capsys):
+        folder = shutil.copytree(digit_files[0], tmp_path / "digits")
+        for name in ("00.png", "05.png", "29.png"):
+            (folder / name).write_bytes((folder / name).read_bytes()[:20])
+        out = io.StringIO()
+        with pytest.raises(DataError, match="3 of 30 were not"):
+            predict(PredictConfig(runs()[0], (folder,), batch_size=4), out)
+        rows = list(csv.DictReader(io.StringIO(out.getvalue())))
+        wanted = rows_of(runs()[0], digit_files[0])
+        kept = [row for number, row in enumerate(wanted) if number not in (0, 5, 29)]
+        assert [row["label"] for row in rows] == [row["label"] for row in kept]
+        errors = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in errors] == [
+            str(folder / name) for name in ("00.png", "05.png", "29.png")
+        ]
+
+    def test_only_unreadable_images(self, runs, tmp_path, capsys):
+        (tmp_path / "a.png").write_bytes(b"")
+        assert cli(["predict", str(runs()[0]), str(tmp_path)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "path,label,probability\n"
+        assert "1 of 1 were not" in captured.err
+
+    def test_names_with_commas_and_bytes_that_are_no_text(self, runs, tmp_path):
+        picture().save(tmp_path / "a,b.png")
+        raw = os.fsencode(tmp_path) + b"/z\xff.png"
+        shutil.copy(tmp_path / "a,b.png", raw)
+        names = [row["path"] for row in rows_of(runs()[0], tmp_path)]
+        assert names == [str(tmp_path / "a,b.png"), str(tmp_path) + "/z\\xff.png"]
+
+    def test_wrong_input_is_found_before_anything_is_written(self, runs, tmp_path, digit_files):
+        (tmp_path / "notes.txt").write_text("no image")
+        (tmp_path / "empty").mkdir()
+        run, good = runs()[0], digit_files[0]
+        cases = [
+            ((good, tmp_path / "gone"), {}, r"Every input must exist.*gone"),
+            ((tmp_path,), {}, r"at least one image.*\.png"),
+            ((tmp_path / "empty",), {}, "at least one image"),
+            ((), {}, "at least one image"),
+            ((good,), {"top": 0}, r"--top must lie in 1 \.\. 10. Got 0"),
+            ((good,), {"top": 11}, "--top must lie"),
+            ((good,), {"batch_size": 0}, "--batch-size must lie"),
+            ((good,), {"device": "abacus"}, "--device must name"),
+        ]
+        for inputs, settings, message in cases:
+            out = io.StringIO()
+            with pytest.raises(InputError, match=message):
+                predict(PredictConfig(run, inputs, **settings), out)
+            assert out.getvalue() == ""
+
+
+class TestExport:
+    def test_it_loads_into_the_plain_network_without_scpl_run(self, runs, tmp_path):
+        path, _ = runs()
+        result = export(ExportConfig(path, tmp_path / "new" / "net.safetensors"))
+        with safe_open(tmp_path / "new" / "net.safetensors", "pt") as file:
+            metadata = file.metadata()
+        assert metadata["format"] == "pt"
+        described = json.loads(metadata["scpl"])
+        assert described == json.loads((path / "model.json").read_text())
+        network = models.build(
+            described["model"],
+            num_classes=described["num_classes"],
+            in_channels=described["in_channels"],
+            image_size=described["image_size"],
+        )
+        state = load_file(tmp_path / "new" / "net.safetensors")
+        network.load_state_dict(state, strict=True)
+        trained = load_file(path / "model.safetensors")
+        assert all(torch.equal(trained[name], value) for name, value in state.items())
+        assert result == {
+            "file": str(tmp_path / "new" / "net.safetensors"),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "keys": len(trained),
+        }
+        assert os.listdir(tmp_path / "new") == ["net.safetensors"]
+
+    def test_it_overwrites_only_when_told(self, runs, tmp_path):
+        target = tmp_path / "net.safetensors"
+        target.write_text("precious")
+        with pytest.raises(InputError, match=r"must not exist yet.*--force"):
+            export(ExportConfig(runs()[0], target))
+        assert target.read_text() == "precious"
+        export(ExportConfig(runs()[0], target, force=True))
+        assert load_file(target)
+
+    def test_others_may_read_it_as_any_new_file(self, runs, tmp_path):
+        export(ExportConfig(runs()[0], tmp_path / "net.safetensors"))
+        (tmp_path / "plain").touch()
+        modes = [path.stat().st_mode for path in tmp_path.iterdir()]
+        assert modes[0] == modes[1]
+
+    def test_a_place_that_cannot_be_written(self, runs, tmp_path):
+        (tmp_path / "file").touch()
+        (tmp_path / "folder").mkdir()
+        for target in (tmp_path / "file" / "net.safetensors", tmp_path / "folder"):
+            with pytest.raises(InputError, match=r"must be writable.*--to"):
+                export(ExportConfig(runs()[0], target, force=True))
+        assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+    def test_a_damaged_run_writes_nothing(self, copy, tmp_path):
+        (copy / "model.safetensors").write_bytes(b"")
+        with pytest.raises(CheckpointError):
+            export(ExportConfig(copy, tmp_path / "net.safetensors"))
+        assert not (tmp_path / "net.safetensors").exists()
+
+    def test_the_command(self, runs, tmp_path, capsys):
+        arguments = ["export", str(runs()[0]), "--to", str(tmp_path / "net.safetensors")]
+        assert cli([*arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["keys"] > 5
+        assert cli(arguments) == 2
+        assert "--force" in capsys.readouterr().err
