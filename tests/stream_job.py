@@ -1,6 +1,6 @@
 """One rank of a small run; `test_stream.py` starts it once alone and then with several ranks.
 
-usage: stream_job.py CASE OUT [--until STEP] [--resume] [--slow] [--fail RANK HOW]
+usage: stream_job.py CASE OUT [--resume] [--slow] [--fail RANK HOW]
 """
 
 import argparse
@@ -85,12 +85,11 @@ def build(case, slow):
 
 def break_on_purpose(pipeline, how):
     if how == "raise":
-        stage = pipeline.stages[0]
 
         def forward(features):
             raise ValueError("broken on purpose")
 
-        stage.body.forward = forward
+        pipeline.stages[-1].body.forward = forward
     elif how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "stop":
@@ -101,7 +100,6 @@ def main():
     options = argparse.ArgumentParser()
     options.add_argument("case", choices=CASES)
     options.add_argument("out", type=Path)
-    options.add_argument("--until", type=int)
     options.add_argument("--resume", action="store_true")
     options.add_argument("--slow", action="store_true")
     options.add_argument("--fail", nargs=2)
@@ -129,10 +127,8 @@ def main():
             for report in pipeline.train(batches * 25 if options.slow else batches):
                 losses[report.step] = report.values()
                 memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-                if mesh.is_first and pipeline.step == 10:
+                if mesh.is_first and pipeline.step in (6, 10):
                     pipeline.checkpoint(remark="middle")
-                if pipeline.step == options.until:
-                    raise SystemExit(0)
                 if options.fail and mesh.rank == int(options.fail[0]) and pipeline.step == 8:
                     break_on_purpose(pipeline, options.fail[1])
             evaluations.append(pipeline.evaluate(batches))

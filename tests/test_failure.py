@@ -1,0 +1,76 @@
+"""If any rank fails, all ranks end within seconds with the first cause named once."""
+
+import re
+import time
+
+import pytest
+import torch
+
+from networks import flat
+from test_stream import joined, run_ranks, train
+
+pytestmark = pytest.mark.timeout(400)
+VERDICT = re.compile(r"^(?:VERDICT|scpl: Every rank).*$", re.MULTILINE)
+
+
+def fail(tmp_path, rank, how, num_ranks=3):
+    """Run until a rank breaks at step 8; returns what people read, and the seconds it took."""
+    out = tmp_path / "run"
+    out.mkdir()
+    begin = time.monotonic()
+    done = run_ranks(num_ranks, "transformer", out, "--fail", rank, how, timeout=100)
+    assert done.returncode != 0
+    return VERDICT.findall(done.stderr), time.monotonic() - begin
+
+
+def assert_resumes_to_the_same_bits(tmp_path):
+    expected = train(tmp_path, 1, "transformer")
+    ranks = train(tmp_path, 2, "transformer", "--resume", name="run")
+    found = joined(ranks)
+    different = [
+        key
+        for key, value in joined(expected).items()
+        if isinstance(value, torch.Tensor) and not torch.equal(value, found[key])
+    ]
+    assert not different
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stage_that_raises_is_named_with_step_shape_and_cause(tmp_path, rank):
+    """Rank 2 of 3 hosts the last of four stages; its error must reach the user, once."""
+    verdicts, _ = fail(tmp_path, rank, "raise")
+    assert len(verdicts) == 1, verdicts
+    stage = {0: 1, 2: 3}[rank]
+    assert f"Stage {stage} (" in verdicts[0]
+    assert re.search(r"failed at step (8|9|10)\b", verdicts[0])
+    assert "(9, 7, 16) float32" in verdicts[0]
+    assert "ValueError: broken on purpose" in verdicts[0]
+    assert_resumes_to_the_same_bits(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_and_nothing_is_lost(tmp_path, rank):
+    verdicts, _ = fail(tmp_path, rank, "kill", num_ranks=2)
+    # Where the launcher is faster than the neighbour, it alone tells.
+    assert len(verdicts) <= 1, verdicts
+    assert all(f"Rank {rank} (process" in verdict for verdict in verdicts)
+    assert_resumes_to_the_same_bits(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_rank_that_stops_answering_is_ended(tmp_path):
+    """SIGSTOP: no error, no closed connection, only silence; four seconds of it are too long."""
+    verdicts, seconds = fail(tmp_path, 1, "stop", num_ranks=2)
+    assert len(verdicts) == 1, verdicts
+    assert "sign of life within 4 s. Rank 1" in verdicts[0]
+    assert seconds < 90  # start-up included, on a busy machine
+    assert_resumes_to_the_same_bits(tmp_path)
+
+
+def test_flat_sees_a_changed_tensor():
+    """The comparison above can fail."""
+    state = {"a": {"b": torch.zeros(2)}}
+    other = {"a": {"b": torch.ones(2)}}
+    assert not torch.equal(flat(state)["/a/b"], flat(other)["/a/b"])
