@@ -158,7 +158,6 @@ def main():
         },
         options.out / f"rank-{mesh.rank}.pt",
     )
-    pipeline.control.close()
 
 
 def _plain(state):

@@ -44,6 +44,7 @@ def test_own_network_learns(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150)
 def test_own_network_ends_with_the_same_weights_on_two_ranks(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     script = EXAMPLES / "own_network.py"

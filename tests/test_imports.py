@@ -25,6 +25,8 @@ LAYERS = [
     {"stage"},
     {"mesh", "source", "watchdog"},
     {"control"},
+    {"wire"},
+    {"ranks"},
     {"link", "scores"},
     {"assembly", "checkpoint", "worker"},
     {"line"},

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from scpl.errors import InputError
 from scpl.methods.base import Method, Site
 from scpl.objectives import Objective
 from scpl.partition import Partition
@@ -36,6 +37,7 @@ def build_stages(
         seed: Seed of the objectives' parameters and of the stages' random state.
         device: Where they compute.
     """
+    _check_factory("optimizer", options.optimizer)
     return [
         Stage(
             index,
@@ -48,6 +50,16 @@ def build_stages(
         )
         for index in hosted
     ]
+
+
+def _check_factory(name: str, value: object) -> None:
+    """Catch the commonest slip: an optimizer instead of a way to build one."""
+    if not callable(value):
+        raise InputError(
+            f"`{name}` must be a function of a stage's parameters",
+            f"Got a {type(value).__name__}",
+            "Pass for instance lambda params: torch.optim.Adam(params, lr=1e-3)",
+        )
 
 
 def _build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:

@@ -110,6 +110,10 @@ def run(arguments: list[str]) -> int:
         # would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A full disk, a folder without rights: everywhere else a user's mistake like the others.
+        sys.stderr.write(f"scpl: Files must be readable and writable. Got: {error}.\n")
+        return 2
 
 
 def _train(arguments: list[str]) -> int:
@@ -138,11 +142,12 @@ def _launch(config: TrainConfig, arguments: list[str]) -> int:
     from scpl.run.launch import launch
 
     config.check()
-    if config.resume is None and config.out is None:
+    folder = config.resume or config.out
+    if folder is None:
         name = f"{Path(config.data).name}-{config.model}-{config.method}"
         folder = RunFolder.free_name(Path("runs") / name)
         arguments = [*arguments, "--out", str(folder)]
-    return launch(["train", *arguments], config.processes, config.max_restarts)
+    return launch(["train", *arguments], config.processes, config.max_restarts, folder)
 
 
 def _train_config(arguments: list[str]) -> TrainConfig:
@@ -174,7 +179,8 @@ def _compare(arguments: list[str]) -> int:
     from scpl.run.compare import compare
 
     result = compare(config)
-    return _show(result if config.train.json else None, as_json=True)
+    _show(result if config.train.json else None, as_json=True)
+    return 1 if result["failures"] else 0
 
 
 def _eval(arguments: list[str]) -> int:
@@ -273,10 +279,8 @@ def _show(value: Any, *, as_json: bool) -> int:
         raise InputError("A result must be a dictionary", f"Got {type(value).__name__}")
     width = max(map(len, value))
     for name, item in value.items():
-        shown = (
-            "\n".join(item)
-            if isinstance(item, list) and item and isinstance(item[0], str)
-            else item
-        )
-        sys.stdout.write(f"{name:<{width}}  {shown}\n")
+        if isinstance(item, list) and item and isinstance(item[0], str):
+            sys.stdout.write("".join(f"{line}\n" for line in (f"{name}:", *item)))
+        else:
+            sys.stdout.write(f"{name:<{width}}  {item}\n")
     return 0

@@ -1,33 +1,16 @@
-"""Beside the stream: how ranks find each other, share facts, and end together.
-
-Everything here goes through the key-value store that the launcher provides, or through a process
-group of its own, so it never gets in the way of the batches.
-"""
+"""What ranks need of each other besides messages, and the control of a run with one rank."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import time
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, Protocol
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from scpl.errors import InputError, LinkError, RemoteError
+from scpl.errors import LinkError
 from scpl.mesh import Mesh
-from scpl.watchdog import Watchdog
 
-__all__ = ["Control", "LocalControl", "RankControl", "connect"]
-
-NEVER = timedelta(days=30)
-BLAME = 3.0
-"""Seconds to wait for a better explanation than 'the link broke'."""
+__all__ = ["Control", "LocalControl"]
 
 
 class Control(Protocol):
@@ -63,6 +46,9 @@ class Control(Protocol):
 
     def close(self) -> None:
         """Part from the others after a good end."""
+
+    def end_process(self, error: BaseException) -> None:
+        """End this process because of an error, if others depend on it."""
 
 
 class LocalControl:
@@ -107,178 +93,5 @@ class LocalControl:
     def close(self) -> None:
         """Do nothing."""
 
-
-class RankControl:
-    """The control of one of several ranks.
-
-    Args:
-        mesh: The ranks.
-        store: Connects to the launcher's store. The watchdog gets a connection of its own,
-            because a connection serves one caller at a time.
-        silence: Seconds without a sign of life after which a rank counts as lost.
-    """
-
-    def __init__(self, mesh: Mesh, store: Callable[[], PrefixStore], silence: float) -> None:
-        self.mesh = mesh
-        self._store = store()
-        self._exchanges = 0
-        self._store.set(f"host/{mesh.rank}", json.dumps([socket.gethostname(), os.getpid()]))
-        self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), silence)
-        # A slow stage is no failure: who waits too long is for the watchdog to say.
-        self._headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
-        self._data: dist.ProcessGroup = dist.new_group(timeout=NEVER)
-        self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
-
-    @property
-    def headers(self) -> dist.ProcessGroup:
-        """The process group on the CPU that headers of messages use."""
-        return self._headers
-
-    @property
-    def data(self) -> dist.ProcessGroup:
-        """The process group that features use."""
-        return self._data
-
-    def share(self, key: str, value: Any) -> None:
-        """Tell all ranks a JSON value."""
-        self._store.set(f"value/{key}", json.dumps(value))
-
-    def fetch(self, key: str) -> Any:
-        """Learn what a rank shared; waits for it.
-
-        Raises:
-            RemoteError: if a rank fails meanwhile.
-        """
-        while not self._store.check([f"value/{key}"]):
-            self.check()
-            time.sleep(0.02)
-        return json.loads(self._store.get(f"value/{key}"))
-
-    def exchange(self, key: str, value: Any) -> list[Any]:
-        """Share a JSON value and learn those of all ranks, in their order.
-
-        Raises:
-            RemoteError: if a rank fails meanwhile.
-        """
-        self._exchanges += 1
-        name = f"{key}/{self._exchanges}"
-        self.share(f"{name}/{self.mesh.rank}", value)
-        return [self.fetch(f"{name}/{rank}") for rank in range(self.mesh.num_ranks)]
-
-    def broadcast(self, tensor: Tensor, owner: int) -> None:
-        """Fill ``tensor`` (on the CPU) with the owner's values; all ranks must call it.
-
-        Raises:
-            LinkError: if a rank is gone.
-        """
-        try:
-            dist.broadcast(tensor, owner, group=self._collectives)
-        except RuntimeError as error:
-            raise LinkError(
-                "All ranks must stay connected", f"Rank {owner} could not be reached: {error}"
-            ) from error
-
-    def check(self) -> None:
-        """Raise if another rank has failed.
-
-        Raises:
-            RemoteError: naming the first cause.
-        """
-        if self._watchdog.failed.is_set() and self._watchdog.failure is not None:
-            raise RemoteError(self._watchdog.failure["text"])
-
-    def fail(self, error: BaseException, text: str) -> bool:
-        """Tell all ranks why this one ends.
-
-        A broken link is only a symptom: wait a moment for the rank behind it to say more.
-
-        Args:
-            error: What happened here.
-            text: The verdict for people.
-
-        Returns:
-            Whether this rank's cause is the first one.
-        """
-        if isinstance(error, RemoteError):
-            return False
-        if isinstance(error, LinkError):
-            if self._watchdog.failed.wait(BLAME):
-                return False
-            if error.peer is not None:
-                # What the error says is told to people as well, so it must carry the verdict.
-                error.args = (self._gone(error.peer),)
-                text = error.args[0]
-        return self._watchdog.claim(self._store, text)
-
-    def _gone(self, rank: int) -> str:
-        host, process = json.loads(self._store.get(f"host/{rank}"))
-        return (
-            "Every rank must stay until the end. "
-            f"Rank {rank} (process {process} on {host}) left without a word: it was "
-            "killed, ran out of memory, or its machine or link failed. Look at its log, then "
-            "continue from the newest checkpoint with --resume."
-        )
-
-    def close(self) -> None:
-        """Part from the others after a good end.
-
-        Raises:
-            RemoteError: if a rank fails meanwhile.
-        """
-        self.exchange("end", True)
-        self._watchdog.close()
-        self._store.add("left", 1)
-        # Whoever hosts the store leaves last, or the others would see it vanish.
-        deadline = time.monotonic() + 5.0
-        while self.mesh.is_first and time.monotonic() < deadline:
-            if self._store.add("left", 0) >= self.mesh.num_ranks:
-                break
-            time.sleep(0.02)
-        dist.destroy_process_group()
-
-
-def connect(mesh: Mesh, device: torch.device, silence: float = 30.0) -> Control:
-    """Join the other ranks; under torchrun, or alone.
-
-    Args:
-        mesh: This rank's place.
-        device: Where this rank computes; decides the backend (gloo, NCCL).
-        silence: Seconds without a sign of life after which a rank counts as lost.
-
-    Raises:
-        InputError: if the launcher's variables are missing or nobody answers.
-    """
-    if mesh.num_ranks == 1:
-        return LocalControl()
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InputError(
-            "Several ranks must be started by torchrun",
-            f"{' and '.join(missing)} not set",
-            "Start with torchrun --nproc-per-node N, or scpl train --processes N",
-        )
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    try:
-        dist.init_process_group(
-            backend,
-            rank=mesh.rank,
-            world_size=mesh.num_ranks,
-            timeout=timedelta(seconds=max(2 * silence, 10.0)),
-        )
-    except (RuntimeError, DistError) as error:
-        raise InputError(
-            f"All {mesh.num_ranks} ranks must meet at {host}:{port}",
-            f"Got: {str(error).splitlines()[0]}",
-            "Check the address, the port and the firewall (scpl doctor)",
-        ) from error
-    # Keys of a restarted run must not meet those of the attempt that failed.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-    def store() -> PrefixStore:
-        client = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=silence))
-        return PrefixStore(f"scpl/{attempt}", client)
-
-    return RankControl(mesh, store, silence)
+    def end_process(self, error: BaseException) -> None:
+        """Do nothing: the error goes its way."""

@@ -3,10 +3,6 @@
 The rule: one direction, down the line, in order, at most `depth` messages in flight; a buffer
 lives, unmodified, until its send completes. Because traffic never flows back there is no order of
 messages that could deadlock.
-
-A message is a header of fixed size (so that it can be received without knowing what comes), the
-small tensors packed into one, then each large tensor by itself, from its own memory. The header
-says what follows: sizes and types are never assumed.
 """
 
 from __future__ import annotations
@@ -23,13 +19,20 @@ from torch import Tensor
 
 from scpl.control import Control
 from scpl.errors import InputError, LinkError
-from scpl.message import Message, TensorSpec, decode, encode
+from scpl.message import Message, decode, encode, tensors_of
 from scpl.timeline import Timeline
+from scpl.wire import (
+    HEADER_BYTES,
+    SMALL_BYTES,
+    as_bytes,
+    divide,
+    make_frame,
+    read_frame,
+    size_of,
+    unpack,
+)
 
 __all__ = ["EndOfLine", "Outbox", "Receiver", "Sender", "open_links"]
-
-HEADER_BYTES = 8192
-SMALL_BYTES = 4096
 
 
 class Outbox(Protocol):
@@ -75,8 +78,8 @@ class Sender:
             LinkError: if the next rank is gone.
         """
         header, tensors = encode(message)
-        small, large = _divide(tensors)
-        buffers = [_frame(header), *small, *large]
+        small, large = divide(tensors)
+        buffers = [make_frame(header), *small, *large]
         self._settle(message.step)
         try:
             work = [dist.isend(buffers[0], self._peer, group=self._headers)]
@@ -157,12 +160,17 @@ class Receiver:
         return item
 
     def _run(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        # Waiting for the next message on the common stream would hold up this one's computing.
+        stream = _own_stream(self._device)
         try:
             while True:
                 self._free.acquire()
-                message = self._receive_one()
+                with torch.cuda.stream(stream):
+                    message = self._receive_one()
+                if stream is not None:
+                    stream.synchronize()
+                    for tensor in tensors_of([message.features, message.target, message.carry]):
+                        tensor.record_stream(torch.cuda.default_stream(self._device))
                 self._arrived.put(message)
                 if message.note.get("last"):
                     return
@@ -174,23 +182,23 @@ class Receiver:
     def _receive_one(self) -> Message:
         frame = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         _wait([dist.irecv(frame, self._peer, group=self._headers)])
-        header, begin = _unframe(frame), time.perf_counter()
+        header, begin = read_frame(frame), time.perf_counter()
         specs, build = decode(header)
         tensors: list[Tensor | None] = [None] * len(specs)
-        small = [i for i, spec in enumerate(specs) if _bytes(spec) <= SMALL_BYTES]
+        small = [i for i, spec in enumerate(specs) if size_of(spec) <= SMALL_BYTES]
         work, packed = [], None
-        total = sum(_bytes(specs[i]) for i in small)
+        total = sum(size_of(specs[i]) for i in small)
         if total:
             packed = torch.empty(total, dtype=torch.uint8, device=self._device)
             work.append(dist.irecv(packed, self._peer, group=self._data))
         for i, spec in enumerate(specs):
-            if _bytes(spec) > SMALL_BYTES:
+            if size_of(spec) > SMALL_BYTES:
                 tensors[i] = spec.empty(self._device)
-                work.append(dist.irecv(_as_bytes(tensors[i]), self._peer, group=self._data))
+                work.append(dist.irecv(as_bytes(tensors[i]), self._peer, group=self._data))
         _wait(work)
         offset = 0
         for i in small:
-            tensors[i], offset = _unpack(packed, specs[i], offset, self._device)
+            tensors[i], offset = unpack(packed, specs[i], offset, self._device)
         message = build([t for t in tensors if t is not None])
         self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
         return message
@@ -234,53 +242,10 @@ def _wait(work: list[dist.Work | None]) -> None:
         item.wait()
 
 
-def _divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Pack the small tensors into one buffer of bytes; leave the large ones where they are."""
-    small = [t for t in tensors if t.nbytes <= SMALL_BYTES and t.numel()]
-    large = [_as_bytes(t) for t in tensors if t.nbytes > SMALL_BYTES]
-    return ([torch.cat([_as_bytes(t) for t in small])] if small else []), large
-
-
-def _as_bytes(tensor: Tensor | None) -> Tensor:
-    """See a tensor as bytes: gloo and NCCL do not know every type."""
-    assert tensor is not None
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _unpack(
-    packed: Tensor | None, spec: TensorSpec, offset: int, device: torch.device
-) -> tuple[Tensor, int]:
-    tensor = spec.empty(device)
-    size = tensor.nbytes
-    if size:
-        assert packed is not None
-        _as_bytes(tensor).copy_(packed[offset : offset + size])
-    return tensor, offset + size
-
-
-def _bytes(spec: TensorSpec) -> int:
-    size = spec.dtype.itemsize
-    for length in spec.shape:
-        size *= length
-    return size
-
-
-def _frame(header: bytes) -> Tensor:
-    if len(header) > HEADER_BYTES - 4:
-        raise LinkError(
-            f"The header of a message must fit into {HEADER_BYTES} bytes",
-            f"Got {len(header)} bytes",
-            "Let fewer tensors cross this cut",
-        )
-    text = len(header).to_bytes(4, "little") + header
-    frame = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-    frame[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return frame
-
-
-def _unframe(frame: Tensor) -> bytes:
-    raw = frame.numpy().tobytes()
-    return raw[4 : 4 + int.from_bytes(raw[:4], "little")]
+def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _lost(peer: int, error: Exception) -> LinkError:

@@ -103,6 +103,12 @@ def split(
             "split needs either `before` (names of layers) or `num_stages`",
             "Got both" if before is not None else "Got neither",
         )
+    if before is not None and not isinstance(before, (str, list, tuple)):
+        raise PartitionError(
+            "`before` must be a list of layer names",
+            f"Got {before!r}",
+            "For a number of stages pass num_stages=...",
+        )
     if isinstance(before, str):
         before = [before]
     if before is None:

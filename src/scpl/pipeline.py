@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scpl.assembly import build_stages
 from scpl.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
-from scpl.control import Control, connect
+from scpl.control import Control
 from scpl.errors import DataError, InputError, NonFiniteError
 from scpl.line import Line, Position
 from scpl.link import open_links
@@ -20,6 +20,7 @@ from scpl.mesh import Mesh
 from scpl.message import Kind, Mark, Message
 from scpl.methods.base import Method
 from scpl.partition import Partition
+from scpl.ranks import connect
 from scpl.scores import Scores
 from scpl.source import Batches, Source, blame_data, pair, remaining
 from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
@@ -73,6 +74,7 @@ class Pipeline:
         self.parts = parts if method.cuts_gradients else parts.merged()
         self.method = method
         self.device = torch.device(device)
+        self._owns_control = control is None
         self.control = control or connect(mesh or Mesh(), self.device, silence)
         self.mesh = self.control.mesh
         if parts.num_outputs != method.num_classes:
@@ -186,12 +188,10 @@ class Pipeline:
         """Continue from a checkpoint, on any number of ranks; called on all of them.
 
         Args:
-            step: Which one; by default the newest one of which every rank can read the parts of
-                its stages, from a shared disk or its own.
+            step: Which one; default: the newest of which every rank can read its stages' parts.
 
         Returns:
-            What the checkpoint says of itself: step, epoch, batch and the notes of `checkpoint`.
-            None if there is none.
+            Its step, epoch, batch and the notes given to `checkpoint`; None if there is none.
 
         Raises:
             CheckpointError: if it is damaged or of another network.
@@ -217,8 +217,8 @@ class Pipeline:
     def export(self) -> nn.Module:
         """Return the user's module with the trained weights: a copy on the CPU, in eval mode.
 
-        Its ``state_dict`` has exactly the keys of the module that was cut; heads and other parts
-        of the objectives are left out. With several ranks all must call it, and each gets all.
+        Its ``state_dict`` has exactly the keys of the module that was cut; heads are left out.
+        With several ranks all must call it, and each gets all.
         """
         model = copy.deepcopy(self.parts.model).cpu().eval()
         owners = self.mesh.owners(self.parts.num_stages)
@@ -249,17 +249,19 @@ class Pipeline:
         self._line.before_checkpoint = hook
 
     def stop(self, reason: str) -> None:
-        """End the run early: every rank finishes what is under way and raises Interrupted."""
+        """End the run early: other ranks finish what is under way and raise Interrupted."""
         self._line.stop(reason)
 
     def close(self) -> None:
-        """Wait until everything is sent and written.
+        """Wait until everything is sent and written, and part from the other ranks.
 
         Raises:
             CheckpointError: if a checkpoint could not be written.
         """
         self._line.close()
         self.abort()
+        if self._owns_control:
+            self.control.close()
 
     def abort(self) -> None:
         """Give up after an error: wait for nothing but the checkpoints that are being written."""
@@ -269,11 +271,12 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.close()
         else:
             self.abort()
+            self.control.end_process(error)
 
     def _infer(self, batches: Iterable[tuple[Any, Tensor | None]], *, keep: bool) -> None:
         if not self.mesh.is_first:
@@ -287,8 +290,7 @@ class Pipeline:
 
     def _checkpoint_folder(self) -> Path:
         if self._folder is None:
-            fix = "Pass checkpoints='some/folder' to Pipeline"
-            raise InputError("A folder for checkpoints must be given", "Got none", fix)
+            raise InputError("`checkpoints` must name a folder to save or restore", "Got none")
         return self._folder
 
     def _write_part(self, stage: Stage, message: Message) -> None:

@@ -186,7 +186,7 @@ def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:
     new = {
         "correct": (logits.argmax(1) == target).sum(),
         "loss": functional.cross_entropy(logits, target, reduction="sum").double(),
-        "count": torch.tensor(target.shape[0]),
+        "count": torch.full((), target.shape[0], device=logits.device),
     }
     for name, value in new.items():
         counts[name] = counts[name] + value if name in counts else value
