@@ -198,28 +198,31 @@ def connect(mesh: Mesh, device: torch.device, silence: float = 30.0) -> Control:
             f"{' and '.join(missing)} not set",
             "Start with torchrun --nproc-per-node N, or scpl train --processes N",
         )
+    patience = timedelta(seconds=max(2 * silence, 10.0))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # A restarted run meets at the same store as the attempt that failed: its keys must differ.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher
+
+    def store(*, is_master: bool = False) -> PrefixStore:
+        client = TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=patience)
+        return PrefixStore(f"scpl/{attempt}", client)
+
     try:
         dist.init_process_group(
             backend,
+            store=store(is_master=mesh.is_first and not hosted),
             rank=mesh.rank,
             world_size=mesh.num_ranks,
-            timeout=timedelta(seconds=max(2 * silence, 10.0)),
+            timeout=patience,
         )
+        return RankControl(mesh, store, silence)
     except (RuntimeError, DistError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",
             f"Got: {str(error).splitlines()[0]}",
             "Check the address, the port and the firewall (scpl doctor)",
         ) from error
-    # Keys of a restarted run must not meet those of the attempt that failed.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-    def store() -> PrefixStore:
-        client = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=silence))
-        return PrefixStore(f"scpl/{attempt}", client)
-
-    return RankControl(mesh, store, silence)

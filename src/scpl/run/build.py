@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -194,12 +193,17 @@ def choose_device(name: str) -> torch.device:
 
 def set_threads(threads: int | None, processes: int) -> int:
     """Give this process its share of the cores: two pools on the same cores slow each other."""
+    chosen = threads or share_of_cores(processes)
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def share_of_cores(processes: int) -> int:
+    """Cores for each of several processes of this machine, at least one."""
     available = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     )
-    chosen = threads or max(1, math.floor(available / processes))
-    torch.set_num_threads(chosen)
-    return chosen
+    return max(1, available // processes)
 
 
 def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: str) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from scpl.errors import InputError, Interrupted
+from scpl.errors import InputError, Interrupted, unknown_name
+from scpl.methods import METHODS
 from scpl.report import comparison_table, write_comparison_report
+from scpl.run.build import share_of_cores
 from scpl.run.config import TrainConfig, read_toml, write_toml
 from scpl.run.folder import RunFolder
 from scpl.run.resume import changed_settings
@@ -38,14 +45,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     base = config.train
     base.check()
     methods = _names(config.methods, "--methods")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown_name("--methods", method, METHODS)
     seeds = [_seed(text) for text in _names(config.seeds, "--seeds")]
     out = base.out or Path("runs/compare")
     jobs = [
-        (out / f"{method}-seed{seed}", replace(base, method=method, seed=seed))
+        (out / f"{method}-seed{seed}", _job(base, method, seed))
         for seed in seeds
         for method in methods
     ]
-    out.mkdir(parents=True, exist_ok=True)
+    RunFolder(out).ensure()
     failures: dict[str, str] = {}
     for number, (folder, job) in enumerate(jobs, 1):
         if not base.quiet:
@@ -70,6 +80,15 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     }
 
 
+def _job(base: TrainConfig, method: str, seed: int) -> TrainConfig:
+    """One run. End-to-end training has one stage: one process, with the threads of each other."""
+    job = replace(base, method=method, seed=seed)
+    if base.processes == 1 or METHODS[method].cuts_gradients:
+        return job
+    threads = base.threads or share_of_cores(base.processes)
+    return replace(job, processes=1, spread=(), threads=threads)
+
+
 def _complete(folder: Path, job: TrainConfig, out: Path) -> str:
     """Make sure that a run is finished; return why it is not."""
     run = RunFolder(folder)
@@ -77,7 +96,7 @@ def _complete(folder: Path, job: TrainConfig, out: Path) -> str:
         _check_same(run, job)
         if run.summary.is_file():
             return ""
-        arguments = ["--resume", str(folder)]
+        arguments = ["--resume", str(folder), *(["--quiet"] if job.quiet else [])]
     else:
         recipe = out / f".{folder.name}.toml"
         plain = replace(job, out=folder, resume=None, json=True, dry_run=False, force=False)
@@ -90,34 +109,56 @@ def _complete(folder: Path, job: TrainConfig, out: Path) -> str:
 
 
 def _run_child(command: list[str]) -> str:
-    """Run one training process; return the last line it said if it failed."""
+    """Run one training process; return the last line it said if it failed.
+
+    Raises:
+        Interrupted: if it was, or if a signal came that was passed on to it.
+    """
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as child:
         assert child.stderr is not None
         last = ""
-        try:
+        with _pass_on(child) as received:
             for line in child.stderr:
                 last = line.strip() or last
                 sys.stderr.write(f"    {line}")
             status = child.wait()
-        except KeyboardInterrupt:
-            # Ctrl-C reached the child as well: it saves and ends by itself.
-            for line in child.stderr:
-                sys.stderr.write(f"    {line}")
-            child.wait()
-            raise Interrupted(
-                "The comparison was interrupted; everything is saved",
-                fix="The same command continues it",
-            ) from None
-    if status >= 128:
+    if received or status in (130, 143):
         error = Interrupted(
             "The comparison was interrupted; everything is saved",
             fix="The same command continues it",
         )
-        error.signal = status - 128
+        error.signal = received[0] if received else status - 128
         raise error
+    if status < 0:
+        return f"killed by signal {-status} ({signal.Signals(-status).name})"
     return f"exit status {status}: {last}" if status else ""
+
+
+@contextmanager
+def _pass_on(child: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Pass Ctrl-C and SIGTERM on to a child, which saves and ends by itself.
+
+    Yields:
+        The signals that came.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        with suppress(OSError):
+            child.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may install handlers
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_same(run: RunFolder, job: TrainConfig) -> None:

@@ -6,6 +6,7 @@ Nothing here imports torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -137,10 +138,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise InputError(f"{flag(name)} must be more than 0", f"Got {value}")
-        for name in ("weight_decay", "end_lr"):
-            if getattr(self, name) < 0:
+        for name in ("weight_decay", "end_lr", "max_restarts"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
         if not 0.0 <= self.validation < 1.0:
             raise InputError(
@@ -153,6 +154,32 @@ class TrainConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise InputError("--seed must lie in 0 .. 2**63 - 1", f"Got {self.seed}")
+        self._check_spread()
+
+    def _check_spread(self) -> None:
+        """Check what needs no network; ranks under torchrun check the rest."""
+        if self.depth < 2:
+            raise InputError(
+                "--depth must be at least 2: one mini-batch is worked on while the next travels",
+                f"Got {self.depth}",
+            )
+        stages = len(self.cuts) + 1 if self.cuts else self.stages
+        if self.processes > stages:
+            raise InputError(
+                "--processes must not exceed the number of stages",
+                f"Got {self.processes} processes for {stages} stages",
+                f"Use at most {stages}, or cut the network into more with --stages",
+            )
+        if self.spread and (min(self.spread) < 1 or sum(self.spread) != stages):
+            raise InputError(
+                f"--spread must give every process at least one of the {stages} stages",
+                f"Got {' '.join(map(str, self.spread))}",
+            )
+        if self.spread and self.processes not in (1, len(self.spread)):
+            raise InputError(
+                "--spread must have one number per process",
+                f"Got {len(self.spread)} numbers for {self.processes} processes",
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> TrainConfig:
@@ -186,7 +213,7 @@ class TrainConfig:
 
 
 RUNTIME_FIELDS = frozenset(
-    {"data_dir", "processes", "spread", "depth", "device", "threads", "timeout", "max_restarts",
+    {"data_dir", "processes", "spread", "depth", "device", "timeout", "max_restarts",
      "out", "force", "resume", "checkpoint_every", "keep", "trace", "tensorboard", "json",
      "quiet", "dry_run"}
 )  # fmt: skip

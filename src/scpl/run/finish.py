@@ -80,9 +80,7 @@ def finish(
 def save_network(network: nn.Module, folder: RunFolder) -> None:
     """Write the plain network, under its own keys, whole or not at all."""
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    draft = folder.weights.with_suffix(".tmp")
-    draft.write_bytes(save(state, metadata={"format": "pt"}))
-    draft.replace(folder.weights)
+    folder.write_bytes(folder.weights, save(state, metadata={"format": "pt"}))
 
 
 def _verdict(test: Evaluation, summary: dict[str, Any]) -> str:

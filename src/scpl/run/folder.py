@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,23 @@ class RunFolder:
                     "Choose another folder with --out",
                 )
             shutil.rmtree(path)
+        folder = cls(path)
+        folder.ensure()
+        return folder
+
+    def ensure(self) -> None:
+        """Make the folder itself, if it is not there.
+
+        Raises:
+            InputError: if it cannot be made.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            fix = "Choose another with --out"
             raise InputError(
-                "A run folder must be writable", f"{path}: {error}", "Choose another with --out"
+                "A run folder must be writable", f"{self.path}: {error}", fix
             ) from error
-        return cls(path)
 
     @staticmethod
     def free_name(path: Path) -> Path:
@@ -94,13 +105,36 @@ class RunFolder:
             )
         return cls(path)
 
+    def read_about(self) -> dict[str, str]:
+        """Read the files that say what the run is, for machines with a disk of their own."""
+        paths = (self.config, self.environment, self.description)
+        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+
+    def complete_about(self, files: Mapping[str, str]) -> None:
+        """Write the files of `read_about` that are not here, so that this machine can resume."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                "A run folder must be writable", f"{self.path}: {error}"
+            ) from error
+        for name, text in files.items():
+            if not (self.path / name).is_file():
+                self.write_text(self.path / name, text)
+
     def write_text(self, path: Path, text: str) -> None:
+        """Write a text file whole or not at all."""
+        self.write_bytes(path, text.encode("utf-8"))
+
+    def write_bytes(self, path: Path, content: bytes) -> None:
         """Write a file whole or not at all."""
         draft = path.with_name(f".{path.name}.tmp")
         try:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_bytes(content)
             os.replace(draft, path)
         except OSError as error:
+            with suppress(OSError):
+                draft.unlink()  # half a file on a full disk
             raise CheckpointError(
                 "A run folder must be writable", f"{path}: {error}", "Free some space"
             ) from error

@@ -1,15 +1,20 @@
-"""Join the configuration of an interrupted run with the flags given now."""
+"""Go on with an interrupted run: check that it is the same run, and find where it stood."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from scpl.errors import InputError
+from scpl.checkpoint import intact_steps
+from scpl.control import Control
+from scpl.errors import CheckpointError, InputError
+from scpl.pipeline import Pipeline
 from scpl.run.config import RUNTIME_FIELDS, TrainConfig, flag, read_toml
 from scpl.run.folder import RunFolder
 
-__all__ = ["changed_settings", "resumed_config"]
+__all__ = ["after_restart", "changed_settings", "launcher", "restore", "resumed_config"]
 
 
 def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
@@ -18,7 +23,10 @@ def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
     return [
         f"{flag(name)} {new.get(name)} (was {old.get(name)})"
         for name in sorted(new.keys() | old.keys())
-        if name not in RUNTIME_FIELDS and new.get(name) != old.get(name)
+        if name not in RUNTIME_FIELDS
+        and new.get(name) != old.get(name)
+        # Without a wish for a number of threads, that of the run is as good as any.
+        and not (name == "threads" and name not in new)
     ]
 
 
@@ -42,3 +50,59 @@ def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
             "Drop these flags, or start a new run",
         )
     return replace(config, resume=run)
+
+
+def restore(pipeline: Pipeline, folder: RunFolder) -> dict[str, Any] | None:
+    """Load the newest intact checkpoint; all ranks call it.
+
+    Returns:
+        What it says of itself; None if the run was interrupted before its first checkpoint.
+
+    Raises:
+        CheckpointError: if there are checkpoints, but none is intact: to begin anew is not what
+            ``--resume`` asks for.
+    """
+    note = pipeline.restore()
+    if note is not None:
+        return note
+    stages = [stage.index for stage in pipeline.stages]
+    intact = set(intact_steps(folder.checkpoints, stages, pipeline.parts.num_stages))
+    complete = {
+        path
+        for path in folder.checkpoints.glob("step-*")
+        if all((path / f"stage-{stage}.json").exists() for stage in stages)
+    }
+    damaged = sorted(path for path in complete if int(path.name[len("step-") :]) not in intact)
+    if damaged:
+        raise CheckpointError(
+            "A run must have an intact checkpoint to go on from",
+            f"Damaged: {', '.join(map(str, damaged))}",
+            "Put the files back, or start a new run",
+        )
+    return None
+
+
+def launcher() -> str:
+    """The launcher of this process and its restarts; empty without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{name}/{os.getppid()}" if name else ""
+
+
+def after_restart(config: TrainConfig, control: Control) -> TrainConfig:
+    """A run that torchrun restarts goes on where it was; every rank calls it.
+
+    Raises:
+        InputError: if the run has no name to find it by.
+    """
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if not restarted or config.resume is not None:
+        return config
+    if config.out is None:
+        raise InputError("A run that may be restarted needs --out", "Got none")
+    if control.mesh.is_first:
+        # What another run left in a folder that is to be overwritten is nothing to go on from.
+        folder = RunFolder(config.out)
+        known = folder.environment.exists() and folder.config.exists()
+        about = folder.read_json(folder.environment) if known else {}
+        control.share("restarted", about.get("launcher") == launcher())
+    return replace(config, resume=config.out) if control.fetch("restarted") else config

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scpl.control import Control, connect
-from scpl.errors import InputError, Interrupted, RemoteError
+from scpl.control import Control
+from scpl.errors import Interrupted, RemoteError
 from scpl.mesh import Mesh
 from scpl.pipeline import Pipeline
+from scpl.ranks import connect
 from scpl.run.build import (
     Loaders,
     build_loaders,
@@ -30,6 +31,7 @@ from scpl.run.finish import finish
 from scpl.run.folder import RunFolder
 from scpl.run.preview import describe_stages
 from scpl.run.recorder import Recorder
+from scpl.run.resume import after_restart, launcher, restore
 from scpl.run.signals import GracefulStop
 
 __all__ = ["train"]
@@ -61,11 +63,13 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     control = connect(mesh, device, config.timeout)
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
-            summary = _train(_after_restart(config), control, threads, stop)
+            summary = _train(after_restart(config, control), control, threads, stop)
             control.close()
         except Interrupted:
             control.close()
-            raise
+            if mesh.is_first:
+                raise
+            raise RemoteError("The first rank ended the run", "It has said why") from None
         except Exception as error:
             if control.fail(error, f"Rank {mesh.rank}: {error}"):
                 raise
@@ -88,8 +92,11 @@ def _train(
     parts = build_partition(config, facts)
     method = build_method(config, facts.num_classes)
     if mesh.is_first:
-        control.share("folder", str(_prepare_folder(config, facts, device, threads).path))
-    folder = RunFolder(Path(control.fetch("folder")))
+        made = _prepare_folder(config, facts, device, threads)
+        control.share("folder", {"path": str(made.path), "files": made.read_about()})
+    shared = control.fetch("folder")
+    folder = RunFolder(Path(shared["path"]))
+    folder.complete_about(shared["files"])
     pipeline = build_pipeline(
         config, parts, method, config.epochs * facts.steps, folder.checkpoints, control
     )
@@ -103,26 +110,18 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
     return folder.read_json(folder.summary) if folder.summary.exists() else None
 
 
-def _after_restart(config: TrainConfig) -> TrainConfig:
-    """A run that the launcher restarts goes on where it was."""
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if not restarted or config.resume is not None:
-        return config
-    if config.out is None:
-        raise InputError("A run that may be restarted needs --out", "Got none")
-    if not RunFolder(config.out).config.exists():
-        return replace(config, force=False)
-    return replace(config, resume=config.out)
-
-
 def _prepare_folder(config: TrainConfig, facts: Facts, device: Any, threads: int) -> RunFolder:
     """Make or open the run folder; a resumed one keeps what it says of the run."""
     if config.resume is not None:
         return RunFolder.open(config.resume)
     name = f"{Path(config.data).name}-{config.model}-{config.method}"
     folder = RunFolder.create(config.out, name, force=config.force)
-    folder.write_text(folder.config, write_toml(replace(config, out=None, force=False)))
-    folder.write_json(folder.environment, describe_environment(device, threads))
+    # Where this run lies and what it shows is not for those that continue or repeat it.
+    # The number of threads decides the last bit of a sum, so it is kept.
+    kept = replace(config, out=None, force=False, json=False, quiet=False, threads=threads)
+    folder.write_text(folder.config, write_toml(kept))
+    about = {**describe_environment(device, threads), "launcher": launcher()}
+    folder.write_json(folder.environment, about)
     folder.write_json(folder.description, facts.describe_model(config.model))
     return folder
 
@@ -147,14 +146,14 @@ class _Run:
         self.clock = Clock()
         self.recorder: Recorder | None = None
         if pipeline.mesh.is_last:
-            folder.path.mkdir(parents=True, exist_ok=True)  # on a disk of its own
+            folder.ensure()  # on a disk of its own
             self.recorder = Recorder(config, facts, folder, quiet=config.quiet)
             stop.notify = self._notify
             pipeline.on_checkpoint(self.recorder.flush)
 
     def complete(self) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
-        note = self.pipeline.restore() if self.config.resume is not None else None
+        note = restore(self.pipeline, self.folder) if self.config.resume is not None else None
         lines = self.pipeline.control.exchange("stages", describe_stages(self.pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])

@@ -1,0 +1,37 @@
+"""The benchmarks run, and what they claim holds; equal bits they check by themselves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def results_of(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name / "main.py"), "--quick", "--json", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)["results"]
+
+
+@pytest.mark.slow
+def test_memory_of_a_step_is_that_of_its_largest_stage_and_nothing_is_left():
+    bp, plain, *ours = results_of("memory", "--model", "transformer", "--stages", "4")
+    assert plain["peak_bytes"] == pytest.approx(bp["peak_bytes"], rel=0.02)
+    for row in ours:
+        stages = [max(s["forward_bytes"], s["learn_bytes"]) for s in row["per_stage"]]
+        assert row["peak_bytes"] == pytest.approx(max(stages), rel=0.02)
+        assert row["peak_bytes"] < 0.5 * bp["peak_bytes"]
+        assert row["left_bytes"] < 0.02 * row["peak_bytes"]
+
+
+def test_a_hand_written_loop_ends_with_the_same_bits_as_the_pipeline():
+    clocks = results_of("overhead", "--model", "mlp")["mlp"]
+    assert clocks["wall"]["pairs"] == clocks["processor"]["pairs"] == 10
+    assert clocks["wall"]["ratio"]["median"] > 0

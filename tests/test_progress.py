@@ -1,0 +1,121 @@
+import io
+
+import pytest
+
+from scpl.run.progress import Progress, format_losses, format_seconds
+
+LOSSES = [{"contrastive": 1.25}, {"contrastive": 0.5, "cross_entropy": 2.0}]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def row(accuracy=None, seconds=10.0):
+    return {"valid_accuracy": accuracy, "samples_per_second": 1234.5, "seconds": seconds}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only tests move."""
+    now = [100.0]
+    monkeypatch.setattr("scpl.run.progress.time.perf_counter", lambda: now[0])
+    return now
+
+
+def progress(log, quiet=False):
+    return Progress(epochs=4, steps=10, images=100, log=log.append, quiet=quiet)
+
+
+def test_an_epoch_is_one_plain_line(monkeypatch, clock):
+    err, log = io.StringIO(), []
+    monkeypatch.setattr("sys.stderr", err)
+    shown = progress(log)
+    shown.begin_epoch(1, 0)
+    for batch in range(1, 11):
+        clock[0] += 1
+        shown.update(batch, LOSSES)
+    shown.end_epoch(row(0.5), LOSSES)
+    assert err.getvalue() == (
+        "epoch 1/4  loss 1.250 | 0.500+2.000  valid 50.00 %  1,234 images/s  10 s so far, "
+        "30 s to go\n"
+    )
+    assert log == err.getvalue().splitlines()
+
+
+def test_a_long_epoch_says_something_now_and_then(monkeypatch, clock):
+    err, log = io.StringIO(), []
+    monkeypatch.setattr("sys.stderr", err)
+    shown = progress(log)
+    shown.begin_epoch(2, 0)
+    for batch in range(1, 11):
+        clock[0] += 11
+        shown.update(batch, LOSSES)
+    assert [line.split("  ")[1] for line in log] == ["step 3/10", "step 6/10", "step 9/10"]
+
+
+@pytest.mark.parametrize("accuracy", [None, ""])
+def test_without_validation_there_is_no_accuracy(monkeypatch, clock, accuracy):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    log = []
+    shown = progress(log)
+    shown.begin_epoch(1, 0)
+    clock[0] += 1
+    shown.end_epoch(row(accuracy), LOSSES)
+    assert "valid" not in log[0]
+
+
+def test_what_is_left_is_judged_by_what_was_done_since_a_resume(monkeypatch, clock):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    log = []
+    shown = progress(log)
+    shown.begin_epoch(3, 5)
+    clock[0] += 5  # five steps of one second; an epoch of ten is left
+    shown.end_epoch(row(seconds=1000.0), LOSSES)
+    assert log[0].endswith("17 min so far, 10 s to go")
+
+
+def test_quiet_only_logs(monkeypatch, clock):
+    err, log = Terminal(), []
+    monkeypatch.setattr("sys.stderr", err)
+    shown = progress(log, quiet=True)
+    shown.begin_epoch(1, 0)
+    clock[0] += 1
+    shown.update(1, LOSSES)
+    shown.end_epoch(row(), LOSSES)
+    shown.say("bye")
+    shown.close()
+    assert err.getvalue() == ""
+    assert len(log) == 2
+
+
+def test_a_terminal_gets_a_live_line_that_goes_away(monkeypatch):
+    err, log = Terminal(), []
+    monkeypatch.setattr("sys.stderr", err)
+    shown = progress(log)
+    shown.begin_epoch(1, 0)
+    shown.update(3, LOSSES)
+    shown.say("hello")
+    shown.end_epoch(row(), LOSSES)
+    shown.begin_epoch(2, 0)
+    shown.close()
+    shown.close()
+    assert "epoch 1/4:" in err.getvalue()
+    assert "hello\n" in err.getvalue()
+    assert log[0] == "hello"
+    assert not any("\r" in line or "\x1b" in line for line in log)
+    last = err.getvalue().rpartition("\n")[2]
+    assert last.endswith("\r")  # the live line is wiped
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2.0 h")]
+)
+def test_durations(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_losses():
+    assert format_losses(LOSSES) == "1.250 | 0.500+2.000"
+    assert format_losses([]) == ""

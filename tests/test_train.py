@@ -1,0 +1,311 @@
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+
+from cli_runs import (
+    COMPLETE,
+    NUM_STEPS,
+    TINY,
+    finish,
+    in_process_of_its_own,
+    rank_of,
+    refused,
+    result,
+    scpl,
+    start,
+    steps,
+    train,
+    tree,
+    wait_for_steps,
+)
+from scpl.run.config import TrainConfig, read_toml
+from scpl.run.recorder import Recorder
+
+EPOCHS = 4
+MANY = [*TINY, "--epochs", EPOCHS, "--quiet"]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed; tests must not change it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scpl.report.write_run_report", lambda folder: [])
+        assert scpl("train", *MANY, "--out", folder).status == 0
+    return folder
+
+
+def signal_at(monkeypatch, step, number):
+    """Send this process a signal when it has done so many steps."""
+    add = Recorder.add
+
+    def patched(self, seconds, report):
+        add(self, seconds, report)
+        if report.step == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Recorder, "add", patched)
+
+
+class TestSameNumbers:
+    def test_one_seed_one_result(self, whole, tmp_path):
+        scpl("train", *MANY, "--out", tmp_path / "again")
+        assert result(tmp_path / "again") == result(whole)
+
+    def test_another_seed_another_result(self, whole, tmp_path):
+        scpl("train", *MANY, "--out", tmp_path / "other", "--seed", 1)
+        assert result(tmp_path / "other")["weights"] != result(whole)["weights"]
+
+    def test_the_written_configuration_gives_the_run_again(self, whole, tmp_path):
+        found = scpl("train", whole / "config.toml", "--out", tmp_path / "again")
+        assert found.status == 0
+        assert result(tmp_path / "again") == result(whole)
+
+    def test_checkpoints_change_nothing(self, whole, tmp_path):
+        scpl("train", *MANY, "--out", tmp_path / "run", "--checkpoint-every", 2, "--keep", 3)
+        assert result(tmp_path / "run") == result(whole)
+        assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(90)
+    def test_two_processes_give_the_result_of_one(self, whole, tmp_path):
+        folder = tmp_path / "run"
+        found = in_process_of_its_own(
+            "train", *MANY, "--out", folder, "--processes", 2, "--json", timeout=80
+        )
+        assert found.status == 0, found.err
+        summary = json.loads(found.out)
+        assert summary["processes"] == len(summary["peak_memory_bytes"]) == 2
+        assert len(summary["wait_share"]) == 4
+        assert result(folder) == result(whole)
+        assert {path.name for path in folder.iterdir()} >= COMPLETE
+
+
+class TestFiles:
+    def test_the_configuration_says_nothing_of_how_the_run_was_shown(self, whole):
+        config = TrainConfig.from_dict(read_toml(whole / "config.toml"), "x")
+        assert not any((config.quiet, config.json, config.force, config.out, config.resume))
+
+    def test_every_step_and_epoch_is_logged(self, whole):
+        rows = result(whole)["steps"]
+        assert [row["step"] for row in rows] == list(range(1, EPOCHS * NUM_STEPS + 1))
+        assert [row["epoch"] for row in rows] == [e + 1 for e in range(EPOCHS) for _ in range(9)]
+        assert sum(row["samples"] for row in rows) == EPOCHS * 180
+        table = result(whole)["metrics"]
+        assert [row["epoch"] for row in table] == [str(e + 1) for e in range(EPOCHS)]
+        assert [row["step"] for row in table] == [str(9 * (e + 1)) for e in range(EPOCHS)]
+        for stage in range(4):
+            mean = sum(sum(r["losses"][stage].values()) * r["samples"] for r in rows[:9]) / 180
+            assert float(table[0][f"train_loss_stage{stage}"]) == pytest.approx(mean)
+
+    def test_the_log_is_written_even_when_quiet(self, whole):
+        assert "test accuracy" in (whole / "log.txt").read_text()
+
+
+class TestNotFinite:
+    def test_stage_and_step_are_named_and_checkpoints_kept(self, tmp_path):
+        folder = tmp_path / "run"
+        found = train("--out", folder, "--lr", "1e30", "--checkpoint-every", 1, "--quiet")
+        words = refused(found, "must be finite", "checkpoints are kept")
+        assert re.search(r"[Ss]tage 0 .* step \d", words)
+        assert not (folder / "summary.json").exists()
+
+    def test_the_last_good_checkpoint_is_kept(self, tmp_path, monkeypatch):
+        """Finite for an epoch, then not."""
+        from scpl.data.loader import Loader
+
+        batches = Loader.batches
+
+        def spoilt(self, start=0):
+            for number, (images, labels) in enumerate(batches(self, start)):
+                if self.epoch == 1 and number == 4:
+                    images = images * float("nan")
+                yield images, labels
+
+        monkeypatch.setattr(Loader, "batches", spoilt)
+        folder = tmp_path / "run"
+        found = scpl("train", *MANY, "--out", folder)
+        refused(found, "data must be finite", f"step {NUM_STEPS + 5}", "checkpoints are kept")
+        monkeypatch.undo()
+        assert not (folder / "summary.json").exists()
+        monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+        assert scpl("train", "--resume", folder).status == 0
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize(("number", "status"), SIGNALS)
+    @pytest.mark.parametrize("step", [NUM_STEPS + 4, 2 * NUM_STEPS, 1])
+    def test_an_interrupted_run_ends_as_an_undisturbed_one(
+        self, whole, tmp_path, monkeypatch, number, status, step
+    ):
+        folder = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            signal_at(patch, step, number)
+            found = scpl("train", *MANY, "--out", folder)
+        assert found.status == status
+        assert found.out == ""
+        assert f"scpl train --resume {folder}" in found.err
+        assert f"after step {step}" in found.err
+        assert "Traceback" not in found.err
+        assert (folder / "checkpoints" / f"step-{step:09d}" / "stage-3.json").exists()
+        assert len(steps(folder)) == step
+        assert scpl("train", "--resume", folder).status == 0
+        assert result(folder) == result(whole)
+
+    def test_many_interruptions(self, whole, tmp_path, monkeypatch):
+        folder = tmp_path / "run"
+        arguments = [*MANY, "--out", folder]
+        for step in (3, 8, NUM_STEPS, NUM_STEPS + 1, 3 * NUM_STEPS + 1):
+            with monkeypatch.context() as patch:
+                signal_at(patch, step, signal.SIGINT)
+                assert scpl("train", *arguments).status == 130
+            arguments = ["--resume", folder]
+        assert scpl("train", *arguments).status == 0
+        assert result(folder) == result(whole)
+
+    def test_the_last_step_is_too_late_to_interrupt(self, whole, tmp_path, monkeypatch):
+        signal_at(monkeypatch, EPOCHS * NUM_STEPS, signal.SIGINT)
+        found = scpl("train", *MANY, "--out", tmp_path / "run")
+        assert found.status in (0, 130)
+        monkeypatch.undo()
+        monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+        assert scpl("train", "--resume", tmp_path / "run").status == 0
+        assert result(tmp_path / "run") == result(whole)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("number", "status"), [*SIGNALS, (signal.SIGKILL, -9)])
+    def test_a_signal_from_outside(self, whole, tmp_path, number, status):
+        folder = tmp_path / "run"
+        process = start("train", *MANY, "--out", folder, "--checkpoint-every", 3)
+        wait_for_steps(folder, 3, process)
+        process.send_signal(number)
+        found = finish(process)
+        assert found.status == status, found.err
+        assert "Traceback" not in found.err
+        assert scpl("train", "--resume", folder).status == 0
+        assert result(folder) == result(whole)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(90)
+    @pytest.mark.parametrize(("number", "status"), SIGNALS)
+    def test_several_processes_are_interrupted_together(self, whole, tmp_path, number, status):
+        folder = tmp_path / "run"
+        process = start("train", *MANY, "--out", folder, "--processes", 2)
+        wait_for_steps(folder, NUM_STEPS, process)
+        process.send_signal(number)
+        found = finish(process)
+        assert found.status == status, found.err
+        assert found.err.count(f"scpl train --resume {folder}") == 1
+        assert "Traceback" not in found.err
+        # On one process now: the stages may be spread anew.
+        assert scpl("train", "--resume", folder, "--processes", 1).status == 0
+        assert result(folder) == result(whole)
+
+
+class TestRestarts:
+    @pytest.mark.slow
+    @pytest.mark.timeout(90)
+    def test_a_killed_rank_is_made_good(self, whole, tmp_path):
+        folder = tmp_path / "run"
+        process = start(
+            "train", *MANY, "--out", folder, "--processes", 2, "--max-restarts", 1,
+            "--checkpoint-every", 3,
+        )  # fmt: skip
+        wait_for_steps(folder, NUM_STEPS, process)
+        os.kill(rank_of(process.pid, 1), signal.SIGKILL)
+        found = finish(process, 80)
+        assert found.status == 0, found.err
+        assert "left without a word" in found.err
+        assert "restarting all processes (1 of 1)" in found.err
+        assert result(folder) == result(whole)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(90)
+    def test_bad_input_is_not_tried_again_nor_another_run_gone_on_with(self, whole, tmp_path):
+        folder = tmp_path / "run"
+        shutil.copytree(whole, folder)
+        before = tree(folder)
+        found = in_process_of_its_own(
+            "train", *MANY, "--seed", 1, "--out", folder, "--processes", 2, "--max-restarts", 1
+        )
+        refused(found, "must not exist yet")
+        assert "restarting" not in found.err
+        assert tree(folder) == before
+
+
+class TestResume:
+    @pytest.fixture
+    def half(self, tmp_path, monkeypatch):
+        """A run that was interrupted."""
+        with monkeypatch.context() as patch:
+            signal_at(patch, 2 * NUM_STEPS + 4, signal.SIGINT)
+            scpl("train", *MANY, "--out", tmp_path / "half")
+        return tmp_path / "half"
+
+    def test_a_finished_run_is_left_alone(self, whole):
+        before = tree(whole)
+        found = scpl("train", "--resume", whole, "--json")
+        assert json.loads(found.out)["run"] == str(whole)
+        assert tree(whole) == before
+
+    def test_changed_settings_are_named(self, half):
+        before = tree(half)
+        found = scpl("train", "--resume", half, "--lr", "0.5", "--seed", 3)
+        refused(found, "--lr 0.5 (was 0.001)", "--seed 3 (was 0)")
+        assert tree(half) == before
+
+    def test_what_does_not_change_the_numbers_may_change(self, half, whole):
+        found = scpl("train", f"--resume={half}", "--checkpoint-every", 5, "--keep", 1, "--trace")
+        assert found.status == 0
+        assert result(half) == result(whole)
+
+    def test_a_moved_run_goes_on_where_it_is(self, half, whole, tmp_path):
+        half.rename(tmp_path / "moved")
+        assert scpl("train", "--resume", tmp_path / "moved").status == 0
+        assert result(tmp_path / "moved") == result(whole)
+        assert not half.exists()
+
+    def test_a_folder_that_is_no_run(self, tmp_path):
+        refused(scpl("train", "--resume", tmp_path), "config.toml", str(tmp_path))
+
+    def test_the_newest_damaged_checkpoint_is_passed_over(self, half, whole):
+        newest = max((half / "checkpoints").iterdir())
+        (newest / "stage-2.pt").write_bytes(b"x")
+        found = scpl("train", "--resume", half)
+        assert found.status == 0
+        assert result(half) == result(whole)
+
+    def test_no_intact_checkpoint_loses_nothing(self, half):
+        for path in (half / "checkpoints").glob("*/stage-1.pt"):
+            path.write_bytes(path.read_bytes()[:-1])
+        before = tree(half)
+        refused(scpl("train", "--resume", half), "intact checkpoint", "step-000000022")
+        assert tree(half) == before
+
+    def test_a_checkpoint_of_another_network(self, half, tmp_path):
+        other = tmp_path / "other"
+        train("--model", "small-cnn", "--out", other, "--quiet")
+        shutil.rmtree(half / "checkpoints")
+        shutil.copytree(other / "checkpoints", half / "checkpoints")
+        before = tree(half)
+        refused(scpl("train", "--resume", half), "checkpoint")
+        assert tree(half) == before
+
+    def test_no_checkpoint_yet(self, half, whole):
+        shutil.rmtree(half / "checkpoints")
+        assert scpl("train", "--resume", half).status == 0
+        assert result(half) == result(whole)
+
+    def test_the_configuration_is_damaged(self, half):
+        (half / "config.toml").write_text("epochs = ")
+        refused(scpl("train", "--resume", half), "TOML", "config.toml")
