@@ -83,3 +83,12 @@ def test_the_same_cuts_every_time_whatever_the_mode():
     example = torch.zeros(2, 3, 16, 16)
     found = {tuple(balanced_cuts(model.train(m), 4, None, example)) for m in (True, False, True)}
     assert len(found) == 1
+
+
+def test_transformer_layers_are_counted():
+    """In evaluation mode torch fuses such a layer, and its operations used to count as none."""
+    block = lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)  # noqa: E731
+    model = nn.Sequential(*(block() for _ in range(6)), nn.Flatten(), nn.Linear(16 * 5, 3))
+    cuts = balanced_cuts(model, 3, None, torch.randn(2, 5, 16))
+    assert cuts == ["2", "4"]
+    assert torch.backends.mha.get_fastpath_enabled()

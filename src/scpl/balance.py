@@ -91,7 +91,10 @@ def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
 def _costs(model: nn.Module, example: Tensor) -> dict[str, float]:
     """Count the operations of every module of ``model`` by dotted name."""
     modes = {module: module.training for module in model.modules()}
+    # A Transformer layer would take a fused path in which the counter sees no operation.
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(example.clone())
@@ -101,6 +104,7 @@ def _costs(model: nn.Module, example: Tensor) -> dict[str, float]:
             f"On {tuple(example.shape)} it raised {type(error).__name__}: {error}",
         ) from error
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes.items():
             module.training = mode
     # The counter prefixes every name with the class of the root module.

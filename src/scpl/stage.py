@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
+from scpl.errors import CheckpointError, NonFiniteError, StageError
 from scpl.message import TensorSpec, Tree, tensors_of, tree_map
 from scpl.objectives import Objective
 from scpl.randomness import RandomState
@@ -19,6 +22,7 @@ from scpl.state import broken_values, copy_to_cpu, differences
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
 
+BROKEN_FEATURES = "its features already were not finite; "
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
@@ -70,7 +74,7 @@ class Stage:
         self.device = device
         self._options = options
         self._names = names
-        self._random = RandomState(seed, device)
+        self.random = RandomState(seed, device)
         self._output: Tree = None
         self._output_version = 0
         self._unchecked: list[tuple[int, Tensor]] = []
@@ -96,7 +100,7 @@ class Stage:
             must not change it; a later stage may, because it runs after `learn`.
         """
         self._set_mode(training=True)
-        with self._random.active(), self._autocast():
+        with self.random.active(), self._autocast():
             self._output = self.body(features)
         # Contiguous, so that the next stage meets the same strides in this process and in
         # another: strides choose kernels, and kernels decide the last bit.
@@ -106,7 +110,7 @@ class Stage:
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:
         """Return what the objective of the next stage gets."""
-        with torch.no_grad(), self._random.active(), self._autocast():
+        with torch.no_grad(), self.random.active(), self._autocast():
             onward = self.objective.hand_on(target, carry)
         return tree_map(lambda tensor: tensor.detach().contiguous(), onward)
 
@@ -125,7 +129,7 @@ class Stage:
             NonFiniteError: if the loss is NaN or infinite; the parameters are as before.
         """
         output, self._output = self._output, None
-        with self._random.active():
+        with self.random.active():
             with self._autocast():
                 terms = self.objective(output, target, carry)
             if _version(output) != self._output_version:
@@ -135,22 +139,22 @@ class Stage:
                     f"The objective of stage {self.index} did",
                     "Give its first layer inplace=False",
                 )
-            loss = torch.stack(list(terms.values())).sum()
+            loss = reduce(torch.add, terms.values())
             self._check_finite(loss, output, step)
             if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 self._update()
         return {name: term.detach() for name, term in terms.items()}
 
     def infer(self, features: Tree) -> Tree:
         """Compute the output in evaluation mode, without gradients."""
         self._set_mode(training=False)
-        with torch.no_grad(), self._random.active(), self._autocast():
+        with torch.no_grad(), self.random.active(), self._autocast():
             return tree_map(Tensor.contiguous, self.body(features))
 
     def predict(self, output: Tree) -> Tensor | None:
         """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
-        with torch.no_grad(), self._random.active(), self._autocast():
+        with torch.no_grad(), self.random.active(), self._autocast():
             logits = self.objective.predict(output)
         return None if logits is None else logits.float()
 
@@ -181,7 +185,7 @@ class Stage:
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-            "random": self._random.state_dict(),
+            "random": self.random.state_dict(),
         }
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,7 +218,7 @@ class Stage:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
-        self._random.load_state_dict(state["random"])
+        self.random.load_state_dict(state["random"])
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Copy the state to the CPU, to be written while the stage goes on.
@@ -255,13 +259,11 @@ class Stage:
             self._unchecked.append((step, loss.detach()))
             if len(self._unchecked) >= 64:
                 self.check_losses()
-        elif not loss.isfinite():
+        elif not math.isfinite(loss.item()):
             broken = any(
                 not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point()
             )
-            raise self._non_finite(
-                loss, step, "its features already were not finite; " if broken else ""
-            )
+            raise self._non_finite(loss, step, BROKEN_FEATURES if broken else "")
 
     def _non_finite(self, loss: Tensor, step: int, detail: str) -> NonFiniteError:
         return NonFiniteError(
@@ -271,9 +273,11 @@ class Stage:
             "Check the data for NaN, lower the learning rate, or clip gradients",
         )
 
-    def _autocast(self) -> torch.autocast:
-        mixed = self._options.precision if self._options.precision != torch.float32 else None
-        return torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None)
+    def _autocast(self) -> AbstractContextManager[object]:
+        precision = self._options.precision
+        if precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=precision)
 
     def _set_mode(self, *, training: bool) -> None:
         """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""
@@ -281,10 +285,8 @@ class Stage:
             self.body.train(training)
             self.objective.train(training)
 
-    def explain(self, error: Exception, features: Tree, step: int) -> ScplError:
+    def explain(self, error: Exception, features: Tree, step: int) -> StageError:
         """Name stage, step and input of an error that user code raised."""
-        if isinstance(error, ScplError):
-            return error
         shapes = ", ".join(str(TensorSpec.of(tensor)) for tensor in tensors_of(features))
         layers = ", ".join(self._names) or "no layers"
         return StageError(

@@ -126,15 +126,16 @@ class Worker:
         own: list[dict[str, Tensor]] = []
         for stage in self.stages:
             try:
-                with self.timeline.during("forward", stage.index, message.step):
-                    output = stage.forward(features)
-                    onward = stage.hand_on(target, carry)
-                if stage is self.stages[-1]:
-                    self._outbox.send(
-                        replace(message, features=output, carry=onward, reports=self._losses)
-                    )
-                with self.timeline.during("learn", stage.index, message.step):
-                    own.append(stage.learn(target, carry, message.step))
+                with stage.random.active():
+                    with self.timeline.during("forward", stage.index, message.step):
+                        output = stage.forward(features)
+                        onward = stage.hand_on(target, carry)
+                    if stage is self.stages[-1]:
+                        self._outbox.send(
+                            replace(message, features=output, carry=onward, reports=self._losses)
+                        )
+                    with self.timeline.during("learn", stage.index, message.step):
+                        own.append(stage.learn(target, carry, message.step))
             except ScplError:
                 raise  # it says enough by itself
             except Exception as error:

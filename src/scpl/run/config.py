@@ -113,7 +113,7 @@ class TrainConfig:
     json: bool = False
     """Print one JSON object on stdout; messages go to stderr."""
     quiet: bool = False
-    """Print only warnings and the result."""
+    """Print nothing but warnings and errors."""
     dry_run: bool = False
     """Check everything, train one step, print the stages, write nothing."""
 

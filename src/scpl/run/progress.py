@@ -32,6 +32,7 @@ class Progress:
         self._log, self._quiet = log, quiet
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
+        self._valid = ""
         self._first = self._since = self._printed = time.perf_counter()
         self._done_at_start = 0
 
@@ -67,7 +68,7 @@ class Progress:
         """Show the state after mini-batch ``batch`` of the epoch."""
         if self._bar is not None:
             self._bar.n = batch
-            self._bar.set_postfix_str(f"loss {format_losses(losses)}")
+            self._bar.set_postfix_str(f"loss {format_losses(losses)}{self._valid}")
             return
         now = time.perf_counter()
         if now - self._printed >= SECONDS_BETWEEN_LINES and batch < self._steps:
@@ -85,6 +86,7 @@ class Progress:
         left = (self._epochs - self._epoch) * self._steps
         accuracy = row.get("valid_accuracy")
         valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
+        self._valid = valid  # stays in sight while the next epoch runs
         self.say(
             f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}  "
             f"{row['samples_per_second']:,.0f} images/s  "
