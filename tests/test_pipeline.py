@@ -321,9 +321,9 @@ def test_closing_twice_is_harmless(tmp_path):
 
 def test_a_folder_is_needed_for_checkpoints():
     pipeline = build()
-    with pytest.raises(InputError, match="folder for checkpoints must be given"):
+    with pytest.raises(InputError, match="must name a folder to save or restore"):
         pipeline.checkpoint()
-    with pytest.raises(InputError, match="folder for checkpoints must be given"):
+    with pytest.raises(InputError, match="must name a folder to save or restore"):
         pipeline.restore()
 
 
