@@ -41,6 +41,9 @@ class Control(Protocol):
     def check(self) -> None:
         """Raise if another rank has failed."""
 
+    def hurry(self) -> None:
+        """Something may have died: notice a silent rank sooner."""
+
     def fail(self, error: BaseException, text: str) -> bool:
         """Tell all ranks why this one ends; False if another one was first."""
 
@@ -85,6 +88,9 @@ class LocalControl:
 
     def check(self) -> None:
         """Do nothing: nobody else can fail."""
+
+    def hurry(self) -> None:
+        """Do nothing: nobody else can be silent."""
 
     def fail(self, error: BaseException, text: str) -> bool:
         """Do nothing: nobody else must know."""

@@ -21,15 +21,18 @@ class GracefulStop:
 
     Attributes:
         received: The first signal, if one came.
-        notify: Called with the signal's name when it comes.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.notify: Callable[[str], None] = lambda name: None
+        self._callbacks: list[Callable[[str], None]] = []
         self._previous: dict[signal.Signals, object] = {}
         self._depth = 0
         self._time = 0.0
+
+    def on_signal(self, callback: Callable[[str], None]) -> None:
+        """Have ``callback`` called with the signal's name when the first one comes."""
+        self._callbacks.append(callback)
 
     def __enter__(self) -> GracefulStop:
         self._depth += 1
@@ -55,6 +58,7 @@ class GracefulStop:
         now = time.monotonic()
         if self.received is None:
             self.received, self._time = signal.Signals(number), now
-            self.notify(self.received.name)
+            for callback in self._callbacks:
+                callback(self.received.name)
         elif now - self._time > SAME_EVENT:
             raise KeyboardInterrupt

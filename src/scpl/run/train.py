@@ -61,6 +61,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
     control = connect(mesh, device, config.timeout)
+    stop.on_signal(lambda name: control.hurry())
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
             summary = _train(after_restart(config, control), control, threads, stop)
@@ -148,7 +149,7 @@ class _Run:
         if pipeline.mesh.is_last:
             folder.ensure()  # on a disk of its own
             self.recorder = Recorder(config, facts, folder, quiet=config.quiet)
-            stop.notify = self._notify
+            stop.on_signal(self._notify)
             pipeline.on_checkpoint(self.recorder.flush)
 
     def complete(self) -> dict[str, Any] | None:
