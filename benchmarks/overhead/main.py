@@ -9,13 +9,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter, process_time
 from typing import Any
@@ -30,6 +27,7 @@ from scpl.heads import Head, Linear, MeanOverPositions, PooledMLP
 from scpl.models.cnn import SmallCNN
 from scpl.models.mlp import MLP
 from scpl.objectives import Contrastive, CrossEntropy, Sum
+from scpl.run.environment import describe_environment
 
 NUM_CLASSES = 10
 NUM_BLOCKS = 5  # the pairs are taken in this many blocks, to see whether the machine drifts
@@ -224,19 +222,6 @@ def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
             )
 
 
-def environment() -> dict[str, Any]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=[*CASES, "all"], default="all")
@@ -249,7 +234,8 @@ def main() -> None:
         print(f"measuring {name}", file=sys.stderr)
         results[name] = measure(CASES[name], 10 if arguments.quick else CASES[name].pairs)
     if arguments.json:
-        print(json.dumps({"results": results, "environment": environment()}))
+        about = describe_environment(torch.device("cpu"), threads=1)
+        print(json.dumps({"results": results, "environment": about}))
     else:
         print("\n".join(table(results)))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -217,19 +216,12 @@ def shown(values: Mapping[str, float], digits: int = 3) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Describe hardware and versions."""
-    from importlib.metadata import version
+    """Describe hardware and versions; imported late, since this process needs no torch to measure."""
+    import torch
 
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "torch": version("torch"),
-        "python": platform.python_version(),
-    }
+    from scpl.run.environment import describe_environment
+
+    return describe_environment(torch.device("cpu"), threads=1)
 
 
 def _free_port() -> int:

@@ -48,14 +48,8 @@ class Line:
         self.stopped = False
         self._inbox, self._outbox = inbox, outbox
 
-    def process(self, message: Message) -> Report | None:
-        """Do what a message asks, pass it on, and count it.
-
-        Returns:
-            The report that it completes. On the first rank, which waits for nobody's losses,
-            that is the message's own step.
-        """
-        report = None if self._inbox is None else self.worker.complete(message)
+    def process(self, message: Message) -> None:
+        """Do what a message asks, pass it on, and count it."""
         if message.mark is Mark.CHECKPOINT:
             self.before_checkpoint()
         self.worker.handle(message)
@@ -64,7 +58,11 @@ class Line:
             position.step, position.batch = message.step, position.batch + 1
         elif message.mark is Mark.EPOCH_END:
             position.epoch, position.batch = position.epoch + 1, 0
-        return self.worker.complete(message) if self._inbox is None else report
+
+    def feed(self, message: Message) -> Report | None:
+        """Process a message that begins here: the first rank waits for nobody's losses."""
+        self.process(message)
+        return self.worker.complete(message)
 
     def follow_epoch(self) -> Iterator[Report]:
         """Work on what is received until an epoch's end mark.
@@ -75,8 +73,7 @@ class Line:
         mark = None
         listening = True
         while mark is not Mark.EPOCH_END:
-            message = self._next()
-            report = self.worker.complete(message)
+            message, report = self._next()
             if report is not None and listening:
                 try:
                     yield report
@@ -90,7 +87,7 @@ class Line:
         """Work on what is received until the end mark of an evaluation."""
         mark = None
         while mark is not Mark.EVALUATION_END:
-            message = self._next()
+            message, _ = self._next()
             self.process(message)
             mark = message.mark
 
@@ -111,17 +108,22 @@ class Line:
             self.stop("")
         while not self.stopped:
             try:
-                self.process(self._next())
+                message, _ = self._next()
+                self.process(message)
             except Interrupted:
                 break
         self._outbox.close()
 
-    def _next(self) -> Message:
-        """Receive; the end of the stream ends this rank's part, too."""
+    def _next(self) -> tuple[Message, Report | None]:
+        """Receive a message, and the report that it completes.
+
+        Raises:
+            Interrupted: at the end of the stream, which ends this rank's part, too.
+        """
         assert self._inbox is not None
         message = self._inbox.receive()
         if message.kind is Kind.STOP:
             self.stopped = True
             self.worker.handle(message)
             raise Interrupted("The first rank ended the run", str(message.note.get("reason", "")))
-        return message
+        return message, self.worker.complete(message)

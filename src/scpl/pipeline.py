@@ -126,7 +126,7 @@ class Pipeline:
             for inputs, target in remaining(loader, self.epoch, self.batch):
                 message = self._source.message(Kind.TRAIN, self.step + 1, inputs, target)
                 try:
-                    report = self._line.process(message)
+                    report = self._line.feed(message)
                 except NonFiniteError as error:
                     blame_data(error, message)
                     raise

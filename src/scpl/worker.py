@@ -149,9 +149,10 @@ class Worker:
             try:
                 with self.timeline.during("evaluate", stage.index, message.step):
                     output = stage.infer(features)
-                    logits = stage.predict(output)
                 if stage is self.stages[-1]:
                     self._outbox.send(replace(message, features=output))
+                with self.timeline.during("evaluate", stage.index, message.step):
+                    logits = stage.predict(output)
             except ScplError:
                 raise  # it says enough by itself
             except Exception as error:

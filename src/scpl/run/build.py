@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -222,8 +222,3 @@ def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: s
 
 def _plain_loader(part: data.Split, source: data.ImageData, batch_size: int) -> data.Loader:
     return data.Loader(part, batch_size=batch_size, mean=source.mean, std=source.std)
-
-
-def for_evaluation(config: TrainConfig) -> TrainConfig:
-    """The same configuration without anything that draws or trains."""
-    return replace(config, limit_train=None, validation=0.0, augmentation="none", views=1)

@@ -32,11 +32,11 @@ _TORCH_PAGE = "https://pytorch.org/get-started"
 _GIB = 1 << 30
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PROBE_TORCH = """
-import json, torch
+import json, sys, torch
 import torch.distributed as dist
 count = torch.cuda.device_count()
 usable = torch.cuda.is_available()
-print("\\n" + json.dumps({
+sys.stdout.write("\\n" + json.dumps({
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "hip": torch.version.hip,
