@@ -18,7 +18,7 @@ from scpl.errors import InputError
 from scpl.functional import supervised_contrastive_loss
 from scpl.message import Tree, tree_map
 
-__all__ = ["Contrastive", "CrossEntropy", "Normalization", "Objective", "Sum"]
+__all__ = ["Contrastive", "CrossEntropy", "Normalization", "Nothing", "Objective", "Sum"]
 
 Normalization: TypeAlias = Literal["paper", "supcon"]
 
@@ -50,6 +50,14 @@ class Objective(nn.Module, ABC):
     def predict(self, features: Tree) -> Tensor | None:
         """Return logits ``[N, C]`` read out of this stage's features, or None."""
         return None
+
+
+@final
+class Nothing(Objective):
+    """No objective of its own: the stage learns from the gradient of a later one."""
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        return {}
 
 
 @final

@@ -71,7 +71,7 @@ class Pipeline:
         depth: int = 2,
         silence: float = 30.0,
     ) -> None:
-        self.parts = parts if method.cuts_gradients else parts.merged()
+        self.parts = parts if method.layout == "stages" else parts.merged()
         self.method = method
         self.device = torch.device(device)
         self._owns_control = control is None

@@ -1,4 +1,4 @@
-"""Backpropagation: the network as one stage, trained end to end."""
+"""Backpropagation: the network trained end to end, on one device or several."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scpl.errors import InputError
-from scpl.methods.base import Method, Site
-from scpl.objectives import CrossEntropy, Objective
+from scpl.methods.base import Layout, Method, Site
+from scpl.objectives import CrossEntropy, Nothing, Objective
 
-__all__ = ["Backpropagation"]
+__all__ = [
+    "Backpropagation",
+    "CutBackpropagation",
+    "DataParallel",
+    "GPipe",
+    "MicroBatched",
+    "OneForwardOneBackward",
+    "WideBackpropagation",
+    "ZeroBubble",
+]
 
 
 @dataclass(frozen=True)
@@ -22,11 +31,100 @@ class Backpropagation(Method):
 
     name: ClassVar[str] = "bp"
     cuts_gradients: ClassVar[bool] = False
+    layout: ClassVar[Layout] = "one"
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        if site.readout is None:
+        return Nothing() if site.readout is None else CrossEntropy(site.readout)
+
+
+@dataclass(frozen=True)
+class WideBackpropagation(Backpropagation):
+    """The same on one device with all the cores that the other methods use together.
+
+    On a CPU this is the honest rival of several processes: threads share the work of every layer.
+    """
+
+    name: ClassVar[str] = "bp-wide"
+
+
+@dataclass(frozen=True)
+class MicroBatched(Backpropagation):
+    """End-to-end training with the stages spread over the ranks.
+
+    Every mini-batch goes down the stages and its gradient comes back up, in equal micro-batches
+    that let ranks work at the same time. A schedule of ``torch.distributed.pipelining`` says in
+    which order. BatchNorm sees micro-batches instead of mini-batches, so with it the numbers
+    differ from those of plain backpropagation; without it the gradients are the same.
+
+    Attributes:
+        num_classes: Number of classes.
+        num_micro_batches: Slices of a mini-batch. A mini-batch that cannot be cut into that many
+            equal ones (the last of an epoch) is cut into the next smaller number that fits.
+    """
+
+    layout: ClassVar[Layout] = "stages"
+    schedule: ClassVar[str]
+    """Name of the schedule's class in ``torch.distributed.pipelining``."""
+
+    num_micro_batches: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_micro_batches < 1:
             raise InputError(
-                "Backpropagation must train the whole network as one stage",
-                f"Got stage {site.index} of {site.num_stages} alone",
+                "num_micro_batches must be at least 1", f"Got {self.num_micro_batches}"
             )
-        return CrossEntropy(site.readout)
+
+
+@dataclass(frozen=True)
+class GPipe(MicroBatched):
+    """All micro-batches forward, then all backward (Huang et al. 2019), without recomputation."""
+
+    name: ClassVar[str] = "gpipe"
+    schedule: ClassVar[str] = "ScheduleGPipe"
+
+
+@dataclass(frozen=True)
+class OneForwardOneBackward(MicroBatched):
+    """Forward and backward of micro-batches alternate (Narayanan et al. 2019, synchronous)."""
+
+    name: ClassVar[str] = "1f1b"
+    schedule: ClassVar[str] = "Schedule1F1B"
+
+
+@dataclass(frozen=True)
+class ZeroBubble(MicroBatched):
+    """1F1B with the backward pass in two halves, the second of which fills gaps (Qi et al. 2023)."""
+
+    name: ClassVar[str] = "zero-bubble"
+    schedule: ClassVar[str] = "ScheduleInterleavedZeroBubble"
+
+
+@dataclass(frozen=True)
+class CutBackpropagation(MicroBatched):
+    """Naive model parallelism: the whole mini-batch goes down and up, one rank works at a time."""
+
+    name: ClassVar[str] = "bp-cut"
+    schedule: ClassVar[str] = "ScheduleGPipe"
+
+    num_micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_micro_batches != 1:
+            raise InputError(
+                "bp-cut never slices a mini-batch",
+                f"Got {self.num_micro_batches} micro-batches",
+                "Use gpipe or 1f1b",
+            )
+
+
+@dataclass(frozen=True)
+class DataParallel(Backpropagation):
+    """Every rank has the whole network and a share of each mini-batch; gradients are averaged.
+
+    BatchNorm sees each rank's share, and the statistics of the first rank are kept, as usual.
+    """
+
+    name: ClassVar[str] = "ddp"
+    layout: ClassVar[Layout] = "replicas"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 from torch import nn
 
 from scpl.errors import InputError
 from scpl.objectives import Objective
 
-__all__ = ["Method", "Site"]
+__all__ = ["Layout", "Method", "Site"]
+
+Layout: TypeAlias = Literal["stages", "one", "replicas"]
+"""Who holds the network: each rank some of its stages, one rank all of it, or every rank all."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Method(ABC):
 
     name: ClassVar[str]
     cuts_gradients: ClassVar[bool] = True
-    """False: the network is trained end to end as one stage (backpropagation)."""
+    """False: the network is trained end to end (backpropagation)."""
+    layout: ClassVar[Layout] = "stages"
+    """Who holds the network when there are several ranks."""
 
     num_classes: int
 

@@ -83,7 +83,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 def _job(base: TrainConfig, method: str, seed: int) -> TrainConfig:
     """One run. End-to-end training has one stage: one process, with the threads of each other."""
     job = replace(base, method=method, seed=seed)
-    if base.processes == 1 or METHODS[method].cuts_gradients:
+    if base.processes == 1 or METHODS[method].layout != "one":
         return job
     threads = base.threads or share_of_cores(base.processes)
     return replace(job, processes=1, spread=(), threads=threads)
