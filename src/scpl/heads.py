@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = ["MLP", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known"]
+__all__ = ["MLP", "Convolutional", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known"]
 
 Head: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 
@@ -134,6 +134,69 @@ class PooledMLP:
         return nn.Sequential(*layers, *_mlp(in_features, self.hidden_features, self.out_features))
 
 
+@dataclass(frozen=True)
+class Convolutional:
+    """Strided convolutions like those of the layers to come, then a pooled two-layer network.
+
+    What a stage's objective can see decides what the stage learns to pass on: read by two linear
+    layers, features must be linearly useful at once; read by a few layers like the ones that
+    follow, they may stay half-digested, as under backpropagation. Each 3 x 3 convolution (batch
+    norm, ReLU) halves a map that is larger than the pool, so the head costs a small part of its
+    stage. Feature maps ``[C, H, W]`` only are convolved; for sequences and flat features, behind
+    which there is nothing to convolve, the head is :class:`PooledMLP`.
+
+    Args:
+        depth: Number of convolutions.
+        width: Channels of the convolutions, as a factor on those of the features.
+        hidden_features: Width between the two linear layers.
+        out_features: D, the length of a projection.
+        pool: Rows and columns of a map that are kept at most.
+
+    Raises:
+        InputError: A width below one or a depth below zero; on a call, a shape that is none of
+            the three.
+
+    Source:
+        Belilovsky et al. 2019, "Decoupled Greedy Learning of CNNs" (auxiliary networks of a few
+        layers on reduced maps); Wang et al. 2021, "Revisiting Locally Supervised Learning"
+        (InfoPro's head of one convolution and two linear layers).
+    """
+
+    depth: int = 2
+    width: float = 1.0
+    hidden_features: int = 256
+    out_features: int = 128
+    pool: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_features", "out_features", "pool"):
+            _check_width(name, getattr(self, name))
+        if self.depth < 0 or not 0 < self.width < math.inf:
+            raise InputError(
+                "A convolutional head needs a depth of at least 0 and a width above 0",
+                f"Got depth {self.depth} and width {self.width}",
+            )
+
+    def __call__(self, shape: tuple[int, ...]) -> nn.Module:
+        """Build the head for one sample's features of this shape."""
+        read = PooledMLP(self.hidden_features, self.out_features, self.pool)
+        if len(shape) != 3 or self.depth == 0:
+            return read(shape)
+        _check_shape(shape)
+        channels, *sides = shape
+        wide = max(1, round(channels * self.width))
+        layers: list[nn.Module] = []
+        for _ in range(self.depth):
+            down, across = (2 if side > self.pool else 1 for side in sides)
+            layers += [
+                nn.Conv2d(channels, wide, 3, (down, across), padding=1, bias=False),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+            ]
+            channels, sides = wide, [-(-sides[0] // down), -(-sides[1] // across)]
+        return nn.Sequential(*layers, read((channels, *sides)))
+
+
 class MeanOverPositions(nn.Module):
     """Average a sequence over its positions: ``[N, L, C] -> [N, C]``."""
 
@@ -147,6 +210,7 @@ _BY_NAME: dict[str, Callable[[], Head]] = {
     "linear": Linear,
     "mlp": MLP,
     "pooled-mlp": PooledMLP,
+    "conv": Convolutional,
 }
 
 
@@ -159,7 +223,7 @@ def by_name(name: str) -> Head:
     """The head factory of this name, with its default widths.
 
     Args:
-        name: ``"identity"``, ``"linear"``, ``"mlp"`` or ``"pooled-mlp"``.
+        name: ``"identity"``, ``"linear"``, ``"mlp"``, ``"pooled-mlp"`` or ``"conv"``.
 
     Raises:
         InputError: No head has this name; the message lists those that exist.

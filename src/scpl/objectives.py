@@ -18,7 +18,15 @@ from scpl.errors import InputError
 from scpl.functional import supervised_contrastive_loss
 from scpl.message import Tree, tree_map
 
-__all__ = ["Contrastive", "CrossEntropy", "Normalization", "Nothing", "Objective", "Sum"]
+__all__ = [
+    "ClassifiedContrast",
+    "Contrastive",
+    "CrossEntropy",
+    "Normalization",
+    "Nothing",
+    "Objective",
+    "Sum",
+]
 
 Normalization: TypeAlias = Literal["paper", "supcon"]
 
@@ -68,15 +76,22 @@ class Contrastive(Objective):
         head: Projection head, maps features to ``[N, D]``; discarded after training.
         temperature: Divides the similarities.
         normalization: See `scpl.functional.supervised_contrastive_loss`.
+        weight: Factor on the loss.
     """
 
     def __init__(
-        self, head: nn.Module, temperature: float = 0.1, normalization: Normalization = "paper"
+        self,
+        head: nn.Module,
+        temperature: float = 0.1,
+        normalization: Normalization = "paper",
+        *,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.head = head
         self.temperature = temperature
         self.normalization: Normalization = normalization
+        self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         loss = supervised_contrastive_loss(
@@ -85,7 +100,7 @@ class Contrastive(Objective):
             temperature=self.temperature,
             normalization=self.normalization,
         )
-        return {"contrastive": loss}
+        return {"contrastive": self.weight * loss}
 
 
 @final
@@ -95,20 +110,77 @@ class CrossEntropy(Objective):
     Args:
         classifier: Maps features to logits ``[N, C]``.
         detach: Keep the gradient of the classifier's loss away from the stage's layers.
+        label_smoothing: Share of the target that is spread evenly over all classes.
     """
 
-    def __init__(self, classifier: nn.Module, *, detach: bool = False) -> None:
+    def __init__(
+        self, classifier: nn.Module, *, detach: bool = False, label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.detach = detach
+        self.label_smoothing = label_smoothing
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
-        with torch.autocast(logits.device.type, enabled=False):
-            return {"cross_entropy": functional.cross_entropy(logits.float(), target)}
+        return {"cross_entropy": _cross_entropy(logits, target, self.label_smoothing)}
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
         logits: Tensor = self.classifier(features)
+        return logits
+
+
+@final
+class ClassifiedContrast(Objective):
+    r"""Contrast and classify one projection of the features.
+
+    The loss is :math:`(1 - w) L_{contrastive} + w L_{cross-entropy}`, and both look at the features
+    through the same head, so the second costs next to nothing.
+
+    Args:
+        head: Maps features to ``[N, D]``; discarded after training.
+        classifier: Maps projections to logits ``[N, C]``; discarded after training.
+        share: w, above 0 and at most 1. At 1 there is no contrast.
+        temperature: Divides the similarities.
+        normalization: See `scpl.functional.supervised_contrastive_loss`.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        classifier: nn.Module,
+        *,
+        share: float = 0.5,
+        temperature: float = 0.1,
+        normalization: Normalization = "paper",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.classifier = classifier
+        self.share = share
+        self.temperature = temperature
+        self.normalization: Normalization = normalization
+        self.label_smoothing = label_smoothing
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        projections = self.head(features)
+        terms = {}
+        if self.share < 1:
+            contrastive = supervised_contrastive_loss(
+                projections,
+                target,
+                temperature=self.temperature,
+                normalization=self.normalization,
+            )
+            terms["contrastive"] = (1 - self.share) * contrastive
+        logits = self.classifier(projections)
+        entropy = _cross_entropy(logits, target, self.label_smoothing)
+        return {**terms, "cross_entropy": self.share * entropy}
+
+    def predict(self, features: Tree) -> Tensor:  # noqa: D102
+        logits: Tensor = self.classifier(self.head(features))
         return logits
 
 
@@ -151,3 +223,8 @@ class Sum(Objective):
             if logits is not None:
                 return logits
         return None
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)

@@ -89,10 +89,18 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
             num_classes,
             temperature=config.temperature,
             normalization=config.normalization,
-            head=heads.by_name(config.head),
+            head=_head(config),
             classifier_gradient=config.classifier_gradient,
+            cross_entropy=config.cross_entropy,
+            label_smoothing=config.label_smoothing,
         )
     return kind(num_classes)
+
+
+def _head(config: TrainConfig) -> heads.Head:
+    if config.head == "conv":
+        return heads.Convolutional(config.head_depth, config.head_width)
+    return heads.by_name(config.head)
 
 
 class Images(Protocol):
@@ -123,6 +131,7 @@ def build_partition(config: TrainConfig, source: Images) -> Partition:
             num_classes=source.num_classes,
             in_channels=source.channels,
             image_size=source.image_size,
+            width=config.width,
         )
     example = torch.zeros(2, source.channels, source.image_size, source.image_size)
     readout = models.readout(config.model)

@@ -46,6 +46,8 @@ class TrainConfig:
 
     model: str = "small-cnn"
     """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3, ..."""
+    width: float = 1.0
+    """Factor on the channels of the network (hidden features of mlp)."""
     stages: int = 4
     """How many stages the network is cut into."""
     cuts: tuple[str, ...] = ()
@@ -58,10 +60,19 @@ class TrainConfig:
     """scpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
     """scpl: divide an anchor's loss by its positives + 1 (paper) or by its positives (supcon)."""
-    head: Literal["pooled-mlp", "mlp", "linear", "identity"] = "pooled-mlp"
-    """scpl: projection head; mlp is the paper's, on flattened feature maps."""
+    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "pooled-mlp"
+    """scpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the paper's, on
+    flattened feature maps."""
+    head_depth: int = 2
+    """scpl: convolutions of the conv head."""
+    head_width: float = 1.0
+    """scpl: channels of the conv head, as a factor on those of the features."""
+    cross_entropy: float = 0.0
+    """scpl: share of cross-entropy, beside contrast, in the local loss: 0 (the paper's) to 1."""
+    label_smoothing: float = 0.0
+    """scpl: share of the target that cross-entropies spread over all classes."""
     classifier_gradient: bool = False
-    """scpl: let the classifier's cross-entropy reach the last stage's layers."""
+    """scpl: let the network's own classifier teach the last stage's layers."""
 
     epochs: int = 10
     """Passes over the training images."""
@@ -130,6 +141,8 @@ class TrainConfig:
             "processes",
             "keep",
             "lr",
+            "width",
+            "head_width",
             "temperature",
             "timeout",
         )
@@ -140,12 +153,21 @@ class TrainConfig:
                 continue
             if not 0 < value < math.inf:
                 raise InputError(f"{flag(name)} must be more than 0", f"Got {value}")
-        for name in ("weight_decay", "end_lr", "max_restarts"):
+        for name in ("weight_decay", "end_lr", "max_restarts", "head_depth"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
         if not 0.0 <= self.validation < 1.0:
             raise InputError(
                 "--validation must be a share, from 0 to below 1", f"Got {self.validation}"
+            )
+        if not 0.0 <= self.cross_entropy <= 1.0:
+            raise InputError(
+                "--cross-entropy must be a share, from 0 to 1", f"Got {self.cross_entropy}"
+            )
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InputError(
+                "--label-smoothing must be a share, from 0 to below 1",
+                f"Got {self.label_smoothing}",
             )
         if self.cuts and self.stages not in (len(self.cuts) + 1, TrainConfig.stages):
             raise InputError(

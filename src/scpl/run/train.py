@@ -123,7 +123,7 @@ def _prepare_folder(config: TrainConfig, facts: Facts, device: Any, threads: int
     folder.write_text(folder.config, write_toml(kept))
     about = {**describe_environment(device, threads), "launcher": launcher()}
     folder.write_json(folder.environment, about)
-    folder.write_json(folder.description, facts.describe_model(config.model))
+    folder.write_json(folder.description, facts.describe_model(config.model, config.width))
     return folder
 
 
