@@ -8,7 +8,13 @@ from scpl import heads, models
 from scpl.errors import InputError
 
 SHAPES = [(7,), (5, 7), (3, 8, 8), (3, 7, 9), (3, 2, 2), (3, 1, 5)]
-FACTORIES = [heads.Identity(), heads.Linear(6), heads.MLP(9, 6), heads.PooledMLP(9, 6)]
+FACTORIES = [
+    heads.Identity(),
+    heads.Linear(6),
+    heads.MLP(9, 6),
+    heads.PooledMLP(9, 6),
+    heads.Convolutional(1, 2.0, 9, 6),
+]
 
 
 def num_parameters(*modules):
@@ -107,8 +113,9 @@ def test_factories_are_values():
 
 def test_by_name_knows_its_names():
     made = [heads.by_name(name) for name in heads.known()]
-    assert made == [heads.Identity(), heads.Linear(), heads.MLP(), heads.PooledMLP()]
-    assert heads.known() == ("identity", "linear", "mlp", "pooled-mlp")
+    plain = [heads.Identity(), heads.Linear(), heads.MLP(), heads.PooledMLP()]
+    assert made == [*plain, heads.Convolutional()]
+    assert heads.known() == ("identity", "linear", "mlp", "pooled-mlp", "conv")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
@@ -128,9 +135,10 @@ def test_a_shape_without_positive_sizes_is_refused(factory, shape):
     assert str(list(shape)) in str(raised.value)
 
 
-def test_a_pooled_head_refuses_other_ranks():
+@pytest.mark.parametrize("factory", [heads.PooledMLP(), heads.Convolutional()], ids=repr)
+def test_a_pooled_head_refuses_other_ranks(factory):
     with pytest.raises(InputError, match=r"\[C, H, W\].*Got \[3, 4, 4, 4\].*'mlp'"):
-        heads.PooledMLP()((3, 4, 4, 4))
+        factory((3, 4, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -145,3 +153,46 @@ def test_a_width_below_one_is_refused(factory, options):
     ((name, value),) = options.items()
     with pytest.raises(InputError, match=f"{name} .* at least 1. Got {value}"):
         factory(**options)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "in_features"),
+    [
+        ((16, 16), [(2, 2), (2, 2)], 3 * 4),
+        ((4, 4), [(2, 2), (1, 1)], 3 * 4),
+        ((7, 2), [(2, 1), (2, 1)], 3 * 4),
+        ((1, 1), [(1, 1), (1, 1)], 3),
+    ],
+    ids=str,
+)
+def test_convolutions_halve_a_map_until_it_is_as_small_as_the_pool(size, strides, in_features):
+    head = heads.Convolutional(depth=2, hidden_features=9, out_features=6)((3, *size))
+    assert [layer.stride for layer in head if isinstance(layer, nn.Conv2d)] == strides
+    first = next(layer for layer in head if isinstance(layer, nn.Linear))
+    assert first.in_features == in_features
+    assert head(torch.randn(4, 3, *size)).shape == (4, 6)
+
+
+def test_the_width_of_a_convolutional_head_follows_the_features():
+    head = heads.Convolutional(depth=3, width=1.5)((4, 8, 8))
+    convolutions = [layer for layer in head if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [6, 6, 6]
+    assert heads.Convolutional(width=0.01)((4, 8, 8))[0].out_channels == 1
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7)], ids=str)
+def test_where_nothing_is_to_convolve_the_head_is_the_pooled_one(shape):
+    torch.manual_seed(0)
+    head = heads.Convolutional(hidden_features=9, out_features=6)(shape)
+    torch.manual_seed(0)
+    pooled = heads.PooledMLP(9, 6)(shape)
+    features = torch.randn(2, *shape)
+    assert torch.equal(head(features), pooled(features))
+
+
+@pytest.mark.parametrize(
+    "options", [{"depth": -1}, {"width": 0.0}, {"width": float("inf")}], ids=str
+)
+def test_a_convolutional_head_refuses_impossible_sizes(options):
+    with pytest.raises(InputError, match="depth of at least 0 and a width above 0"):
+        heads.Convolutional(**options)

@@ -10,7 +10,7 @@ from scpl import SCPL, Backpropagation, EarlyExit, Method, Pipeline, split
 from scpl.errors import InputError
 from scpl.heads import Linear
 from scpl.methods import METHODS, Site
-from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
+from scpl.objectives import ClassifiedContrast, Contrastive, CrossEntropy, Objective, Sum
 
 READOUT = nn.Linear(6, NUM_CLASSES)
 INNER = Site(0, 2, (6,), None)
@@ -44,6 +44,45 @@ def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
 def test_every_stage_gets_a_head_of_its_own():
     method = SCPL(NUM_CLASSES)
     assert method.objective(INNER).head is not method.objective(INNER).head
+
+
+def test_scpl_mixes_in_cross_entropy_through_the_same_head():
+    method = SCPL(NUM_CLASSES, head=Linear(7), cross_entropy=0.25, label_smoothing=0.1)
+    inner, last = method.objective(INNER), method.objective(LAST)
+    assert type(inner) is ClassifiedContrast
+    assert (inner.share, inner.label_smoothing) == (0.25, 0.1)
+    assert (inner.classifier.in_features, inner.classifier.out_features) == (7, NUM_CLASSES)
+    assert [type(part) for part in last.parts] == [ClassifiedContrast, CrossEntropy]
+    assert last.parts[1].detach
+
+
+def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
+    method = SCPL(NUM_CLASSES, cross_entropy=0.25, classifier_gradient=True)
+    contrast, classifier = method.objective(LAST).parts
+    assert (type(contrast), contrast.weight) == (Contrastive, 0.75)
+    assert classifier.classifier is READOUT
+    assert not classifier.detach
+    alone = replace(method, cross_entropy=1.0)
+    assert type(alone.objective(LAST)) is CrossEntropy
+    assert alone.objective(INNER).share == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("cross_entropy", -0.1), ("cross_entropy", 1.1), ("label_smoothing", 1.0)]
+)
+def test_scpl_refuses_what_is_no_share(name, bad):
+    with pytest.raises(InputError, match=f"{name} must be a share.*Got {bad}"):
+        SCPL(NUM_CLASSES, **{name: bad})
+
+
+def test_measuring_a_head_leaves_it_as_it_was():
+    def head(shape):
+        return nn.Sequential(nn.BatchNorm1d(*shape), nn.Dropout(0.5), nn.Linear(*shape, 3))
+
+    made = SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER).head
+    assert made.training
+    assert made[0].training
+    assert made[0].num_batches_tracked == 0
 
 
 def test_early_exit_classifies_everywhere():

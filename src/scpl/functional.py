@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = ["supervised_contrastive_loss"]
+__all__ = ["observed_contrastive_loss", "supervised_contrastive_loss"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
@@ -69,6 +69,62 @@ def supervised_contrastive_loss(
         (:math:`L_{out}`). ``"paper"``: the divisor of the published SCPL code, whose mask of
         positives contains the anchor itself.
     """
+    return _contrast(projections, target, temperature, normalization)[0]
+
+
+def observed_contrastive_loss(
+    projections: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 0.1,
+    normalization: Literal["paper", "supcon"] = "paper",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""The same loss, with what tells why a stage does or does not learn.
+
+    If all projections were equal, every anchor with positives would have the loss
+    :math:`|P(a)| / d_a \cdot \log(N - 1)`: the *chance level* of a batch is the mean of that,
+
+    .. math::
+        \log(N - 1) \cdot \tfrac{1}{N} \sum_a \tfrac{|P(a)|}{|P(a)| + 1}
+        \text{ (paper)}, \qquad \log(N - 1) \text{ (supcon)},
+
+    and zero for a batch without a single positive pair. Nothing waits for the device.
+
+    Args:
+        projections: As for :func:`supervised_contrastive_loss`; so are the other arguments.
+        target: Class of each row, ``[N]``.
+        temperature: T.
+        normalization: Divisor of an anchor's loss.
+
+    Returns:
+        The loss, and detached scalars: ``above_chance`` (loss minus chance level: zero for a stage
+        that knows nothing, the more negative the better), ``positives`` (mean number per anchor),
+        ``without_positives`` (share of the anchors) and ``spread``, the standard deviation of
+        unit projections relative to :math:`1 / \sqrt D`, which is
+        :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all directions, 0 if they have
+        collapsed to one.
+    """
+    loss, positives_N, unit_ND = _contrast(projections, target, temperature, normalization)
+    with torch.no_grad():
+        num_positives_N = positives_N.to(loss.dtype)
+        num_rows = len(num_positives_N)
+        without = (positives_N == 0).to(loss.dtype).mean()
+        if normalization == "paper":
+            weight = (num_positives_N / (num_positives_N + 1)).mean()
+        else:
+            weight = (without < 1).to(loss.dtype)
+        return loss, {
+            "above_chance": loss.detach() - math.log(max(num_rows - 1, 1)) * weight,
+            "positives": num_positives_N.mean(),
+            "without_positives": without,
+            "spread": (1 - unit_ND.mean(dim=0).square().sum()).clamp(min=0).sqrt(),
+        }
+
+
+def _contrast(
+    projections: Tensor, target: Tensor, temperature: float, normalization: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the loss; return the positives of each anchor and the unit rows as well."""
     _check(projections, target, temperature, normalization)
     with torch.autocast(projections.device.type, enabled=False):
         unit_ND = _unit_rows(projections)
@@ -80,9 +136,10 @@ def supervised_contrastive_loss(
         similarity_NN.fill_diagonal_(torch.finfo(similarity_NN.dtype).min)
         loss_N = num_positives_N * similarity_NN.logsumexp(dim=1) - positive_sum_N
         if normalization == "paper":
-            return (loss_N / (num_positives_N + 1)).mean()
+            return (loss_N / (num_positives_N + 1)).mean(), num_positives_N, unit_ND
         num_anchors = (num_positives_N > 0).sum().clamp(min=1)
-        return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
+        loss = (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
+        return loss, num_positives_N, unit_ND
 
 
 def _unit_rows(rows_ND: Tensor) -> Tensor:

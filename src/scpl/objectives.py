@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl.errors import InputError
-from scpl.functional import supervised_contrastive_loss
+from scpl.functional import observed_contrastive_loss
 from scpl.message import Tree, tree_map
 
 __all__ = [
@@ -33,6 +33,14 @@ Normalization: TypeAlias = Literal["paper", "supcon"]
 
 class Objective(nn.Module, ABC):
     """What one stage minimises."""
+
+    observed: dict[str, Tensor]
+    """What the last `forward` noticed beside its loss: detached scalars by name, which are reported
+    and not minimised. They stay where they are, so noticing costs no device sync."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed = {}
 
     @abstractmethod
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
@@ -94,7 +102,7 @@ class Contrastive(Objective):
         self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
-        loss = supervised_contrastive_loss(
+        loss, self.observed = observed_contrastive_loss(
             self.head(features),
             target,
             temperature=self.temperature,
@@ -123,6 +131,7 @@ class CrossEntropy(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
+        self.observed = {"accuracy": _accuracy(logits, target)}
         return {"cross_entropy": _cross_entropy(logits, target, self.label_smoothing)}
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
@@ -166,9 +175,10 @@ class ClassifiedContrast(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         projections = self.head(features)
-        terms = {}
+        terms: dict[str, Tensor] = {}
+        observed: dict[str, Tensor] = {}
         if self.share < 1:
-            contrastive = supervised_contrastive_loss(
+            contrastive, observed = observed_contrastive_loss(
                 projections,
                 target,
                 temperature=self.temperature,
@@ -176,6 +186,7 @@ class ClassifiedContrast(Objective):
             )
             terms["contrastive"] = (1 - self.share) * contrastive
         logits = self.classifier(projections)
+        self.observed = {**observed, "accuracy": _accuracy(logits, target)}
         entropy = _cross_entropy(logits, target, self.label_smoothing)
         return {**terms, "cross_entropy": self.share * entropy}
 
@@ -199,13 +210,16 @@ class Sum(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         terms: dict[str, Tensor] = {}
+        self.observed = {}
         for part in self.parts:
+            assert isinstance(part, Objective)
             for name, term in part(features, target, carry).items():
                 if name in terms:
                     raise InputError(
                         "Terms of a loss must have different names", f"Got {name!r} twice"
                     )
                 terms[name] = term
+            self.observed.update(part.observed)
         return terms
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: D102
@@ -223,6 +237,11 @@ class Sum(Objective):
             if logits is not None:
                 return logits
         return None
+
+
+def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of a mini-batch that is classified right, as a tensor."""
+    return (logits.detach().argmax(dim=1) == target).float().mean()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:

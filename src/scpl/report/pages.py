@@ -21,6 +21,7 @@ from scpl.report.html import (
     table,
     tag,
 )
+from scpl.report.observations import observation_words
 from scpl.report.panels import Panel, can_draw, panel_svg
 from scpl.report.plots import run_panels
 from scpl.report.reading import RunRecord, as_numbers
@@ -133,8 +134,10 @@ def _figures(panels: Sequence[Panel]) -> Html:
 def _stage_table(run: RunRecord) -> Html:
     waits = as_numbers(run.summary.get("wait_share"))
     terms, readouts = run.train_columns(), run.readout_columns()
+    seen = run.train_columns("observed")
     header = ["stage", *(f"train {term.replace('_', ' ')}" for term in terms)]
     header += ["validation accuracy of its read-out"] if readouts else []
+    header += map(observation_words, seen)
     header += ["time waited"] if waits else []
     if len(header) == 1:
         return Html("")
@@ -142,6 +145,7 @@ def _stage_table(run: RunRecord) -> Html:
     for stage in range(run.num_stages):
         row = [str(stage), *(_last(run, by_stage.get(stage)) for by_stage in terms.values())]
         row += [_last(run, readouts.get(stage), share=True)] if readouts else []
+        row += [_last(run, by_stage.get(stage)) for by_stage in seen.values()]
         row += [percent(waits[stage]) if stage < len(waits) else DASH] if waits else []
         rows.append(row)
     return table(header, rows)

@@ -86,9 +86,10 @@ class Progress:
         left = (self._epochs - self._epoch) * self._steps
         accuracy = row.get("valid_accuracy")
         valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
+        readouts = format_readouts(row, len(losses))
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
-            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}  "
+            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{readouts}  "
             f"{row['samples_per_second']:,.0f} images/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{format_seconds((now - self._first) / max(done, 1) * left)} to go"
@@ -107,6 +108,15 @@ class Progress:
 def format_losses(losses: Sequence[Mapping[str, float]]) -> str:
     """Write every stage's loss; several terms of one stage are joined by a plus sign."""
     return " | ".join("+".join(f"{value:.3f}" for value in part.values()) for part in losses)
+
+
+def format_readouts(row: Mapping[str, Any], num_stages: int) -> str:
+    """Write the validation accuracy of every stage, where more than the last one predicts."""
+    found = [row.get(f"valid_accuracy_stage{stage}") for stage in range(num_stages)]
+    if all(value in (None, "") for value in found[:-1]):
+        return ""
+    shown = ("-" if v in (None, "") else f"{100 * v:.1f}" for v in found)
+    return f" (stages {' | '.join(shown)})"
 
 
 def format_seconds(seconds: float) -> str:
