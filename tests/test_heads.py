@@ -168,7 +168,7 @@ def test_a_width_below_one_is_refused(factory, options):
 def test_convolutions_halve_a_map_until_it_is_as_small_as_the_pool(size, strides, in_features):
     head = heads.Convolutional(depth=2, hidden_features=9, out_features=6)((3, *size))
     assert [layer.stride for layer in head if isinstance(layer, nn.Conv2d)] == strides
-    first = next(layer for layer in head if isinstance(layer, nn.Linear))
+    first = next(layer for layer in head[-1] if isinstance(layer, nn.Linear))
     assert first.in_features == in_features
     assert head(torch.randn(4, 3, *size)).shape == (4, 6)
 
