@@ -61,8 +61,7 @@ def load_network(folder: RunFolder) -> tuple[nn.Module, dict[str, Any]]:
         if lengths != [size["num_classes"], size["in_channels"], size["in_channels"]]:
             raise ValueError(f"classes, mean and std have {lengths} entries")
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
-            width = description.get("width", 1.0)  # older runs had no other
-            network = models.build(description["model"], **size, width=width)
+            network = models.build(description["model"], **size, width=description.get("width", 1))
         network.load_state_dict(load_file(folder.weights))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
