@@ -175,3 +175,9 @@ def test_the_carry_is_that_of_the_same_batch_before_the_update():
     carried = (first.embed(target).sum(1) - second.embed(target).sum(1)).abs().mean() * 0.1
     report = next(iter(pipeline.train(batches)))
     assert report.values()[1]["carried"] == carried.item()
+
+
+def test_a_local_and_the_networks_own_classifier_can_learn_side_by_side():
+    objective = SCPL(NUM_CLASSES, cross_entropy=0.5).objective(LAST)
+    terms = objective(torch.randn(4, 6), torch.tensor([0, 1, 0, 1]), None)
+    assert list(terms) == ["contrastive", "local_cross_entropy", "cross_entropy"]

@@ -40,7 +40,7 @@ def test_contrast_and_classifier_look_through_one_head(share):
     contrast = supervised_contrastive_loss(head(x), TARGET, temperature=0.2, normalization="supcon")
     logits = classifier(head(x))
     entropy = F.cross_entropy(logits, TARGET, label_smoothing=0.1)
-    assert torch.equal(terms.pop("cross_entropy"), share * entropy)
+    assert torch.equal(terms.pop("local_cross_entropy"), share * entropy)
     assert terms == ({} if share == 1 else {"contrastive": (1 - share) * contrast})
     assert torch.equal(mixed.predict(x), logits)
     assert ("spread" in mixed.observed) == (share < 1)

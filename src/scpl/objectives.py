@@ -188,7 +188,7 @@ class ClassifiedContrast(Objective):
         logits = self.classifier(projections)
         self.observed = {**observed, "accuracy": _accuracy(logits, target)}
         entropy = _cross_entropy(logits, target, self.label_smoothing)
-        return {**terms, "cross_entropy": self.share * entropy}
+        return {**terms, "local_cross_entropy": self.share * entropy}
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
         logits: Tensor = self.classifier(self.head(features))
