@@ -28,7 +28,14 @@ def test_a_site_knows_whether_it_is_last():
 
 
 def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
-    method = SCPL(NUM_CLASSES, temperature=0.3, normalization="supcon", head=Linear(7))
+    method = SCPL(
+        NUM_CLASSES,
+        temperature=0.3,
+        normalization="supcon",
+        head=Linear(7),
+        cross_entropy=0.0,
+        classifier_gradient=False,
+    )
     inner, last = method.objective(INNER), method.objective(LAST)
     assert type(inner) is Contrastive
     assert (inner.temperature, inner.normalization) == (0.3, "supcon")
@@ -47,7 +54,13 @@ def test_every_stage_gets_a_head_of_its_own():
 
 
 def test_scpl_mixes_in_cross_entropy_through_the_same_head():
-    method = SCPL(NUM_CLASSES, head=Linear(7), cross_entropy=0.25, label_smoothing=0.1)
+    method = SCPL(
+        NUM_CLASSES,
+        head=Linear(7),
+        cross_entropy=0.25,
+        label_smoothing=0.1,
+        classifier_gradient=False,
+    )
     inner, last = method.objective(INNER), method.objective(LAST)
     assert type(inner) is ClassifiedContrast
     assert (inner.share, inner.label_smoothing) == (0.25, 0.1)
@@ -83,6 +96,17 @@ def test_measuring_a_head_leaves_it_as_it_was():
     assert made.training
     assert made[0].training
     assert made[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    "head", [lambda shape: nn.Linear(99, 3), lambda shape: nn.Unflatten(1, (2, 3))]
+)
+def test_a_head_that_cannot_be_measured_is_explained(head):
+    with pytest.raises(
+        InputError, match=r"\[N, D\].*On zeros of the shape \[1, 6\].*cross_entropy=0"
+    ):
+        SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER)
+    SCPL(NUM_CLASSES, head=head, cross_entropy=0.0).objective(INNER)
 
 
 def test_early_exit_classifies_everywhere():
@@ -178,6 +202,7 @@ def test_the_carry_is_that_of_the_same_batch_before_the_update():
 
 
 def test_a_local_and_the_networks_own_classifier_can_learn_side_by_side():
-    objective = SCPL(NUM_CLASSES, cross_entropy=0.5).objective(LAST)
+    method = SCPL(NUM_CLASSES, cross_entropy=0.5, classifier_gradient=False)
+    objective = method.objective(LAST)
     terms = objective(torch.randn(4, 6), torch.tensor([0, 1, 0, 1]), None)
     assert list(terms) == ["contrastive", "local_cross_entropy", "cross_entropy"]

@@ -72,6 +72,8 @@ class TestEachRecipe:
             temperature=0.1,
             normalization="paper",
             head="mlp",
+            cross_entropy=0.0,
+            classifier_gradient=False,
             epochs=200,
             batch_size=1024,
             optimizer="adam",

@@ -86,7 +86,9 @@ def test_losses_follow_one_message_late():
     for sent, report in zip(outbox.sent[1:], reports[1:], strict=True):
         again = Report.of(report.step, report.num_samples, sent.reports)
         assert (again.losses, again.observed) == (report.losses, report.observed)
-    assert [list(part) for part in reports[1].losses] == [["contrastive"]] * 2
+    assert [list(part) for part in reports[1].losses] == [
+        ["contrastive", "local_cross_entropy"]
+    ] * 2
     assert all("spread" in part for part in reports[1].observed)
 
 

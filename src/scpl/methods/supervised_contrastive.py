@@ -52,9 +52,9 @@ class SCPL(Method):
 
     temperature: float = 0.1
     normalization: Normalization = "paper"
-    head: HeadFactory = field(default_factory=heads.PooledMLP)
-    classifier_gradient: bool = False
-    cross_entropy: float = 0.0
+    head: HeadFactory = field(default_factory=heads.Convolutional)
+    classifier_gradient: bool = True
+    cross_entropy: float = 0.5
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,9 +110,22 @@ class SCPL(Method):
 
 
 def _width(head: nn.Module, shape: tuple[int, ...]) -> int:
-    """Find D, the length of a head's projections, without changing the head."""
+    """Find D, the length of a head's projections, without changing the head.
+
+    Raises:
+        InputError: The head does not take plain tensors to rows.
+    """
     training = head.training
-    with torch.no_grad():
-        width: int = head.eval()(torch.zeros(1, *shape)).shape[1]
-    head.train(training)
-    return width
+    try:
+        with torch.no_grad():
+            projections = head.eval()(torch.zeros(1, *shape))
+        _, width = projections.shape
+    except Exception as error:
+        raise InputError(
+            "For a local classifier the head must map features [N, *shape] to projections [N, D]",
+            f"On zeros of the shape {[1, *shape]} it failed: {type(error).__name__}: {error}",
+            "Change the head, or use contrast alone with cross_entropy=0",
+        ) from error
+    finally:
+        head.train(training)
+    return int(width)

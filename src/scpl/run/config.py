@@ -60,18 +60,18 @@ class TrainConfig:
     """scpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
     """scpl: divide an anchor's loss by its positives + 1 (paper) or by its positives (supcon)."""
-    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "pooled-mlp"
+    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "conv"
     """scpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the paper's, on
     flattened feature maps."""
     head_depth: int = 2
     """scpl: convolutions of the conv head."""
     head_width: float = 1.0
     """scpl: channels of the conv head, as a factor on those of the features."""
-    cross_entropy: float = 0.0
+    cross_entropy: float = 0.5
     """scpl: share of cross-entropy, beside contrast, in the local loss: 0 (the paper's) to 1."""
     label_smoothing: float = 0.0
     """scpl: share of the target that cross-entropies spread over all classes."""
-    classifier_gradient: bool = False
+    classifier_gradient: bool = True
     """scpl: let the network's own classifier teach the last stage's layers."""
 
     epochs: int = 10
