@@ -19,6 +19,7 @@ from scpl.functional import observed_contrastive_loss
 from scpl.message import Tree, tree_map
 
 __all__ = [
+    "Centring",
     "ClassifiedContrast",
     "Contrastive",
     "CrossEntropy",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Normalization: TypeAlias = Literal["paper", "supcon"]
+Centring: TypeAlias = Literal["none", "mean", "standard"]
 
 
 class Objective(nn.Module, ABC):
@@ -94,8 +96,10 @@ class Contrastive(Objective):
         normalization: Normalization = "paper",
         *,
         weight: float = 1.0,
+        centring: Centring = "none",
     ) -> None:
         super().__init__()
+        self.centring: Centring = centring
         self.head = head
         self.temperature = temperature
         self.normalization: Normalization = normalization
@@ -103,7 +107,7 @@ class Contrastive(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         loss, self.observed = observed_contrastive_loss(
-            self.head(features),
+            _centred(self.head(features), self.centring),
             target,
             temperature=self.temperature,
             normalization=self.normalization,
@@ -164,10 +168,12 @@ class ClassifiedContrast(Objective):
         temperature: float = 0.1,
         normalization: Normalization = "paper",
         label_smoothing: float = 0.0,
+        centring: Centring = "none",
     ) -> None:
         super().__init__()
         self.head = head
         self.classifier = classifier
+        self.centring: Centring = centring
         self.share = share
         self.temperature = temperature
         self.normalization: Normalization = normalization
@@ -179,7 +185,7 @@ class ClassifiedContrast(Objective):
         observed: dict[str, Tensor] = {}
         if self.share < 1:
             contrastive, observed = observed_contrastive_loss(
-                projections,
+                _centred(projections, self.centring),
                 target,
                 temperature=self.temperature,
                 normalization=self.normalization,
@@ -237,6 +243,17 @@ class Sum(Objective):
             if logits is not None:
                 return logits
         return None
+
+
+def _centred(projections: Tensor, centring: Centring) -> Tensor:
+    """Take the part away that all projections of a mini-batch have in common."""
+    if centring == "none":
+        return projections
+    with torch.autocast(projections.device.type, enabled=False):
+        projections = projections.float()
+        if centring == "standard":
+            return functional.batch_norm(projections, None, None, training=True)
+        return projections - projections.mean(dim=0)
 
 
 def _accuracy(logits: Tensor, target: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from scpl import heads
 from scpl.errors import InputError, unknown_name
 from scpl.methods.base import Method, Site
 from scpl.objectives import (
+    Centring,
     ClassifiedContrast,
     Contrastive,
     CrossEntropy,
@@ -56,6 +57,7 @@ class SCPL(Method):
     classifier_gradient: bool = True
     cross_entropy: float = 0.5
     label_smoothing: float = 0.0
+    centring: Centring = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +94,7 @@ class SCPL(Method):
             self.temperature,
             self.normalization,
             weight=1 - self.cross_entropy,
+            centring=self.centring,
         )
 
     def _local(self, site: Site) -> Objective:
@@ -106,6 +109,7 @@ class SCPL(Method):
             temperature=self.temperature,
             normalization=self.normalization,
             label_smoothing=self.label_smoothing,
+            centring=self.centring,
         )
 
 

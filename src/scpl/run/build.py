@@ -23,7 +23,7 @@ from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
 
 __all__ = ["Loaders", "build_loaders", "build_method", "build_partition", "build_pipeline",
-           "choose_device", "set_threads"]  # fmt: skip
+           "choose_device", "cut_network", "set_threads"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
             head=_head(config),
             classifier_gradient=config.classifier_gradient,
             cross_entropy=config.cross_entropy,
+            centring=config.centring,
             label_smoothing=config.label_smoothing,
         )
     return kind(num_classes)
@@ -133,6 +134,15 @@ def build_partition(config: TrainConfig, source: Images) -> Partition:
             image_size=source.image_size,
             width=config.width,
         )
+    return cut_network(config, model, source)
+
+
+def cut_network(config: TrainConfig, model: nn.Module, source: Images) -> Partition:
+    """Cut a network as configured.
+
+    Raises:
+        PartitionError: for cuts that do not fit it.
+    """
     example = torch.zeros(2, source.channels, source.image_size, source.image_size)
     readout = models.readout(config.model)
     if config.cuts:

@@ -69,6 +69,8 @@ class TrainConfig:
     """scpl: channels of the conv head, as a factor on those of the features."""
     cross_entropy: float = 0.5
     """scpl: share of cross-entropy, beside contrast, in the local loss: 0 (the paper's) to 1."""
+    centring: Literal["none", "mean", "standard"] = "none"
+    """scpl: take the mean of the mini-batch off the projections that are contrasted."""
     label_smoothing: float = 0.0
     """scpl: share of the target that cross-entropies spread over all classes."""
     classifier_gradient: bool = True

@@ -57,6 +57,8 @@ class EvalConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
     """Images per mini-batch; default: as in training."""
+    probe: bool = False
+    """Also fit a linear read-out to the features after every stage, on the run's own images."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False
