@@ -216,7 +216,7 @@ def shown(values: Mapping[str, float], digits: int = 3) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Describe hardware and versions; imported late, since this process needs no torch to measure."""
+    """Describe hardware and versions; torch comes late, since measuring does not need it."""
     import torch
 
     from scpl.run.environment import describe_environment
