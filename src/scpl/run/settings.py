@@ -11,7 +11,7 @@ import tyro
 from scpl.errors import InputError
 from scpl.run.config import TrainConfig, read_toml
 
-__all__ = ["CompareConfig", "DoctorConfig", "EvalConfig", "ExportConfig", "PredictConfig"]
+__all__ = ["CompareConfig", "DoctorConfig", "EvalConfig", "ExportConfig", "PredictConfig", "names"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,15 @@ class DoctorConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     json: bool = False
     """Print one JSON object on stdout."""
+
+
+def names(text: str, what: str) -> list[str]:
+    """Read a flag whose value is names separated by commas.
+
+    Raises:
+        InputError: if there is none, or one stands there twice.
+    """
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found or len(set(found)) != len(found):
+        raise InputError(f"{what} must be different names separated by commas", f"Got {text!r}")
+    return found
