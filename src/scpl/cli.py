@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -52,6 +53,13 @@ examples:
   scpl train --resume runs/digits-small-cnn-scpl
 
 `scpl COMMAND --help` explains one command.
+"""
+
+BENCH_EXAMPLES = """
+examples:
+  scpl bench quick/digits
+  scpl bench --model vgg8 --data cifar10 --synthetic --processes 2
+  scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json
 """
 
 
@@ -185,7 +193,8 @@ def _bench(arguments: list[str]) -> int:
     from scpl.run.settings import BenchConfig
 
     recipe, arguments = _recipe(arguments)
-    config = _parse(BenchConfig, "bench [RECIPE]", arguments, BenchConfig.from_recipe(recipe))
+    default = BenchConfig.from_recipe(recipe)
+    config = _parse(BenchConfig, "bench [RECIPE]", arguments, default, BENCH_EXAMPLES)
     from scpl.report import throughput_table
     from scpl.run.bench import bench
 
@@ -256,11 +265,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _parse(
-    kind: type[Config], prog: str, arguments: list[str], default: Config | None = None
+    kind: type[Config],
+    prog: str,
+    arguments: list[str],
+    default: Config | None = None,
+    examples: str = "",
 ) -> Config:
     """Turn flags into a configuration; tyro answers --help and bad flags (exit status 2)."""
-    keep = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"scpl {prog}", args=arguments, **keep)  # type: ignore[call-overload,no-any-return]
+    keep: dict[str, Any] = {} if default is None else {"default": default}
+    if examples:
+        keep["description"] = f"{inspect.getdoc(kind)}\n{examples}"
+    return tyro.cli(kind, prog=f"scpl {prog}", args=arguments, **keep)  # type: ignore[no-any-return]
 
 
 def _recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -10,22 +10,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scpl.data import is_here
+from scpl.data import is_here, known
 from scpl.errors import InputError, Interrupted
-from scpl.run.build import choose_device, share_of_cores
+from scpl.run.build import build_partition, choose_device, share_of_cores
 from scpl.run.config import TrainConfig
 from scpl.run.environment import describe_environment
 from scpl.run.fairness import config_for, method_names
 from scpl.run.launch import is_rank
 from scpl.run.settings import BenchConfig
+from scpl.run.synthetic import synthetic_facts
 from scpl.run.teams import Team, Teams, Unable
 from scpl.run.turns import Load, forth_and_back, paired, spread
 
 __all__ = ["bench"]
 
+JOB = (sys.executable, "-m", "scpl.run.bench_job")
 ALONE = "scpl,early-exit,bp"
 TOGETHER = "scpl,early-exit,bp,bp-wide,bp-cut,gpipe,1f1b,ddp"
 
@@ -65,6 +68,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     methods = method_names(config.methods or (TOGETHER if base.processes > 1 else ALONE))
     synthetic = config.synthetic or not is_here(base.data, base.data_dir)
     device = choose_device(base.device)
+    if synthetic or base.data in known() or not Path(base.data).is_dir():
+        build_partition(base, synthetic_facts(base))  # a fault of the network is told once
     _say(base, _introduce(config, methods, synthetic=synthetic))
     entries: dict[str, _Entry] = {}
     failures: dict[str, str] = {}
@@ -73,7 +78,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         entries[method] = _Entry(own, own.threads or share_of_cores(own.processes))
     with _ended_by_signals(), Teams() as teams:
         _start(config, teams, entries, failures, synthetic=synthetic)
-        _measure(config, teams, entries, failures)
+        if entries:
+            _measure(config, teams, entries, failures)
     if not entries:
         raise InputError("A benchmark needs at least one method that runs", _reasons(failures))
     return {
@@ -120,7 +126,7 @@ def _start(
     for method, entry in list(entries.items()):
         _say(config.train, f"starting {method}")
         plan = {"config": entry.config.to_dict(), "steps": config.steps, "synthetic": synthetic}
-        command = [sys.executable, "-m", "scpl.run.bench_job", json.dumps(plan)]
+        command = [*JOB, json.dumps(plan)]
         team = Team(method, command, processes=entry.config.processes, threads=entry.threads)
         try:
             entry.stages = teams.start(method, team)[-1]["stages"]

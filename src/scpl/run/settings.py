@@ -60,11 +60,6 @@ class BenchConfig:
     Every method's processes are started once and sleep; one method at a time trains a block of
     steps, forth and back through the list, so that a machine that gets slower hits all of them.
     Nothing is written: flags that concern a run folder have no effect.
-
-    Examples:
-      scpl bench quick/digits
-      scpl bench --model vgg8 --data cifar10 --synthetic --processes 2
-      scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json
     """
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)

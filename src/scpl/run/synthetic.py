@@ -31,7 +31,8 @@ def synthetic_facts(config: TrainConfig) -> Facts:
         num_classes, channels = known.num_classes, known.channels
         size = known.image_size or known.published_size
     else:
-        raise unknown_name("--data", config.data, data.known(), "Others need their own images")
+        advice = "A folder of images works too, without --synthetic"
+        raise unknown_name("--data", config.data, data.known(), advice)
     return Facts(
         name=config.data,
         classes=tuple(map(str, range(num_classes))),

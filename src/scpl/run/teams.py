@@ -3,7 +3,7 @@
 They stay alive for the whole benchmark and work on one block of steps each time they are told to,
 so that rivals can take turns every few seconds and a drift of the machine hits all of them. Orders
 are lines on their stdin, answers are lines of JSON on their stdout; see `scpl.run.orders` for the
-other side. When the benchmark ends, however it does, their stdin ends, and so do they.
+other side. Should the benchmark vanish, their stdin ends, and so do they.
 """
 
 from __future__ import annotations
@@ -141,19 +141,8 @@ class Team:
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def close(self) -> None:
-        """End the processes: they finish when their input ends, or are killed."""
-        for process in self._processes:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-        for process in self._processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(SECONDS_TO_END)
-        self.kill()
-
     def kill(self) -> None:
-        """End the processes at once."""
+        """End the processes at once: nothing that they have done is needed any more."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -222,13 +211,8 @@ class Teams:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                for team in self._teams.values():
-                    team.close()
-        finally:
-            for team in self._teams.values():
-                team.kill()
+        for team in self._teams.values():
+            team.kill()
 
 
 def _free_port() -> int:
