@@ -74,7 +74,7 @@ class TestHelp:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], ["command must be one of: train, compare", "'trian'"]),
+        (["trian"], ["command must be one of: train, ", "'trian'"]),
         (["--data"], ["command must be one of"]),
         (["train", *TINY, "--data", "digit"], ["must be one of: digits, cifar10", "'digit'"]),
         (["train", *TINY, "--model", "vgg9"], ["must be one of: vgg8, ", "Did you mean 'vgg8'?"]),

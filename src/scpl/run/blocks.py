@@ -128,6 +128,7 @@ def train_block(
     shares = {name: spent.get(name, 0.0) / seconds for name in (*MAIN_THREAD, "receive")}
     shares["rest"] = 1.0 - sum(shares[name] for name in MAIN_THREAD)
     answer = {
+        "steps": len(reports),
         "seconds": seconds,
         "shares": shares,
         "peak_memory_bytes": peak_memory(pipeline.device),

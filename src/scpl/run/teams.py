@@ -181,6 +181,9 @@ class Teams:
     def __init__(self) -> None:
         self._teams: dict[str, Team] = {}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._teams
+
     def __getitem__(self, name: str) -> Team:
         return self._teams[name]
 
