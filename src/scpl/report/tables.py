@@ -9,7 +9,7 @@ from typing import Any
 from scpl.report.formats import DASH, count, memory, percent
 from scpl.report.groups import BASELINE, Group, Sample, group_runs, paired_ratio
 
-__all__ = ["FOOTNOTE", "aligned_table", "comparison_rows", "comparison_table", "markdown_table"]
+__all__ = ["FOOTNOTE", "comparison_rows", "comparison_table"]
 
 FOOTNOTE = (
     "Accuracy: mean ± standard deviation over the seeds. "
@@ -37,20 +37,10 @@ def comparison_table(summaries: Sequence[Mapping[str, Any]], markdown: bool = Fa
     """
     header, rows = comparison_rows(summaries)
     if markdown:
-        return f"{markdown_table(header, rows)}\n{FOOTNOTE}\n"
-    return aligned_table(header, rows)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table; numbers, which all columns but the first hold, stand to the right."""
-    rule = ["---" if column == 0 else "---:" for column in range(len(header))]
-    lines = [[_cell(text) for text in row] for row in (header, *rows)]
-    lines.insert(1, rule)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table of aligned columns; all but the first stand to the right."""
+        rule = ["---" if column == 0 else "---:" for column in range(len(header))]
+        lines = [[_cell(text) for text in row] for row in (header, *rows)]
+        lines.insert(1, rule)
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{FOOTNOTE}\n"
     clean = [[_one_line(text) for text in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
     lines = [_aligned(row, widths) for row in clean]

@@ -7,7 +7,6 @@ from typing import Any
 
 from scpl.report.formats import DASH, TIMES, count, memory, percent
 from scpl.report.groups import BASELINE
-from scpl.report.tables import aligned_table
 
 __all__ = ["throughput_table"]
 
@@ -36,7 +35,7 @@ def throughput_table(results: Sequence[Mapping[str, Any]]) -> str:
         "round by round.\n"
         "Memory and waiting: one number per process. Other load: cores that other programs used."
     )
-    return f"{aligned_table(header, rows)}\n{note}\n"
+    return f"{_aligned((header, *rows))}\n{note}\n"
 
 
 def _row(result: Mapping[str, Any], reference: str) -> tuple[str, ...]:
@@ -61,3 +60,13 @@ def _spread(values: Mapping[str, Any], write: Callable[[float], str]) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows below a header; all columns but the first stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        for row in (rows[0], ["-" * width for width in widths], *rows[1:])
+    ]
+    return "".join(f"{'  '.join(line).rstrip()}\n" for line in lines)

@@ -71,18 +71,14 @@ class Team:
                 "MASTER_ADDR": address,
                 "MASTER_PORT": str(_free_port()),
             }
-        for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            self._processes.append(
-                subprocess.Popen(
-                    [*(prefixes[rank] if prefixes else ()), *command],
-                    env=common | own,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C is for the benchmark, which ends them
-                )
-            )
+        try:
+            for rank in range(processes):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                prefix = prefixes[rank] if prefixes else ()
+                self._processes.append(_start([*prefix, *command], common | own))
+        except BaseException:
+            self.kill()  # nobody else knows of them yet
+            raise
 
     def work(self, order: str = "go") -> list[dict[str, Any]]:
         """Give an order; return what every rank says when it is done.
@@ -216,6 +212,17 @@ class Teams:
     ) -> None:
         for team in self._teams.values():
             team.kill()
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the benchmark, which ends them
+    )
 
 
 def _free_port() -> int:
