@@ -7,19 +7,26 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from cli_runs import TINY, refused, scpl, start
+import scpl
+from cli_runs import TINY, refused, start
+from cli_runs import scpl as command
+from scpl.methods import SCPL, Backpropagation, DataParallel, GPipe
 from scpl.report.formats import TIMES
 from scpl.run import bench as module
+from scpl.run.blocks import Block, train_block
 from scpl.run.config import TrainConfig
 from scpl.run.synthetic import synthetic_batches, synthetic_facts
+from scpl.timeline import Timeline
 
 FAST = [*TINY, "--repeats", "2", "--steps", "2"]
 NAMES = {"mean", "sd", "median", "min", "max", "n"}
 
 
 def bench(*arguments):
-    return scpl("bench", *FAST, *arguments)
+    return command("bench", *FAST, *arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +227,41 @@ class TestData:
     def test_a_folder_cannot_be_imitated(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("images")
         refused(bench("--data", folder, "--synthetic"), "--data must be one of", "folder")
+
+
+class TestBlocks:
+    def test_the_clock_runs_while_the_line_is_full(self):
+        """The first of three ranks may be 2 * 3 mini-batches ahead of the last one."""
+        assert Block.of(10, SCPL(2), 3, 2) == Block(10, warm=6, cool=6)
+
+    @pytest.mark.parametrize(
+        ("method", "num_ranks", "cool"),
+        [(SCPL(2), 1, 0), (Backpropagation(2), 1, 0), (GPipe(2), 3, 1), (DataParallel(2), 2, 1)],
+    )
+    def test_where_all_ranks_end_a_step_together(self, method, num_ranks, cool):
+        assert Block.of(10, method, num_ranks, 2) == Block(10, warm=3, cool=cool)
+
+    def test_a_block_is_timed_without_what_comes_before_and_after(self, monkeypatch):
+        rows = (torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+        network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        parts = scpl.split(network, num_stages=1, example=rows[0])
+        pipeline = scpl.Pipeline(parts, SCPL(2), lambda p: torch.optim.SGD(p, lr=0.1))
+        clock = 0.0
+        monkeypatch.setattr("scpl.run.blocks._now", lambda device: clock)
+
+        def batches():
+            nonlocal clock
+            for index in range(9):
+                clock += 1.0 if 2 <= index < 7 else 100.0
+                yield rows
+
+        answer, reports = train_block(pipeline, batches(), Block(5, warm=2, cool=2))
+        pipeline.close()
+        assert [report.step for report in reports] == list(range(1, 10))
+        assert (answer["steps"], answer["seconds"]) == (9, 5.0)
+
+    def test_shares_are_those_of_the_window(self):
+        timeline = Timeline()
+        for activity, begin, end in [("forward", 0, 4), ("wait", 4, 6), ("forward", 6, 20)]:
+            timeline.add(activity, 0, 1, begin, end)
+        assert timeline.during_window(3, 8) == {"forward": 3, "wait": 2}

@@ -176,9 +176,10 @@ def ratios_of(records: dict[str, Record], best: dict[str, dict[str, str]]) -> di
 
 def tables(found: dict[str, Any]) -> Iterator[str]:
     """Lines of Markdown."""
+    loopback = f"to loopback, paired (target of the line {TARGET})"
     yield (
-        "| method | network | measured speed | samples/s: median (min .. max) "
-        f"| to loopback, paired (target of the line {TARGET}) | MB per step | rank 1 waits | other load, cores |"
+        f"| method | network | measured speed | samples/s: median (min .. max) | {loopback} "
+        "| MB per step | rank 1 waits | other load, cores |"
     )
     yield "|---|---|---:|---:|---:|---:|---:|---:|"
     for row in found["results"].values():

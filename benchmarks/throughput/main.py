@@ -56,7 +56,7 @@ PAIRS = (
     ("limit", "one"),
 )
 CHECKPOINT_EVERY = 10
-ACTIVITIES = ("forward", "learn", "wait", "snapshot", "rest", "receive")
+ACTIVITIES = ("forward", "learn", "backward", "update", "wait", "snapshot", "rest", "receive")
 
 
 def variants(arguments: argparse.Namespace, folder: str) -> dict[str, Job]:
@@ -185,8 +185,8 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         sliced = f" ({row['below']})" if "/" in row["below"] else ""
         yield f"| {name}{sliced} | {shown(row)} | {row['target'] or ''} | {verdict(row)} |"
     yield ""
-    yield "| where the time goes | forward | learn | wait | snapshot | rest | receive (thread) |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield f"| where the time goes | {' | '.join(ACTIVITIES)} (thread) |"
+    yield f"|---|{'---:|' * len(ACTIVITIES)}"
     for name, row in found["variants"].items():
         for rank, shares in enumerate(row["shares"]):
             cells = " | ".join(f"{100 * shares[key]:.1f} %" for key in ACTIVITIES)

@@ -22,7 +22,7 @@ __all__ = ["Block", "serve", "train_block"]
 Batch = tuple[Tensor, Tensor]
 HEAD_START = 3
 """Batches that a loader has ready when a block begins: they must not count as its speed."""
-MAIN_THREAD = ("forward", "learn", "wait", "snapshot")
+MAIN_THREAD = ("forward", "learn", "backward", "update", "wait", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ class Block:
         """Choose what comes before and after the timed steps.
 
         In a stream the first rank may be ahead of the last one by as many mini-batches as fit
-        between them: so long the line takes to fill. Other methods end every step together.
+        between them: so long the line takes to fill. Other methods end every step together; the
+        last rank hears of that when the next step begins.
         """
         streams = method.layout == "stages" and method.cuts_gradients
-        margin = (num_ranks - 1) * (depth + 1) if streams else 0
+        margin = (num_ranks - 1) * (depth + 1) if streams else min(num_ranks - 1, 1)
         return cls(steps, max(HEAD_START, margin), margin)
 
     @property
