@@ -55,7 +55,9 @@ class TrainConfig:
     else of equal cost."""
 
     method: str = "scpl"
-    """scpl, early-exit or bp."""
+    """Local learning: scpl, early-exit. End to end: bp (one process), bp-wide (one process with the
+    cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages on several processes), ddp (replicas).
+    """
     temperature: float = 0.1
     """scpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
@@ -75,6 +77,9 @@ class TrainConfig:
     """scpl: share of the target that cross-entropies spread over all classes."""
     classifier_gradient: bool = True
     """scpl: let the network's own classifier teach the last stage's layers."""
+
+    micro_batches: int = 4
+    """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
 
     epochs: int = 10
     """Passes over the training images."""
@@ -136,18 +141,8 @@ class TrainConfig:
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        positive = (
-            "stages",
-            "epochs",
-            "batch_size",
-            "processes",
-            "keep",
-            "lr",
-            "width",
-            "head_width",
-            "temperature",
-            "timeout",
-        )
+        positive = ("stages", "epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
+                    "width", "head_width", "temperature", "timeout")  # fmt: skip
         optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm")
         for name in positive + optional:
             value = getattr(self, name)
@@ -158,19 +153,11 @@ class TrainConfig:
         for name in ("weight_decay", "end_lr", "max_restarts", "head_depth"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
-        if not 0.0 <= self.validation < 1.0:
-            raise InputError(
-                "--validation must be a share, from 0 to below 1", f"Got {self.validation}"
-            )
-        if not 0.0 <= self.cross_entropy <= 1.0:
-            raise InputError(
-                "--cross-entropy must be a share, from 0 to 1", f"Got {self.cross_entropy}"
-            )
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise InputError(
-                "--label-smoothing must be a share, from 0 to below 1",
-                f"Got {self.label_smoothing}",
-            )
+        for name in ("validation", "label_smoothing", "cross_entropy"):
+            value, whole = getattr(self, name), name == "cross_entropy"
+            if not (0.0 <= value < 1.0 or (whole and value == 1.0)):
+                upper = "1" if whole else "below 1"
+                raise InputError(f"{flag(name)} must be a share, from 0 to {upper}", f"Got {value}")
         if self.cuts and self.stages not in (len(self.cuts) + 1, TrainConfig.stages):
             raise InputError(
                 "--cuts must name one layer fewer than there are stages",
@@ -188,7 +175,7 @@ class TrainConfig:
                 f"Got {self.depth}",
             )
         stages = len(self.cuts) + 1 if self.cuts else self.stages
-        if self.processes > stages:
+        if self.processes > stages and self.method != "ddp":  # whose replicas hold all stages
             raise InputError(
                 "--processes must not exceed the number of stages",
                 f"Got {self.processes} processes for {stages} stages",
