@@ -38,13 +38,20 @@ CLIP = 0.5
 SHARE = SCPL(NUM_CLASSES).cross_entropy
 METHODS = {
     "scpl": SCPL(NUM_CLASSES),
-    "scpl-paper": SCPL(NUM_CLASSES, head=PooledMLP(), cross_entropy=0.0, classifier_gradient=False),
+    "scpl-paper": SCPL(
+        NUM_CLASSES,
+        head=PooledMLP(),
+        cross_entropy=0.0,
+        standardise=False,
+        classifier_gradient=False,
+    ),
     "scpl-supcon-whole-gradient": SCPL(
         NUM_CLASSES,
         temperature=0.2,
         normalization="supcon",
         head=Linear(16),
         cross_entropy=0.0,
+        standardise=False,
         classifier_gradient=True,
     ),
     "early-exit": EarlyExit(NUM_CLASSES, hidden_features=16),
@@ -152,7 +159,8 @@ def hand_written_loss(name, target):
             logits = stage.head[1](projections) if local else stage.classifier(output)
             entropy = F.cross_entropy(logits, target)
             return {
-                "contrastive": (1 - SHARE) * supervised_contrastive_loss(projections, target),
+                "contrastive": (1 - SHARE)
+                * supervised_contrastive_loss(projections, target, standardise=True),
                 **(
                     {"local_cross_entropy": SHARE * entropy}
                     if local
@@ -572,7 +580,13 @@ def test_an_output_that_is_not_contiguous_is_made_so_at_the_cut():
 
     model, by_hand, batches = network(), network(), data((4, 5), (8, 8, 3))
     parts = split(model, before=["2"], example=batches[0][0])
-    method = SCPL(NUM_CLASSES, head=Identity(), cross_entropy=0.0, classifier_gradient=False)
+    method = SCPL(
+        NUM_CLASSES,
+        head=Identity(),
+        cross_entropy=0.0,
+        standardise=False,
+        classifier_gradient=False,
+    )
     pipeline = Pipeline(parts, method, adam)
     train(pipeline, batches, 2)
 
@@ -626,7 +640,9 @@ def test_a_dictionary_of_tuples_crosses_a_cut():
 
     parts = split(model, before=["2"], example=batches[0][0])
     assert parts.feature_shapes == ((3,), (6,))
-    method = SCPL(NUM_CLASSES, head=head, cross_entropy=0.0, classifier_gradient=False)
+    method = SCPL(
+        NUM_CLASSES, head=head, cross_entropy=0.0, standardise=False, classifier_gradient=False
+    )
     pipeline = Pipeline(parts, method, adam)
     train(pipeline, batches, 2)
 
@@ -654,6 +670,7 @@ def test_the_last_stage_may_hand_a_dictionary_to_the_readout():
         NUM_CLASSES,
         head=lambda s: FirstHalf() if s == (3,) else nn.Identity(),
         cross_entropy=0.0,
+        standardise=False,
     )
     pipeline = Pipeline(parts, method, adam)
     before = model[4].weight.clone()
@@ -676,7 +693,7 @@ def test_a_stage_without_parameters_trains_its_head_only():
 def test_a_stage_with_nothing_to_train_only_passes_on(tmp_path):
     model, batches = mlp(), rows()
     parts = split(model, before=["relu0", "linear1"], example=batches[0][0])
-    method = SCPL(NUM_CLASSES, head=Identity(), cross_entropy=0.0)
+    method = SCPL(NUM_CLASSES, head=Identity(), cross_entropy=0.0, standardise=False)
     with Pipeline(parts, method, adam, scheduler=cosine, checkpoints=tmp_path) as pipeline:
         assert pipeline.stages[1].optimizer is None
         losses = train(pipeline, batches)

@@ -73,6 +73,7 @@ class TestEachRecipe:
             normalization="paper",
             head="mlp",
             cross_entropy=0.0,
+            standardise=False,
             classifier_gradient=False,
             epochs=200,
             batch_size=1024,

@@ -138,7 +138,7 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
         temperature=0.1,
         head=case.head,
         cross_entropy=0.0,
-        centring="none",
+        standardise=False,
         classifier_gradient=False,
     )
     pipeline = scpl.Pipeline(parts, method, adam)

@@ -15,6 +15,7 @@ __all__ = ["observed_contrastive_loss", "supervised_contrastive_loss"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
+_TOO_EQUAL = 1e-5  # added to variances, as by batch norm
 _NO_DIRECTION = 1e-12  # a row whose largest entry is not above this counts as zero
 
 
@@ -24,6 +25,7 @@ def supervised_contrastive_loss(
     *,
     temperature: float = 0.1,
     normalization: Literal["paper", "supcon"] = "paper",
+    standardise: bool = False,
 ) -> Tensor:
     r"""Pull rows of the same class together on the unit sphere, push all others apart.
 
@@ -52,6 +54,9 @@ def supervised_contrastive_loss(
         target: Class of each row, ``[N]``, an integer type.
         temperature: T, without unit; above zero. Smaller values weigh near rows more.
         normalization: Divisor of an anchor's loss, see the table.
+        standardise: Give every column of the projections mean 0 and deviation 1 over the
+            mini-batch before its rows are scaled. Projections have much in common with each other
+            (here, more than nine tenths of their length), and what is common tells no class.
 
     Returns:
         The loss, a scalar; at least zero up to rounding.
@@ -69,6 +74,9 @@ def supervised_contrastive_loss(
         (:math:`L_{out}`). ``"paper"``: the divisor of the published SCPL code, whose mask of
         positives contains the anchor itself.
     """
+    _check(projections, target, temperature, normalization)
+    if standardise:
+        projections = _standardised(projections)
     return _contrast(projections, target, temperature, normalization)[0]
 
 
@@ -78,6 +86,7 @@ def observed_contrastive_loss(
     *,
     temperature: float = 0.1,
     normalization: Literal["paper", "supcon"] = "paper",
+    standardise: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""The same loss, with what tells why a stage does or does not learn.
 
@@ -95,6 +104,7 @@ def observed_contrastive_loss(
         target: Class of each row, ``[N]``.
         temperature: T.
         normalization: Divisor of an anchor's loss.
+        standardise: Standardise the columns first; the spread is that of the projections before.
 
     Returns:
         The loss, and detached scalars: ``above_chance`` (loss minus chance level: zero for a stage
@@ -104,8 +114,12 @@ def observed_contrastive_loss(
         :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all directions, 0 if they have
         collapsed to one.
     """
-    loss, positives_N, unit_ND = _contrast(projections, target, temperature, normalization)
+    _check(projections, target, temperature, normalization)
+    compared = _standardised(projections) if standardise else projections
+    loss, positives_N, unit_ND = _contrast(compared, target, temperature, normalization)
     with torch.no_grad():
+        if standardise:
+            unit_ND = _unit_rows(projections)
         num_positives_N = positives_N.to(loss.dtype)
         num_rows = len(num_positives_N)
         without = (positives_N == 0).to(loss.dtype).mean()
@@ -125,7 +139,6 @@ def _contrast(
     projections: Tensor, target: Tensor, temperature: float, normalization: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the loss; return the positives of each anchor and the unit rows as well."""
-    _check(projections, target, temperature, normalization)
     with torch.autocast(projections.device.type, enabled=False):
         unit_ND = _unit_rows(projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
@@ -140,6 +153,14 @@ def _contrast(
         num_anchors = (num_positives_N > 0).sum().clamp(min=1)
         loss = (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
         return loss, num_positives_N, unit_ND
+
+
+def _standardised(projections_ND: Tensor) -> Tensor:
+    """Give every column mean 0 and deviation 1, in at least float32; constant columns become 0."""
+    with torch.autocast(projections_ND.device.type, enabled=False):
+        projections_ND = projections_ND.to(torch.promote_types(projections_ND.dtype, torch.float32))
+        variance_D, mean_D = torch.var_mean(projections_ND, dim=0, correction=0)
+        return (projections_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
 
 
 def _unit_rows(rows_ND: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from scpl.functional import observed_contrastive_loss
 from scpl.message import Tree, tree_map
 
 __all__ = [
-    "Centring",
     "ClassifiedContrast",
     "Contrastive",
     "CrossEntropy",
@@ -30,7 +29,6 @@ __all__ = [
 ]
 
 Normalization: TypeAlias = Literal["paper", "supcon"]
-Centring: TypeAlias = Literal["none", "mean", "standard"]
 
 
 class Objective(nn.Module, ABC):
@@ -87,6 +85,7 @@ class Contrastive(Objective):
         temperature: Divides the similarities.
         normalization: See `scpl.functional.supervised_contrastive_loss`.
         weight: Factor on the loss.
+        standardise: See the same.
     """
 
     def __init__(
@@ -96,10 +95,10 @@ class Contrastive(Objective):
         normalization: Normalization = "paper",
         *,
         weight: float = 1.0,
-        centring: Centring = "none",
+        standardise: bool = False,
     ) -> None:
         super().__init__()
-        self.centring: Centring = centring
+        self.standardise = standardise
         self.head = head
         self.temperature = temperature
         self.normalization: Normalization = normalization
@@ -107,10 +106,11 @@ class Contrastive(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         loss, self.observed = observed_contrastive_loss(
-            _centred(self.head(features), self.centring),
+            self.head(features),
             target,
             temperature=self.temperature,
             normalization=self.normalization,
+            standardise=self.standardise,
         )
         return {"contrastive": self.weight * loss}
 
@@ -157,6 +157,7 @@ class ClassifiedContrast(Objective):
         temperature: Divides the similarities.
         normalization: See `scpl.functional.supervised_contrastive_loss`.
         label_smoothing: Share of the target that is spread evenly over all classes.
+        standardise: See `scpl.functional.supervised_contrastive_loss`.
     """
 
     def __init__(
@@ -168,12 +169,12 @@ class ClassifiedContrast(Objective):
         temperature: float = 0.1,
         normalization: Normalization = "paper",
         label_smoothing: float = 0.0,
-        centring: Centring = "none",
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         self.head = head
         self.classifier = classifier
-        self.centring: Centring = centring
+        self.standardise = standardise
         self.share = share
         self.temperature = temperature
         self.normalization: Normalization = normalization
@@ -185,10 +186,11 @@ class ClassifiedContrast(Objective):
         observed: dict[str, Tensor] = {}
         if self.share < 1:
             contrastive, observed = observed_contrastive_loss(
-                _centred(projections, self.centring),
+                projections,
                 target,
                 temperature=self.temperature,
                 normalization=self.normalization,
+                standardise=self.standardise,
             )
             terms["contrastive"] = (1 - self.share) * contrastive
         logits = self.classifier(projections)
@@ -243,17 +245,6 @@ class Sum(Objective):
             if logits is not None:
                 return logits
         return None
-
-
-def _centred(projections: Tensor, centring: Centring) -> Tensor:
-    """Take the part away that all projections of a mini-batch have in common."""
-    if centring == "none":
-        return projections
-    with torch.autocast(projections.device.type, enabled=False):
-        projections = projections.float()
-        if centring == "standard":
-            return functional.batch_norm(projections, None, None, training=True)
-        return projections - projections.mean(dim=0)
 
 
 def _accuracy(logits: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from scpl import heads
 from scpl.errors import InputError, unknown_name
 from scpl.methods.base import Method, Site
 from scpl.objectives import (
-    Centring,
     ClassifiedContrast,
     Contrastive,
     CrossEntropy,
@@ -46,6 +45,8 @@ class SCPL(Method):
         cross_entropy: Share w of the cross-entropy in a stage's loss, (1 - w) contrast + w
             cross-entropy; 0 is the paper's, 1 drops the contrast. Where the network's own
             classifier teaches the last stage, it takes the place of the local one, with weight 1.
+        standardise: Standardise the columns of the projections over the mini-batch before they are
+            contrasted; in the paper they are not.
         label_smoothing: Of all cross-entropies: share of the target spread over all classes.
     """
 
@@ -56,8 +57,8 @@ class SCPL(Method):
     head: HeadFactory = field(default_factory=heads.Convolutional)
     classifier_gradient: bool = True
     cross_entropy: float = 0.5
+    standardise: bool = True
     label_smoothing: float = 0.0
-    centring: Centring = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +95,7 @@ class SCPL(Method):
             self.temperature,
             self.normalization,
             weight=1 - self.cross_entropy,
-            centring=self.centring,
+            standardise=self.standardise,
         )
 
     def _local(self, site: Site) -> Objective:
@@ -109,7 +110,7 @@ class SCPL(Method):
             temperature=self.temperature,
             normalization=self.normalization,
             label_smoothing=self.label_smoothing,
-            centring=self.centring,
+            standardise=self.standardise,
         )
 
 

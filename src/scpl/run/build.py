@@ -92,7 +92,7 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
             head=_head(config),
             classifier_gradient=config.classifier_gradient,
             cross_entropy=config.cross_entropy,
-            centring=config.centring,
+            standardise=config.standardise,
             label_smoothing=config.label_smoothing,
         )
     if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:

@@ -71,8 +71,8 @@ class TrainConfig:
     """scpl: channels of the conv head, as a factor on those of the features."""
     cross_entropy: float = 0.5
     """scpl: share of cross-entropy, beside contrast, in the local loss: 0 (the paper's) to 1."""
-    centring: Literal["none", "mean", "standard"] = "none"
-    """scpl: take the mean of the mini-batch off the projections that are contrasted."""
+    standardise: bool = True
+    """scpl: standardise projections over the mini-batch before they are contrasted."""
     label_smoothing: float = 0.0
     """scpl: share of the target that cross-entropies spread over all classes."""
     classifier_gradient: bool = True
