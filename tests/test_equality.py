@@ -156,11 +156,11 @@ def hand_written_loss(name, target):
         if name == "scpl":
             local = stage.classifier is None
             projections = stage.head[0](output) if local else stage.head(output)
+            contrast = supervised_contrastive_loss(projections, target, standardise=True)
             logits = stage.head[1](projections) if local else stage.classifier(output)
             entropy = F.cross_entropy(logits, target)
             return {
-                "contrastive": (1 - SHARE)
-                * supervised_contrastive_loss(projections, target, standardise=True),
+                "contrastive": (1 - SHARE) * contrast,
                 **(
                     {"local_cross_entropy": SHARE * entropy}
                     if local
