@@ -141,9 +141,10 @@ class Convolutional:
     What a stage's objective can see decides what the stage learns to pass on: read by two linear
     layers, features must be linearly useful at once; read by a few layers like the ones that
     follow, they may stay half-digested, as under backpropagation. Each 3 x 3 convolution (batch
-    norm, ReLU) halves a map that is larger than the pool, so the head costs a small part of its
-    stage. Feature maps ``[C, H, W]`` only are convolved; for sequences and flat features, behind
-    which there is nothing to convolve, the head is :class:`PooledMLP`.
+    norm, ReLU) halves a map that is larger than the pool, so the heads cost a small part of the
+    network: at 32 x 32 pixels 8 % of the operations of VGG8 and 5 % of those of ResNet-18.
+    Feature maps ``[C, H, W]`` only are convolved; for sequences and flat features the head is
+    :class:`PooledMLP`.
 
     Args:
         depth: Number of convolutions.
@@ -162,7 +163,7 @@ class Convolutional:
         (InfoPro's head of one convolution and two linear layers).
     """
 
-    depth: int = 2
+    depth: int = 1
     width: float = 1.0
     hidden_features: int = 256
     out_features: int = 128

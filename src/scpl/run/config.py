@@ -65,7 +65,7 @@ class TrainConfig:
     head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "conv"
     """scpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the paper's, on
     flattened feature maps."""
-    head_depth: int = 2
+    head_depth: int = 1
     """scpl: convolutions of the conv head."""
     head_width: float = 1.0
     """scpl: channels of the conv head, as a factor on those of the features."""
