@@ -80,14 +80,11 @@ class Stage:
         self._unchecked: list[tuple[int, Tensor]] = []
         self._modules = [*self.body.modules(), *self.objective.modules()]
         # A user's objective could hold a layer of the body: count its parameters once.
-        self.parameters = list(
-            dict.fromkeys(p for p in [*body.parameters(), *objective.parameters()])
-        )
+        self.parameters = list(dict.fromkeys([*body.parameters(), *objective.parameters()]))
         trained = [p for p in self.parameters if p.requires_grad]
         self.optimizer = options.optimizer(trained) if trained else None
-        self.scheduler = (
-            options.scheduler(self.optimizer) if options.scheduler and self.optimizer else None
-        )
+        schedule = options.scheduler
+        self.scheduler = schedule(self.optimizer) if schedule and self.optimizer else None
 
     def forward(self, features: Tree) -> Tree:
         """Compute the stage's output, and keep it attached for `learn`.
@@ -158,6 +155,11 @@ class Stage:
             logits = self.objective.predict(output)
         return None if logits is None else logits.float()
 
+    def share(self, received: Tree) -> Tree:
+        """Return copies of what the objective tells the next stage's for its predictions."""
+        with torch.no_grad(), self.random.active():
+            return tree_map(lambda t: t.detach().clone(), self.objective.share(received))
+
     def check_losses(self) -> None:
         """Look at the losses of an accelerator that were not looked at yet (one sync).
 
@@ -224,8 +226,7 @@ class Stage:
         """Copy the state to the CPU, to be written while the stage goes on.
 
         Raises:
-            NonFiniteError: if a parameter is NaN or infinite, or a buffer NaN. A buffer may be
-                infinite: the mask of an attention layer is.
+            NonFiniteError: if a parameter is NaN or infinite, or a buffer (it may be a mask) NaN.
         """
         self.check_losses()
         state: dict[str, Any] = copy_to_cpu(self.state_dict())
@@ -260,9 +261,8 @@ class Stage:
             if len(self._unchecked) >= 64:
                 self.check_losses()
         elif not math.isfinite(loss.item()):
-            broken = any(
-                not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point()
-            )
+            floats = [t for t in tensors_of(output) if t.is_floating_point()]
+            broken = not all(t.isfinite().all() for t in floats)
             raise self._non_finite(loss, step, BROKEN_FEATURES if broken else "")
 
     def _non_finite(self, loss: Tensor, step: int, detail: str) -> NonFiniteError:
@@ -287,7 +287,7 @@ class Stage:
 
     def explain(self, error: Exception, features: Tree, step: int) -> StageError:
         """Name stage, step and input of an error that user code raised."""
-        shapes = ", ".join(str(TensorSpec.of(tensor)) for tensor in tensors_of(features))
+        shapes = ", ".join(map(str, map(TensorSpec.of, tensors_of(features)))) or "nothing"
         layers = ", ".join(self._names) or "no layers"
         return StageError(
             f"Stage {self.index} ({layers}) failed at step {step}",

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from scpl.errors import ScplError
 from scpl.link import Outbox
-from scpl.message import Kind, Mark, Message
+from scpl.message import Kind, Mark, Message, Tree
 from scpl.stage import Stage
 from scpl.timeline import Timeline
 
@@ -173,6 +173,7 @@ class Worker:
             message = replace(message, reports=self._losses)
         if message.mark is Mark.EVALUATION_BEGIN:
             self.counts = Counts([{} for _ in self.stages], keep=bool(message.note.get("keep")))
+            message = replace(message, carry=self._share(message))
         self._outbox.send(message)
         if message.mark is Mark.CHECKPOINT:
             for stage in self.stages:
@@ -181,6 +182,18 @@ class Worker:
         elif message.mark is Mark.EPOCH_END:
             for stage in self.stages:
                 stage.check_losses()
+
+    def _share(self, message: Message) -> Tree:
+        """Let each stage's objective tell the next one what it needs for its predictions."""
+        shared = message.carry
+        for stage in self.stages:
+            try:
+                shared = stage.share(shared)
+            except ScplError:
+                raise
+            except Exception as error:
+                raise stage.explain(error, shared, message.step) from error
+        return shared
 
 
 def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:

@@ -1,0 +1,61 @@
+"""Associated Learning: every stage brings its features near a code of the label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from scpl import heads
+from scpl.association import Association
+from scpl.errors import InputError
+from scpl.methods.base import Method, Site
+from scpl.objectives import Objective
+
+__all__ = ["AssociatedLearning"]
+
+
+@dataclass(frozen=True)
+class AssociatedLearning(Method):
+    """Features and label meet half way (Kao & Chen 2021).
+
+    The label is encoded stage by stage, and each stage's code travels down the line beside the
+    features. The network's own read-out is not trained and not used: a prediction goes over the
+    last stage's bridge and through all decoders, which `Pipeline.export` puts in its place.
+
+    Attributes:
+        num_classes: Number of classes.
+        label_features: Length of a code.
+        bridge: Builds a bridge from the shape of one sample's features to ``[N, label_features]``;
+            a pooled two-layer network by default. Tanh follows, as in the encoders.
+    """
+
+    name: ClassVar[str] = "al"
+    has_exits: ClassVar[bool] = True
+    replaces_readout: ClassVar[bool] = True
+
+    label_features: int = 128
+    bridge: heads.Head | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_features < 1:
+            raise InputError("label_features must be at least 1", f"Got {self.label_features}")
+
+    def objective(self, site: Site) -> Objective:  # noqa: D102
+        build = self.bridge or heads.PooledMLP(out_features=self.label_features)
+        bridge = nn.Sequential(build(site.feature_shape), nn.Tanh())
+        width = self.num_classes if site.index == 0 else self.label_features
+        encoder = nn.Sequential(nn.Linear(width, self.label_features), nn.Tanh())
+        decoder = self._decoder(site.index)
+        with torch.device("meta"):
+            earlier = [self._decoder(index) for index in range(site.index)]
+        return Association(bridge, encoder, decoder, self.num_classes, earlier)
+
+    def _decoder(self, index: int) -> nn.Module:
+        """From the code of one stage to that of the stage before, or to logits."""
+        if index == 0:
+            return nn.Sequential(nn.Linear(self.label_features, self.num_classes))
+        return nn.Sequential(nn.Linear(self.label_features, self.label_features), nn.Tanh())
