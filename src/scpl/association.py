@@ -34,8 +34,7 @@ class Association(Objective):
         encoder: Maps the code before, ``[N, D']`` (on the first stage one-hot rows), to ``[N, D]``.
         decoder: Maps ``[N, D]`` back to ``[N, D']``, on the first stage to logits ``[N, C]``.
         num_classes: C.
-        earlier: Decoders like those of the stages before, in order. Only their structure is used;
-            their weights may be on the meta device.
+        earlier: Decoders like those of the stages before, in order. Only their structure is used.
     """
 
     def __init__(

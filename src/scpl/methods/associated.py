@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from scpl import heads
@@ -47,15 +46,26 @@ class AssociatedLearning(Method):
     def objective(self, site: Site) -> Objective:  # noqa: D102
         build = self.bridge or heads.PooledMLP(out_features=self.label_features)
         bridge = nn.Sequential(build(site.feature_shape), nn.Tanh())
-        width = self.num_classes if site.index == 0 else self.label_features
-        encoder = nn.Sequential(nn.Linear(width, self.label_features), nn.Tanh())
-        decoder = self._decoder(site.index)
-        with torch.device("meta"):
-            earlier = [self._decoder(index) for index in range(site.index)]
+        encoder = self._encoder(site.index)
+        *earlier, decoder = [self._decoder(index) for index in range(site.index + 1)]
         return Association(bridge, encoder, decoder, self.num_classes, earlier)
 
+    def _encoder(self, index: int) -> nn.Module:
+        """From the one-hot label, or the code of the stage before, to this stage's code."""
+        first = index == 0
+        linear = nn.Linear(self.num_classes if first else self.label_features, self.label_features)
+        # Codes of different classes shall be as far apart on the last stage as on the first;
+        # PyTorch's default weights bring them closer with each, and learning begins later.
+        if first:
+            nn.init.normal_(linear.weight)
+        else:
+            nn.init.xavier_normal_(linear.weight, nn.init.calculate_gain("tanh"))
+        return nn.Sequential(linear, nn.Tanh())
+
     def _decoder(self, index: int) -> nn.Module:
-        """From the code of one stage to that of the stage before, or to logits."""
+        """From this stage's code to that of the stage before, or to logits."""
         if index == 0:
             return nn.Sequential(nn.Linear(self.label_features, self.num_classes))
-        return nn.Sequential(nn.Linear(self.label_features, self.label_features), nn.Tanh())
+        linear = nn.Linear(self.label_features, self.label_features)
+        nn.init.xavier_normal_(linear.weight, nn.init.calculate_gain("tanh"))
+        return nn.Sequential(linear, nn.Tanh())
