@@ -46,8 +46,8 @@ class AssociatedLearning(Method):
     def objective(self, site: Site) -> Objective:  # noqa: D102
         build = self.bridge or heads.PooledMLP(out_features=self.label_features)
         bridge = nn.Sequential(build(site.feature_shape), nn.Tanh())
-        encoder = self._encoder(site.index)
-        *earlier, decoder = [self._decoder(index) for index in range(site.index + 1)]
+        encoder, decoder = self._encoder(site.index), self._decoder(site.index)
+        earlier = [self._decoder(index) for index in range(site.index)]
         return Association(bridge, encoder, decoder, self.num_classes, earlier)
 
     def _encoder(self, index: int) -> nn.Module:
