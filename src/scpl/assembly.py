@@ -1,25 +1,100 @@
-"""Put together what partition and method give: a rank's stages, and a network with exits."""
+"""Build a rank's stages: bodies from the partition, objectives from the method."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
 
+from scpl.baselines.replicated import ReplicatedWorker
+from scpl.baselines.scheduled import ScheduledWorker
+from scpl.control import Control
 from scpl.errors import InputError
-from scpl.exits import PREFIX, ExitNetwork
+from scpl.link import Outbox
+from scpl.mesh import Mesh
+from scpl.methods import MicroBatched
 from scpl.methods.base import Method, Site
 from scpl.objectives import Objective
 from scpl.partition import Partition
 from scpl.randomness import RandomState, derive_seed
 from scpl.stage import Stage, StageOptions
+from scpl.timeline import Timeline
+from scpl.worker import CheckpointHook, Worker
 
-__all__ = ["Sources", "build_exits", "build_stages"]
+__all__ = ["assign", "build_objective", "build_stages", "build_worker"]
 
-Sources = dict[str, tuple[int, str]]
-"""For each key of an exit its stage, and its key in the state of that stage's objective."""
+
+def assign(method: Method, mesh: Mesh, num_stages: int) -> tuple[range, list[int]]:
+    """Decide who holds what.
+
+    Returns:
+        The stages that this rank holds, and for each stage the rank that saves and exports it.
+
+    Raises:
+        InputError: if the method cannot train on these ranks.
+    """
+    if method.layout == "one" and mesh.num_ranks > 1:
+        raise InputError(
+            f"{method.name} trains on one process",
+            f"Got {mesh.num_ranks}",
+            "Start one process, or use bp-cut, gpipe, 1f1b or ddp",
+        )
+    if method.layout != "one" and not method.cuts_gradients and mesh.num_ranks == 1:
+        raise InputError(
+            f"{method.name} needs at least two processes",
+            "Got one",
+            "Start it with --processes 2 or torchrun, or use bp",
+        )
+    if method.layout == "replicas":
+        return range(num_stages), [0] * num_stages
+    return mesh.hosted(num_stages), mesh.owners(num_stages)
+
+
+def build_worker(
+    method: Method,
+    stages: Sequence[Stage],
+    outbox: Outbox,
+    on_checkpoint: CheckpointHook,
+    timeline: Timeline,
+    *,
+    control: Control,
+    options: StageOptions,
+    seed: int,
+) -> Worker:
+    """Build what trains a rank's stages.
+
+    Args:
+        method: Decides how gradients go.
+        stages: Consecutive stages, in order.
+        outbox: Where messages go on.
+        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
+        timeline: Where the worker records what it does when.
+        control: The ranks.
+        options: How stages learn.
+        seed: Seed of what is drawn in training.
+    """
+    if isinstance(method, MicroBatched):
+        return ScheduledWorker(
+            stages,
+            outbox,
+            on_checkpoint,
+            timeline,
+            method=method,
+            control=control,
+            clip_norm=options.clip_norm,
+            precision=options.precision,
+        )
+    if method.layout == "replicas":
+        return ReplicatedWorker(
+            stages,
+            outbox,
+            on_checkpoint,
+            timeline,
+            control=control,
+            seed=seed,
+            clip_norm=options.clip_norm,
+        )
+    return Worker(stages, outbox, on_checkpoint, timeline)
 
 
 def build_stages(
@@ -49,7 +124,7 @@ def build_stages(
             index,
             parts.bodies[index],
             parts.names[index],
-            _build_objective(parts, method, index, seed),
+            build_objective(parts, method, index, seed),
             options,
             seed=derive_seed(seed, "stage", index),
             device=device,
@@ -68,48 +143,8 @@ def _check_factory(name: str, value: object) -> None:
         )
 
 
-def build_exits(
-    parts: Partition, method: Method, stages: Iterable[int]
-) -> tuple[ExitNetwork, Sources]:
-    """Build the structure of a network with exits; all ranks build the same.
-
-    Args:
-        parts: The partitioned network; its layers become part of the result.
-        method: Whose objectives know how to read logits out of the features.
-        stages: Which of them get an exit: the last one, at least.
-
-    Returns:
-        The network, its exits with weights of no meaning, and where their weights are to be found.
-
-    Raises:
-        InputError: if an objective cannot predict.
-    """
-    objectives = [_build_objective(parts, method, k, seed=0) for k in range(parts.num_stages)]
-    owner = {
-        id(value): (stage, key)
-        for stage, objective in enumerate(objectives)
-        for key, value in objective.state_dict(keep_vars=True).items()
-    }
-    exits: dict[int, nn.Module] = {}
-    sources: Sources = {}
-    for stage in stages:
-        reader = objectives[stage].reader(objectives[:stage])
-        if reader is None:
-            raise InputError(
-                f"Every stage must predict to be an exit (method {method.name})",
-                f"Got none from stage {stage}",
-                "Implement `reader` of its objective",
-            )
-        if reader is parts.readout:
-            exits[stage] = reader
-            continue
-        for key, value in reader.state_dict(keep_vars=True).items():
-            sources[f"{PREFIX}.{stage}.{key}"] = owner[id(value)]
-        exits[stage] = copy.deepcopy(reader)  # exits may have modules in common; keys have not
-    return ExitNetwork(parts, exits), sources
-
-
-def _build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:
+def build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:
+    """Build the objective of one stage; its weights depend on the seed and its index."""
     is_last = index == parts.num_stages - 1
     readout = parts.readout if is_last else None
     site = Site(index, parts.num_stages, parts.feature_shapes[index], readout)

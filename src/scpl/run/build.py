@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from scpl import data, heads, models
 from scpl.control import Control
 from scpl.errors import DataError, InputError, unknown_name
-from scpl.methods import METHODS, Method
+from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.randomness import RandomState, derive_seed
@@ -97,6 +97,15 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
     if "head" in options:
         options["head"] = heads.by_name(config.head)
+    if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
+        rows, count = config.batch_size * config.views, config.micro_batches
+        if rows % count:
+            raise InputError(
+                f"{kind.name} needs a mini-batch that --micro-batches divides",
+                f"Got {rows} rows and {count} micro-batches",
+                "Change --batch-size or --micro-batches",
+            )
+        options["num_micro_batches"] = count
     return kind(num_classes, **options)
 
 

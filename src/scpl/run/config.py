@@ -53,7 +53,9 @@ class TrainConfig:
     else of equal cost."""
 
     method: str = "scpl"
-    """Local learning: scpl, early-exit, al, predsim, deinforeg, dascpl, dgl. End to end: bp."""
+    """Local learning: scpl, early-exit, al, predsim, deinforeg, dascpl, dgl. End to end: bp (one
+    process), bp-wide (one process with the cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages
+    on several processes), ddp (replicas)."""
     temperature: float = 0.1
     """scpl, dascpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
@@ -69,6 +71,8 @@ class TrainConfig:
     """predsim: weight of the similarities; the rest goes to the local classifier."""
     auxiliary: Literal["mlp", "mlp-sr", "cnn"] = "mlp"
     """dgl: network between a stage and its loss, on feature maps."""
+    micro_batches: int = 4
+    """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
 
     epochs: int = 10
     """Passes over the training images."""
@@ -135,6 +139,7 @@ class TrainConfig:
             "epochs",
             "batch_size",
             "processes",
+            "micro_batches",
             "keep",
             "lr",
             "temperature",
@@ -176,7 +181,7 @@ class TrainConfig:
                 f"Got {self.depth}",
             )
         stages = len(self.cuts) + 1 if self.cuts else self.stages
-        if self.processes > stages:
+        if self.processes > stages and self.method != "ddp":  # whose replicas hold all stages
             raise InputError(
                 "--processes must not exceed the number of stages",
                 f"Got {self.processes} processes for {stages} stages",

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from scpl import models
-from scpl.assembly import build_exits
 from scpl.errors import CheckpointError, InputError
 from scpl.exits import ExitNetwork
+from scpl.export import build_exits
 from scpl.methods import Method
 from scpl.partition import Partition
 from scpl.run.build import METHOD_FLAGS, build_method, build_partition
