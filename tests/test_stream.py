@@ -59,6 +59,7 @@ def assert_same(alone, ranks):
     assert ranks[-1]["losses"] == alone[0]["losses"]
     for rank in ranks:
         assert rank["evaluations"] == alone[0]["evaluations"]
+        assert rank["exported"].keys() == alone[0]["exported"].keys()
         assert all(
             torch.equal(value, rank["exported"][key]) for key, value in alone[0]["exported"].items()
         )
@@ -88,10 +89,13 @@ def alone(tmp_path_factory):
         ("vgg-uneven", 3),
         ("vgg-partial", 2),
         ("vgg-partial", 4),
+        ("vgg-al", 2),
+        ("vgg-al", 4),
         ("vgg-views", 2),
         ("transformer", 2),
         ("transformer", 3),
         ("transformer", 4),
+        ("transformer-predsim", 3),
         ("transformer-ragged", 2),
         ("transformer-ragged", 4),
     ],
