@@ -8,13 +8,8 @@ from scpl import heads, models
 from scpl.errors import InputError
 
 SHAPES = [(7,), (5, 7), (3, 8, 8), (3, 7, 9), (3, 2, 2), (3, 1, 5)]
-FACTORIES = [
-    heads.Identity(),
-    heads.Linear(6),
-    heads.MLP(9, 6),
-    heads.PooledMLP(9, 6),
-    heads.Convolutional(1, 2.0, 9, 6),
-]
+FACTORIES = [heads.Identity(), heads.Linear(6), heads.MLP(9, 6), heads.PooledMLP(9, 6)]
+LOCAL = [heads.PooledLinear(6), heads.SimilarityHead()]
 
 
 def num_parameters(*modules):
@@ -94,6 +89,51 @@ def test_a_pooled_sequence_is_its_mean_of_any_length():
     torch.testing.assert_close(head(features), head[1:](features.mean(dim=1)))
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) < 4], ids=str)
+def test_the_local_classifier_begins_with_zeros(shape):
+    head, features = heads.PooledLinear(6)(shape), torch.randn(4, *shape, requires_grad=True)
+    assert not head[-1].weight.any()
+    assert torch.equal(head(features), head[-1].bias.expand(4, 6))
+    head(features).sum().backward()
+    assert head[-1].weight.grad.any()
+    assert not features.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [((256, 16, 16), (4, 4)), ((512, 8, 8), (4, 2)), ((9, 7, 7), (7, 7)), ((9000, 3, 3), (1, 1))],
+    ids=str,
+)
+def test_a_local_classifier_sees_4096_entries_at_most(shape, kept):
+    head, features = heads.PooledLinear(6)(shape), torch.randn(2, *shape)
+    expected = nn.functional.adaptive_avg_pool2d(features, sorted(kept)).flatten(1)
+    assert head[-1].in_features == expected.shape[1]
+    torch.testing.assert_close(head[:-1](features), expected)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES[:3], (3, 1, 1)], ids=str)
+def test_what_is_compared_has_no_bias(shape):
+    head, features = heads.SimilarityHead()(shape), torch.randn(4, *shape, requires_grad=True)
+    found = head(features)
+    if shape == (3, 8, 8):
+        maps = nn.functional.conv2d(features, head[0].weight, padding=1)
+        torch.testing.assert_close(found, maps.flatten(2).std(2))
+    else:
+        rows = features.mean(1) if len(shape) == 2 else features.flatten(1)
+        torch.testing.assert_close(found, rows @ head[-1].weight.T)
+    assert [name for name, _ in head.named_parameters() if "bias" in name] == []
+    head(torch.zeros_like(features).requires_grad_()).sum().backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_the_spread_over_positions_is_computed_in_float32():
+    spread = heads.SpreadOverPositions()
+    features = torch.randn(4, 3, 8, 8).bfloat16()
+    assert spread(features).dtype == torch.float32
+    assert spread(features.double()).dtype == torch.float64
+    torch.testing.assert_close(spread(features), features.float().flatten(2).std(2))
+
+
 def test_numbers_of_parameters_that_the_documentation_states(block_shapes):
     network = num_parameters(models.build("vgg8", num_classes=10))
     flat = num_parameters(*map(heads.MLP(), block_shapes))
@@ -113,9 +153,8 @@ def test_factories_are_values():
 
 def test_by_name_knows_its_names():
     made = [heads.by_name(name) for name in heads.known()]
-    plain = [heads.Identity(), heads.Linear(), heads.MLP(), heads.PooledMLP()]
-    assert made == [*plain, heads.Convolutional()]
-    assert heads.known() == ("identity", "linear", "mlp", "pooled-mlp", "conv")
+    assert made == [heads.Identity(), heads.Linear(), heads.MLP(), heads.PooledMLP()]
+    assert heads.known() == ("identity", "linear", "mlp", "pooled-mlp")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
@@ -127,7 +166,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
     assert "Did you mean 'pooled-mlp'?" in message
 
 
-@pytest.mark.parametrize("factory", FACTORIES, ids=repr)
+@pytest.mark.parametrize("factory", FACTORIES + LOCAL, ids=repr)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 4)], ids=str)
 def test_a_shape_without_positive_sizes_is_refused(factory, shape):
     with pytest.raises(InputError, match="batch dimension") as raised:
@@ -135,10 +174,12 @@ def test_a_shape_without_positive_sizes_is_refused(factory, shape):
     assert str(list(shape)) in str(raised.value)
 
 
-@pytest.mark.parametrize("factory", [heads.PooledMLP(), heads.Convolutional()], ids=repr)
-def test_a_pooled_head_refuses_other_ranks(factory):
+def test_a_pooled_head_refuses_other_ranks():
     with pytest.raises(InputError, match=r"\[C, H, W\].*Got \[3, 4, 4, 4\].*'mlp'"):
-        factory((3, 4, 4, 4))
+        heads.PooledMLP()((3, 4, 4, 4))
+    for factory in LOCAL:
+        with pytest.raises(InputError, match=r"Got \[3, 4, 4, 4\]"):
+            factory((3, 4, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -147,52 +188,11 @@ def test_a_pooled_head_refuses_other_ranks(factory):
         (heads.Linear, {"out_features": 0}),
         (heads.MLP, {"hidden_features": -1}),
         (heads.PooledMLP, {"pool": 0}),
+        (heads.PooledLinear, {"out_features": 0}),
+        (heads.PooledLinear, {"max_features": 0}),
     ],
 )
 def test_a_width_below_one_is_refused(factory, options):
     ((name, value),) = options.items()
     with pytest.raises(InputError, match=f"{name} .* at least 1. Got {value}"):
         factory(**options)
-
-
-@pytest.mark.parametrize(
-    ("size", "strides", "in_features"),
-    [
-        ((16, 16), [(2, 2), (2, 2)], 3 * 4),
-        ((4, 4), [(2, 2), (1, 1)], 3 * 4),
-        ((7, 2), [(2, 1), (2, 1)], 3 * 4),
-        ((1, 1), [(1, 1), (1, 1)], 3),
-    ],
-    ids=str,
-)
-def test_convolutions_halve_a_map_until_it_is_as_small_as_the_pool(size, strides, in_features):
-    head = heads.Convolutional(depth=2, hidden_features=9, out_features=6)((3, *size))
-    assert [layer.stride for layer in head if isinstance(layer, nn.Conv2d)] == strides
-    first = next(layer for layer in head[-1] if isinstance(layer, nn.Linear))
-    assert first.in_features == in_features
-    assert head(torch.randn(4, 3, *size)).shape == (4, 6)
-
-
-def test_the_width_of_a_convolutional_head_follows_the_features():
-    head = heads.Convolutional(depth=3, width=1.5)((4, 8, 8))
-    convolutions = [layer for layer in head if isinstance(layer, nn.Conv2d)]
-    assert [layer.out_channels for layer in convolutions] == [6, 6, 6]
-    assert heads.Convolutional(width=0.01)((4, 8, 8))[0].out_channels == 1
-
-
-@pytest.mark.parametrize("shape", [(7,), (5, 7)], ids=str)
-def test_where_nothing_is_to_convolve_the_head_is_the_pooled_one(shape):
-    torch.manual_seed(0)
-    head = heads.Convolutional(hidden_features=9, out_features=6)(shape)
-    torch.manual_seed(0)
-    pooled = heads.PooledMLP(9, 6)(shape)
-    features = torch.randn(2, *shape)
-    assert torch.equal(head(features), pooled(features))
-
-
-@pytest.mark.parametrize(
-    "options", [{"depth": -1}, {"width": 0.0}, {"width": float("inf")}], ids=str
-)
-def test_a_convolutional_head_refuses_impossible_sizes(options):
-    with pytest.raises(InputError, match="depth of at least 0 and a width above 0"):
-        heads.Convolutional(**options)

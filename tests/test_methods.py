@@ -53,7 +53,8 @@ def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
 
 def test_every_stage_gets_a_head_of_its_own():
     method = SCPL(NUM_CLASSES)
-    assert method.objective(INNER).head is not method.objective(INNER).head
+    first, second = (method.objective(INNER).contrastive.head for _ in range(2))
+    assert first is not second
 
 
 def test_scpl_mixes_in_cross_entropy_through_the_same_head():
@@ -66,7 +67,7 @@ def test_scpl_mixes_in_cross_entropy_through_the_same_head():
     )
     inner, last = method.objective(INNER), method.objective(LAST)
     assert type(inner) is ClassifiedContrast
-    assert (inner.share, inner.label_smoothing) == (0.25, 0.1)
+    assert (inner.contrastive.weight, inner.label_smoothing) == (0.75, 0.1)
     assert (inner.classifier.in_features, inner.classifier.out_features) == (7, NUM_CLASSES)
     assert [type(part) for part in last.parts] == [ClassifiedContrast, CrossEntropy]
     assert last.parts[1].detach
@@ -80,7 +81,7 @@ def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
     assert not classifier.detach
     alone = replace(method, cross_entropy=1.0)
     assert type(alone.objective(LAST)) is CrossEntropy
-    assert alone.objective(INNER).share == 1
+    assert alone.objective(INNER).contrastive.weight == 0
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_measuring_a_head_leaves_it_as_it_was():
     def head(shape):
         return nn.Sequential(nn.BatchNorm1d(*shape), nn.Dropout(0.5), nn.Linear(*shape, 3))
 
-    made = SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER).head
+    made = SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER).contrastive.head
     assert made.training
     assert made[0].training
     assert made[0].num_batches_tracked == 0

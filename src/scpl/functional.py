@@ -11,7 +11,13 @@ from torch import Tensor
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = ["observed_contrastive_loss", "supervised_contrastive_loss"]
+__all__ = [
+    "covariance_loss",
+    "similarity_matching_loss",
+    "squared_error",
+    "supervised_contrastive_loss",
+    "variance_loss",
+]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
@@ -54,9 +60,8 @@ def supervised_contrastive_loss(
         target: Class of each row, ``[N]``, an integer type.
         temperature: T, without unit; above zero. Smaller values weigh near rows more.
         normalization: Divisor of an anchor's loss, see the table.
-        standardise: Give every column of the projections mean 0 and deviation 1 over the
-            mini-batch before its rows are scaled. Projections have much in common with each other
-            (here, more than nine tenths of their length), and what is common tells no class.
+        standardise: Give every column mean 0 and deviation 1 over the mini-batch before rows are
+            scaled: what all projections have in common tells no class.
 
     Returns:
         The loss, a scalar; at least zero up to rounding.
@@ -74,73 +79,11 @@ def supervised_contrastive_loss(
         (:math:`L_{out}`). ``"paper"``: the divisor of the published SCPL code, whose mask of
         positives contains the anchor itself.
     """
-    _check(projections, target, temperature, normalization)
-    if standardise:
-        projections = _standardised(projections)
-    return _contrast(projections, target, temperature, normalization)[0]
-
-
-def observed_contrastive_loss(
-    projections: Tensor,
-    target: Tensor,
-    *,
-    temperature: float = 0.1,
-    normalization: Literal["paper", "supcon"] = "paper",
-    standardise: bool = False,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""The same loss, with what tells why a stage does or does not learn.
-
-    If all projections were equal, every anchor with positives would have the loss
-    :math:`|P(a)| / d_a \cdot \log(N - 1)`: the *chance level* of a batch is the mean of that,
-
-    .. math::
-        \log(N - 1) \cdot \tfrac{1}{N} \sum_a \tfrac{|P(a)|}{|P(a)| + 1}
-        \text{ (paper)}, \qquad \log(N - 1) \text{ (supcon)},
-
-    and zero for a batch without a single positive pair. Nothing waits for the device.
-
-    Args:
-        projections: As for :func:`supervised_contrastive_loss`; so are the other arguments.
-        target: Class of each row, ``[N]``.
-        temperature: T.
-        normalization: Divisor of an anchor's loss.
-        standardise: Standardise the columns first; the spread is that of the projections before.
-
-    Returns:
-        The loss, and detached scalars: ``above_chance`` (loss minus chance level: zero for a stage
-        that knows nothing, the more negative the better), ``positives`` (mean number per anchor),
-        ``without_positives`` (share of the anchors) and ``spread``, the standard deviation of
-        unit projections relative to :math:`1 / \sqrt D`, which is
-        :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all directions, 0 if they have
-        collapsed to one.
-    """
-    _check(projections, target, temperature, normalization)
-    compared = _standardised(projections) if standardise else projections
-    loss, positives_N, unit_ND = _contrast(compared, target, temperature, normalization)
-    with torch.no_grad():
-        if standardise:
-            unit_ND = _unit_rows(projections)
-        num_positives_N = positives_N.to(loss.dtype)
-        num_rows = len(num_positives_N)
-        without = (positives_N == 0).to(loss.dtype).mean()
-        if normalization == "paper":
-            weight = (num_positives_N / (num_positives_N + 1)).mean()
-        else:
-            weight = (without < 1).to(loss.dtype)
-        return loss, {
-            "above_chance": loss.detach() - math.log(max(num_rows - 1, 1)) * weight,
-            "positives": num_positives_N.mean(),
-            "without_positives": without,
-            "spread": (1 - unit_ND.mean(dim=0).square().sum()).clamp(min=0).sqrt(),
-        }
-
-
-def _contrast(
-    projections: Tensor, target: Tensor, temperature: float, normalization: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the loss; return the positives of each anchor and the unit rows as well."""
+    _check_projections(projections)
+    _check_target(projections, target)
+    _check_options(temperature, normalization)
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = _unit_rows(projections)
+        unit_ND = _unit_rows(_standardised(projections) if standardise else projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
         positive_NN = (target[:, None] == target).fill_diagonal_(False)
         num_positives_N = positive_NN.sum(dim=1)
@@ -149,31 +92,156 @@ def _contrast(
         similarity_NN.fill_diagonal_(torch.finfo(similarity_NN.dtype).min)
         loss_N = num_positives_N * similarity_NN.logsumexp(dim=1) - positive_sum_N
         if normalization == "paper":
-            return (loss_N / (num_positives_N + 1)).mean(), num_positives_N, unit_ND
+            return (loss_N / (num_positives_N + 1)).mean()
         num_anchors = (num_positives_N > 0).sum().clamp(min=1)
-        loss = (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
-        return loss, num_positives_N, unit_ND
+        return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
 
 
-def _standardised(projections_ND: Tensor) -> Tensor:
-    """Give every column mean 0 and deviation 1, in at least float32; constant columns become 0."""
-    with torch.autocast(projections_ND.device.type, enabled=False):
-        projections_ND = projections_ND.to(torch.promote_types(projections_ND.dtype, torch.float32))
-        variance_D, mean_D = torch.var_mean(projections_ND, dim=0, correction=0)
-        return (projections_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
+def similarity_matching_loss(projections: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    r"""Bring the similarity of every two rows to that of their classes.
+
+    With rows centred over their own entries and scaled to unit length, :math:`z_a`, similarities
+    are :math:`s_{ab} = z_a \cdot z_b`. The one-hot rows of C classes, treated alike, have
+    :math:`t_{ab} = 1` within a class and :math:`t_{ab} = -1 / (C - 1)` between two. The loss is
+
+    .. math::
+        L = \frac{1}{N^2} \sum_{a, b} (s_{ab} - t_{ab})^2.
+
+    A row whose entries are all equal has no direction: its similarity to every row is 0, and it
+    receives no gradient. Arithmetic as in `supervised_contrastive_loss`.
+
+    Args:
+        projections: ``[N, D]``, floating point.
+        target: Class of each row, ``[N]``, an integer type.
+        num_classes: C, at least 2.
+
+    Returns:
+        The loss, a scalar of at least 0.
+
+    Raises:
+        InputError: A shape, type or value other than described.
+
+    Source:
+        Nokland & Eidnes 2019, "Training Neural Networks with Local Error Signals", equation 2;
+        DeInfoReg (arXiv 2506.18193), invariance term. Both clamp similarities to -1 .. 1, which
+        only undoes rounding.
+    """
+    _check_projections(projections)
+    _check_target(projections, target)
+    if num_classes < 2:
+        raise InputError("num_classes must be at least 2", f"Got {num_classes}")
+    with torch.autocast(projections.device.type, enabled=False):
+        rows_ND = _precise(projections)
+        unit_ND = _unit_rows(rows_ND - rows_ND.mean(dim=1, keepdim=True))
+        same_NN = (target[:, None] == target).to(unit_ND.dtype)
+        apart = 1 / (num_classes - 1)
+        return F.mse_loss(unit_ND @ unit_ND.T, same_NN * (1 + apart) - apart)
+
+
+def variance_loss(projections: Tensor) -> Tensor:
+    r"""Penalise entries of unit rows that vary too little over the mini-batch.
+
+    .. math::
+        L = \frac{1}{N D} \sum_d \max\big(0,\; 1 - \sqrt{\operatorname{Var}_d + 10^{-7}}\big),
+
+    where :math:`\operatorname{Var}_d` is the population variance of entry d of the unit rows. (Unit
+    rows have variances that add up to at most 1, so the hinge is always active, and the loss is
+    near 1 / N: the published method has it so.)
+
+    Args:
+        projections: ``[N, D]``, floating point.
+
+    Returns:
+        The loss, a scalar of at least 0.
+
+    Raises:
+        InputError: A shape or type other than described.
+
+    Source:
+        DeInfoReg (arXiv 2506.18193), variance term of the published code.
+    """
+    _check_projections(projections)
+    with torch.autocast(projections.device.type, enabled=False):
+        variance_D = _unit_rows(projections).var(dim=0, correction=0)
+        return F.relu(1 - (variance_D + 1e-7).sqrt()).mean() / len(projections)
+
+
+def covariance_loss(projections: Tensor) -> Tensor:
+    r"""Penalise entries of unit rows that vary together over the mini-batch.
+
+    .. math::
+        L = \frac{1}{D} \sum_{i \ne j} C_{ij}^2, \qquad C = \frac{1}{N} Z^\top Z,
+
+    with unit rows centred over the mini-batch, :math:`Z`.
+
+    Args:
+        projections: ``[N, D]``, floating point.
+
+    Returns:
+        The loss, a scalar of at least 0.
+
+    Raises:
+        InputError: A shape or type other than described.
+
+    Source:
+        DeInfoReg (arXiv 2506.18193), covariance term of the published code.
+    """
+    _check_projections(projections)
+    with torch.autocast(projections.device.type, enabled=False):
+        unit_ND = _unit_rows(projections)
+        centred_ND = unit_ND - unit_ND.mean(dim=0)
+        covariance_DD = centred_ND.T @ centred_ND / len(centred_ND)
+        squares_DD = covariance_DD.square()
+        return (squares_DD.sum() - squares_DD.diagonal().sum()) / len(squares_DD)
+
+
+def squared_error(found: Tensor, wanted: Tensor) -> Tensor:
+    r"""Mean of :math:`(f - w)^2` over all entries; the gradient reaches ``found`` alone.
+
+    Args:
+        found: ``[N, D]``, floating point.
+        wanted: ``[N, D]``, a constant.
+
+    Returns:
+        The loss, a scalar, computed in float32 (float64 for float64 input).
+
+    Raises:
+        InputError: if the shapes differ.
+
+    Source:
+        The association and reconstruction losses of Associated Learning (Kao & Chen 2021).
+    """
+    if found.shape != wanted.shape:
+        raise InputError(
+            "A squared error needs two tensors of one shape",
+            f"Got {_describe(found)} and {_describe(wanted)}",
+        )
+    with torch.autocast(found.device.type, enabled=False):
+        return F.mse_loss(_precise(found), _precise(wanted.detach()))
+
+
+def _standardised(rows_ND: Tensor) -> Tensor:
+    """Give every column mean 0 and deviation 1; constant columns become 0."""
+    variance_D, mean_D = torch.var_mean(rows_ND := _precise(rows_ND), dim=0, correction=0)
+    return (rows_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _unit_rows(rows_ND: Tensor) -> Tensor:
     """Scale rows to unit length, in at least float32; rows without a direction become zero."""
-    rows_ND = rows_ND.to(torch.promote_types(rows_ND.dtype, torch.float32))
+    rows_ND = _precise(rows_ND)
     # Dividing by the largest entry keeps the squares in range. The direction does not depend on the
     # divisor, so it is a constant to autograd; an infinite one also stops the gradient.
     largest_N1 = rows_ND.detach().abs().amax(dim=1, keepdim=True)
     return F.normalize(rows_ND / largest_N1.masked_fill(largest_N1 <= _NO_DIRECTION, math.inf))
 
 
-def _check(projections: Tensor, target: Tensor, temperature: float, normalization: str) -> None:
-    """Raise for arguments the loss is not defined for; looks at shapes and types, not at values."""
+def _check_projections(projections: Tensor) -> None:
+    """Raise for projections that no loss is defined for; looks at shape and type, not at values."""
     if projections.ndim != 2 or 0 in projections.shape:
         raise InputError(
             "Projections must have the shape [N, D] with at least one row and one column",
@@ -186,6 +254,10 @@ def _check(projections: Tensor, target: Tensor, temperature: float, normalizatio
             f"Got {_describe(projections)}",
             "Convert them with .float()",
         )
+
+
+def _check_target(projections: Tensor, target: Tensor) -> None:
+    """Raise for targets that do not fit; values are not looked at, as that would wait."""
     if target.shape != projections.shape[:1]:
         raise InputError(
             "The target must have one class per row of the projections",
@@ -198,6 +270,9 @@ def _check(projections: Tensor, target: Tensor, temperature: float, normalizatio
             f"Got {_describe(target)}",
             "Convert class numbers with .long(), one-hot rows with .argmax(dim=1)",
         )
+
+
+def _check_options(temperature: float, normalization: str) -> None:
     if not 0 < temperature < math.inf:
         raise InputError(
             "The temperature must be a finite number above zero",

@@ -14,11 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = ["MLP", "Convolutional", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known"]
+__all__ = [
+    "MLP",
+    "Head",
+    "Identity",
+    "Linear",
+    "PooledLinear",
+    "PooledMLP",
+    "SimilarityHead",
+    "by_name",
+    "known",
+]
 
 Head: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 
@@ -114,88 +125,77 @@ class PooledMLP:
 
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
-        _check_shape(shape)
-        layers: list[nn.Module]
-        match shape:
-            case (channels,):
-                layers, in_features = [], channels
-            case (_, channels):
-                layers, in_features = [MeanOverPositions()], channels
-            case (channels, height, width):
-                rows, columns = min(self.pool, height), min(self.pool, width)
-                layers = [*_average_pool((height, width), (rows, columns)), nn.Flatten()]
-                in_features = channels * rows * columns
-            case _:
-                raise InputError(
-                    "A pooled head takes features of the shape [C], [L, C] or [C, H, W]",
-                    f"Got {list(shape)} for one sample",
-                    "Use the head 'mlp', which flattens any shape, or pass your own factory",
-                )
+        layers, in_features = _pooled(shape, self.pool)
         return nn.Sequential(*layers, *_mlp(in_features, self.hidden_features, self.out_features))
 
 
 @dataclass(frozen=True)
-class Convolutional:
-    """Strided convolutions like those of the layers to come, then a pooled two-layer network.
+class PooledLinear:
+    """Average maps down to few entries, then one linear layer that begins with zeros.
 
-    What a stage's objective can see decides what the stage learns to pass on: read by two linear
-    layers, features must be linearly useful at once; read by a few layers like the ones that
-    follow, they may stay half-digested, as under backpropagation. Each 3 x 3 convolution (batch
-    norm, ReLU) halves a map that is larger than the pool, so the heads cost a small part of the
-    network: at 32 x 32 pixels 8 % of the operations of VGG8 and 5 % of those of ResNet-18.
-    Feature maps ``[C, H, W]`` only are convolved; for sequences and flat features the head is
-    :class:`PooledMLP`.
-
-    Args:
-        depth: Number of convolutions.
-        width: Channels of the convolutions, as a factor on those of the features.
-        hidden_features: Width between the two linear layers.
-        out_features: D, the length of a projection.
-        pool: Rows and columns of a map that are kept at most.
+    A map ``[C, H, W]`` is halved in rows and columns in turn until it has at most `max_features`
+    entries (or one pixel); sequences are averaged over L, and flat features taken as they are.
 
     Raises:
-        InputError: A width below one or a depth below zero; on a call, a shape that is none of
-            the three.
+        InputError: A width below one; on a call, a shape that is none of the three.
 
     Source:
-        Belilovsky et al. 2019, "Decoupled Greedy Learning of CNNs" (auxiliary networks of a few
-        layers on reduced maps); Wang et al. 2021, "Revisiting Locally Supervised Learning"
-        (InfoPro's head of one convolution and two linear layers).
+        The local classifier of PredSim (Nokland & Eidnes 2019).
     """
 
-    depth: int = 1
-    width: float = 1.0
-    hidden_features: int = 256
     out_features: int = 128
-    pool: int = 2
+    max_features: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("hidden_features", "out_features", "pool"):
-            _check_width(name, getattr(self, name))
-        if self.depth < 0 or not 0 < self.width < math.inf:
-            raise InputError(
-                "A convolutional head needs a depth of at least 0 and a width above 0",
-                f"Got depth {self.depth} and width {self.width}",
-            )
+        _check_width("out_features", self.out_features)
+        _check_width("max_features", self.max_features)
 
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
-        read = PooledMLP(self.hidden_features, self.out_features, self.pool)
-        if len(shape) != 3 or self.depth == 0:
-            return read(shape)
         _check_shape(shape)
-        channels, *sides = shape
-        wide = max(1, round(channels * self.width))
-        layers: list[nn.Module] = []
-        for _ in range(self.depth):
-            down, across = (2 if side > self.pool else 1 for side in sides)
-            layers += [
-                nn.Conv2d(channels, wide, 3, (down, across), padding=1, bias=False),
-                nn.BatchNorm2d(wide),
-                nn.ReLU(),
-            ]
-            channels, sides = wide, [-(-sides[0] // down), -(-sides[1] // across)]
-        return nn.Sequential(*layers, read((channels, *sides)))
+        sides = [*shape[1:]] if len(shape) == 3 else [1, 1]
+        while shape[0] * sides[0] * sides[1] > self.max_features and max(sides) > 1:
+            longer = 0 if sides[0] >= sides[1] else 1
+            sides[longer] = (sides[longer] + 1) // 2
+        layers, in_features = _pooled(shape, (sides[0], sides[1]))
+        linear = nn.Linear(in_features, self.out_features)
+        nn.init.zeros_(linear.weight)
+        return nn.Sequential(*layers, linear)
+
+
+@dataclass(frozen=True)
+class SimilarityHead:
+    """What PredSim compares: ``[N, *shape] -> [N, C]``, without bias.
+
+    Maps ``[C, H, W]`` go through a 3 x 3 convolution, and each channel becomes its standard
+    deviation over the positions. Sequences ``[L, C]`` are averaged over L, and flat features (or
+    maps of one pixel) taken as they are; both go through a linear layer.
+
+    Raises:
+        InputError: On a call, a shape that is none of the three.
+
+    Source:
+        Nokland & Eidnes 2019, "Training Neural Networks with Local Error Signals", section 3.
+    """
+
+    def __call__(self, shape: tuple[int, ...]) -> nn.Module:
+        """Build the head for one sample's features of this shape."""
+        _check_shape(shape)
+        if len(shape) == 3 and shape[1] * shape[2] > 1:
+            channels = shape[0]
+            convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            return nn.Sequential(convolution, SpreadOverPositions())
+        layers, width = _pooled(shape, 1)
+        return nn.Sequential(*layers, nn.Linear(width, width, bias=False))
+
+
+class SpreadOverPositions(nn.Module):
+    """Standard deviation of each channel over its map, in at least float32."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, C]``."""
+        precise = torch.promote_types(features.dtype, torch.float32)
+        return features.flatten(2).to(precise).std(dim=2)
 
 
 class MeanOverPositions(nn.Module):
@@ -211,7 +211,6 @@ _BY_NAME: dict[str, Callable[[], Head]] = {
     "linear": Linear,
     "mlp": MLP,
     "pooled-mlp": PooledMLP,
-    "conv": Convolutional,
 }
 
 
@@ -224,7 +223,7 @@ def by_name(name: str) -> Head:
     """The head factory of this name, with its default widths.
 
     Args:
-        name: ``"identity"``, ``"linear"``, ``"mlp"``, ``"pooled-mlp"`` or ``"conv"``.
+        name: ``"identity"``, ``"linear"``, ``"mlp"`` or ``"pooled-mlp"``.
 
     Raises:
         InputError: No head has this name; the message lists those that exist.
@@ -232,6 +231,27 @@ def by_name(name: str) -> Head:
     if name not in _BY_NAME:
         raise unknown_name("head", name, _BY_NAME)
     return _BY_NAME[name]()
+
+
+def _pooled(shape: tuple[int, ...], pool: int | tuple[int, int]) -> tuple[list[nn.Module], int]:
+    """Summarise positions: the layers, and how many features they leave of a sample."""
+    _check_shape(shape)
+    match shape:
+        case (channels,):
+            return [], channels
+        case (_, channels):
+            return [MeanOverPositions()], channels
+        case (channels, height, width):
+            most = pool if isinstance(pool, tuple) else (pool, pool)
+            rows, columns = min(most[0], height), min(most[1], width)
+            layers = [*_average_pool((height, width), (rows, columns)), nn.Flatten()]
+            return layers, channels * rows * columns
+        case _:
+            raise InputError(
+                "A pooled head takes features of the shape [C], [L, C] or [C, H, W]",
+                f"Got {list(shape)} for one sample",
+                "Use the head 'mlp', which flattens any shape, or pass your own factory",
+            )
 
 
 def _mlp(in_features: int, hidden_features: int, out_features: int) -> tuple[nn.Module, ...]:

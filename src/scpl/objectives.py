@@ -8,6 +8,7 @@ on (`carry`); no gradient leaves the stage.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, final
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl.errors import InputError
-from scpl.functional import observed_contrastive_loss
+from scpl.functional import supervised_contrastive_loss
 from scpl.message import Tree, tree_map
+from scpl.observations import observe_accuracy, observe_contrast
 
 __all__ = [
     "ClassifiedContrast",
@@ -67,6 +69,27 @@ class Objective(nn.Module, ABC):
         """Return logits ``[N, C]`` read out of this stage's features, or None."""
         return None
 
+    def share(self, received: Tree) -> Tree:
+        """Tell the next stage's objective what it needs for its predictions.
+
+        It is called at the beginning of every evaluation, before the first `predict`, in the order
+        of the stages. What is received is passed on, by default.
+
+        Args:
+            received: What `share` of the stage before returned; None on the first stage.
+        """
+        return received
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:
+        """Return the module from this stage's features to logits that `predict` applies, or None.
+
+        It is put together of modules of this objective and of earlier ones, for export.
+
+        Args:
+            earlier: The objectives of all stages before, in order.
+        """
+        return None
+
 
 @final
 class Nothing(Objective):
@@ -84,8 +107,8 @@ class Contrastive(Objective):
         head: Projection head, maps features to ``[N, D]``; discarded after training.
         temperature: Divides the similarities.
         normalization: See `scpl.functional.supervised_contrastive_loss`.
-        weight: Factor on the loss.
         standardise: See the same.
+        weight: Factor on the loss.
     """
 
     def __init__(
@@ -94,53 +117,30 @@ class Contrastive(Objective):
         temperature: float = 0.1,
         normalization: Normalization = "paper",
         *,
-        weight: float = 1.0,
         standardise: bool = False,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.standardise = standardise
         self.head = head
         self.temperature = temperature
         self.normalization: Normalization = normalization
+        self.standardise = standardise
         self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
-        loss, self.observed = observed_contrastive_loss(
-            self.head(features),
+        return {"contrastive": self.weight * self.contrast(self.head(features), target)}
+
+    def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of projections ``[N, D]``, and observe it."""
+        loss = supervised_contrastive_loss(
+            projections,
             target,
             temperature=self.temperature,
             normalization=self.normalization,
             standardise=self.standardise,
         )
-        return {"contrastive": self.weight * loss}
-
-
-@final
-class CrossEntropy(Objective):
-    """Cross-entropy of a classifier on the features.
-
-    Args:
-        classifier: Maps features to logits ``[N, C]``.
-        detach: Keep the gradient of the classifier's loss away from the stage's layers.
-        label_smoothing: Share of the target that is spread evenly over all classes.
-    """
-
-    def __init__(
-        self, classifier: nn.Module, *, detach: bool = False, label_smoothing: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.detach = detach
-        self.label_smoothing = label_smoothing
-
-    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
-        logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
-        self.observed = {"accuracy": _accuracy(logits, target)}
-        return {"cross_entropy": _cross_entropy(logits, target, self.label_smoothing)}
-
-    def predict(self, features: Tree) -> Tensor:  # noqa: D102
-        logits: Tensor = self.classifier(features)
-        return logits
+        self.observed = observe_contrast(loss, projections, target, self.normalization)
+        return loss
 
 
 @final
@@ -151,56 +151,75 @@ class ClassifiedContrast(Objective):
     through the same head, so the second costs next to nothing.
 
     Args:
-        head: Maps features to ``[N, D]``; discarded after training.
+        contrastive: The contrast, with its head; its weight is 1 - w.
         classifier: Maps projections to logits ``[N, C]``; discarded after training.
-        share: w, above 0 and at most 1. At 1 there is no contrast.
-        temperature: Divides the similarities.
-        normalization: See `scpl.functional.supervised_contrastive_loss`.
         label_smoothing: Share of the target that is spread evenly over all classes.
-        standardise: See `scpl.functional.supervised_contrastive_loss`.
+    """
+
+    def __init__(
+        self, contrastive: Contrastive, classifier: nn.Module, *, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.contrastive = contrastive
+        self.classifier = classifier
+        self.label_smoothing = label_smoothing
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        weight, self.observed, terms = self.contrastive.weight, {}, {}
+        projections = self.contrastive.head(features)
+        if weight > 0:
+            terms["contrastive"] = weight * self.contrastive.contrast(projections, target)
+            self.observed |= self.contrastive.observed
+        logits = self.classifier(projections)
+        self.observed |= observe_accuracy(logits, target)
+        loss = _cross_entropy(logits, target, self.label_smoothing)
+        return {**terms, "local_cross_entropy": (1 - weight) * loss}
+
+    def predict(self, features: Tree) -> Tensor:  # noqa: D102
+        logits: Tensor = self.classifier(self.contrastive.head(features))
+        return logits
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+        return nn.Sequential(self.contrastive.head, self.classifier)
+
+
+@final
+class CrossEntropy(Objective):
+    """Cross-entropy of a classifier on the features.
+
+    Args:
+        classifier: Maps features to logits ``[N, C]``.
+        detach: Keep the gradient of the classifier's loss away from the stage's layers.
+        weight: Factor on the loss.
+        label_smoothing: Share of the target that is spread evenly over all classes.
     """
 
     def __init__(
         self,
-        head: nn.Module,
         classifier: nn.Module,
         *,
-        share: float = 0.5,
-        temperature: float = 0.1,
-        normalization: Normalization = "paper",
+        detach: bool = False,
+        weight: float = 1.0,
         label_smoothing: float = 0.0,
-        standardise: bool = False,
     ) -> None:
         super().__init__()
-        self.head = head
         self.classifier = classifier
-        self.standardise = standardise
-        self.share = share
-        self.temperature = temperature
-        self.normalization: Normalization = normalization
+        self.detach = detach
+        self.weight = weight
         self.label_smoothing = label_smoothing
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
-        projections = self.head(features)
-        terms: dict[str, Tensor] = {}
-        observed: dict[str, Tensor] = {}
-        if self.share < 1:
-            contrastive, observed = observed_contrastive_loss(
-                projections,
-                target,
-                temperature=self.temperature,
-                normalization=self.normalization,
-                standardise=self.standardise,
-            )
-            terms["contrastive"] = (1 - self.share) * contrastive
-        logits = self.classifier(projections)
-        self.observed = {**observed, "accuracy": _accuracy(logits, target)}
-        entropy = _cross_entropy(logits, target, self.label_smoothing)
-        return {**terms, "local_cross_entropy": self.share * entropy}
+        logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
+        self.observed = observe_accuracy(logits, target)
+        loss = _cross_entropy(logits, target, self.label_smoothing)
+        return {"cross_entropy": loss if self.weight == 1.0 else self.weight * loss}
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
-        logits: Tensor = self.classifier(self.head(features))
+        logits: Tensor = self.classifier(features)
         return logits
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+        return self.classifier
 
 
 @final
@@ -227,7 +246,7 @@ class Sum(Objective):
                         "Terms of a loss must have different names", f"Got {name!r} twice"
                     )
                 terms[name] = term
-            self.observed.update(part.observed)
+            self.observed |= part.observed
         return terms
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: D102
@@ -246,10 +265,19 @@ class Sum(Objective):
                 return logits
         return None
 
+    def share(self, received: Tree) -> Tree:  # noqa: D102
+        for part in self.parts:
+            assert isinstance(part, Objective)
+            received = part.share(received)
+        return received
 
-def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of a mini-batch that is classified right, as a tensor."""
-    return (logits.detach().argmax(dim=1) == target).float().mean()
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:  # noqa: D102
+        for part in reversed(self.parts):
+            assert isinstance(part, Objective)
+            reader = part.reader(earlier)
+            if reader is not None:
+                return reader
+        return None
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar, TypeAlias, get_args
 import torch
 from torch import nn
 
-from scpl import heads
+from scpl.auxiliary import Convolutional
 from scpl.errors import InputError, unknown_name
 from scpl.methods.base import Method, Site
 from scpl.objectives import (
@@ -54,9 +54,9 @@ class SCPL(Method):
 
     temperature: float = 0.1
     normalization: Normalization = "paper"
-    head: HeadFactory = field(default_factory=heads.Convolutional)
+    head: HeadFactory = field(default_factory=Convolutional)
     classifier_gradient: bool = True
-    cross_entropy: float = 0.5
+    cross_entropy: float = 0.8
     standardise: bool = True
     label_smoothing: float = 0.0
 
@@ -102,15 +102,12 @@ class SCPL(Method):
         """Build the objective that looks at the features through a head alone."""
         if self.cross_entropy == 0:
             return self._contrast(site)
-        head = self.head(site.feature_shape)
+        contrast = self._contrast(site)
+        width = _width(contrast.head, site.feature_shape)
         return ClassifiedContrast(
-            head,
-            nn.Linear(_width(head, site.feature_shape), self.num_classes),
-            share=self.cross_entropy,
-            temperature=self.temperature,
-            normalization=self.normalization,
+            contrast,
+            nn.Linear(width, self.num_classes),
             label_smoothing=self.label_smoothing,
-            standardise=self.standardise,
         )
 
 

@@ -14,16 +14,29 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from scpl import data, heads, models
+from scpl.auxiliary import Convolutional
 from scpl.control import Control
 from scpl.errors import DataError, InputError, unknown_name
-from scpl.methods import METHODS, SCPL, CutBackpropagation, Method, MicroBatched
+from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
 
-__all__ = ["Loaders", "build_loaders", "build_method", "build_partition", "build_pipeline",
-           "choose_device", "cut_network", "set_threads"]  # fmt: skip
+__all__ = ["METHOD_FLAGS", "Loaders", "build_loaders", "build_method", "build_partition",
+           "build_pipeline", "choose_device", "cut_network", "set_threads"]  # fmt: skip
+
+_CONTRASTIVE = ("temperature", "normalization", "head", "head_depth", "head_width",
+                "cross_entropy", "standardise", "label_smoothing",
+                "classifier_gradient")  # fmt: skip
+METHOD_FLAGS: dict[str, tuple[str, ...]] = {
+    "scpl": _CONTRASTIVE,
+    "dascpl": _CONTRASTIVE,
+    "al": ("label_features",),
+    "predsim": ("similarity_weight",),
+    "dgl": ("auxiliary",),
+}
+"""The fields of a configuration that belong to a method."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +97,11 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     kind = METHODS.get(config.method)
     if kind is None:
         raise unknown_name("--method", config.method, METHODS)
-    if kind is SCPL:
-        return SCPL(
-            num_classes,
-            temperature=config.temperature,
-            normalization=config.normalization,
-            head=_head(config),
-            classifier_gradient=config.classifier_gradient,
-            cross_entropy=config.cross_entropy,
-            standardise=config.standardise,
-            label_smoothing=config.label_smoothing,
-        )
+    options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
+    if "head" in options:
+        depth, width = options.pop("head_depth"), options.pop("head_width")
+        conv = config.head == "conv"
+        options["head"] = Convolutional(depth, width) if conv else heads.by_name(config.head)
     if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
         rows, count = config.batch_size * config.views, config.micro_batches
         if rows % count:
@@ -103,14 +110,8 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
                 f"Got {rows} rows and {count} micro-batches",
                 "Change --batch-size or --micro-batches",
             )
-        return kind(num_classes, count)
-    return kind(num_classes)
-
-
-def _head(config: TrainConfig) -> heads.Head:
-    if config.head == "conv":
-        return heads.Convolutional(config.head_depth, config.head_width)
-    return heads.by_name(config.head)
+        options["num_micro_batches"] = count
+    return kind(num_classes, **options)
 
 
 class Images(Protocol):

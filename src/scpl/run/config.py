@@ -55,29 +55,36 @@ class TrainConfig:
     else of equal cost."""
 
     method: str = "scpl"
-    """Local learning: scpl, early-exit. End to end: bp (one process), bp-wide (one process with the
-    cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages on several processes), ddp (replicas).
-    """
+    """Local learning: scpl, early-exit, al, predsim, deinforeg, dascpl, dgl. End to end: bp (one
+    process), bp-wide (one process with the cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages
+    on several processes), ddp (replicas)."""
     temperature: float = 0.1
-    """scpl: temperature of the contrastive loss."""
+    """scpl, dascpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
-    """scpl: divide an anchor's loss by its positives + 1 (paper) or by its positives (supcon)."""
+    """scpl, dascpl: divide an anchor's loss by its positives + 1 (paper) or by its positives
+    (supcon)."""
     head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "conv"
-    """scpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the paper's, on
-    flattened feature maps."""
+    """scpl, dascpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the
+    paper's, on flattened feature maps."""
     head_depth: int = 1
-    """scpl: convolutions of the conv head."""
+    """scpl, dascpl: convolutions of the conv head."""
     head_width: float = 1.0
-    """scpl: channels of the conv head, as a factor on those of the features."""
-    cross_entropy: float = 0.5
-    """scpl: share of cross-entropy, beside contrast, in the local loss: 0 (the paper's) to 1."""
+    """scpl, dascpl: channels of the conv head, as a factor on those of the features."""
+    cross_entropy: float = 0.8
+    """scpl, dascpl: share of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to
+    1 (no contrast)."""
     standardise: bool = True
-    """scpl: standardise projections over the mini-batch before they are contrasted."""
+    """scpl, dascpl: standardise projections over the mini-batch before they are contrasted."""
     label_smoothing: float = 0.0
-    """scpl: share of the target that cross-entropies spread over all classes."""
+    """scpl, dascpl: share of the target that cross-entropies spread over all classes."""
     classifier_gradient: bool = True
-    """scpl: let the network's own classifier teach the last stage's layers."""
-
+    """scpl, dascpl: let the network's own classifier teach the last stage's layers."""
+    label_features: int = 128
+    """al: length of a label's code."""
+    similarity_weight: float = 0.99
+    """predsim: weight of the similarities; the rest goes to the local classifier."""
+    auxiliary: Literal["mlp", "mlp-sr", "cnn"] = "mlp"
+    """dgl: network between a stage and its loss, on feature maps."""
     micro_batches: int = 4
     """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
 
@@ -142,7 +149,8 @@ class TrainConfig:
             InputError: naming the flag, its value and what is allowed.
         """
         positive = ("stages", "epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
-                    "width", "head_width", "temperature", "timeout")  # fmt: skip
+                    "width", "head_width", "temperature", "label_features",
+                    "timeout")  # fmt: skip
         optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm")
         for name in positive + optional:
             value = getattr(self, name)
@@ -153,11 +161,14 @@ class TrainConfig:
         for name in ("weight_decay", "end_lr", "max_restarts", "head_depth"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
-        for name in ("validation", "label_smoothing", "cross_entropy"):
-            value, whole = getattr(self, name), name == "cross_entropy"
-            if not (0.0 <= value < 1.0 or (whole and value == 1.0)):
-                upper = "1" if whole else "below 1"
-                raise InputError(f"{flag(name)} must be a share, from 0 to {upper}", f"Got {value}")
+        for name in ("similarity_weight", "cross_entropy"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{flag(name)} must lie in 0 .. 1", f"Got {getattr(self, name)}")
+        for name in ("validation", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(
+                    f"{flag(name)} must be a share, from 0 to below 1", f"Got {getattr(self, name)}"
+                )
         if self.cuts and self.stages not in (len(self.cuts) + 1, TrainConfig.stages):
             raise InputError(
                 "--cuts must name one layer fewer than there are stages",

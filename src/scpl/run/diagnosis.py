@@ -49,4 +49,4 @@ def _cause(observed: Mapping[str, float]) -> str:
             f"its projections have collapsed to one direction (spread {spread:.2f}); lower --lr "
             "or set --clip-norm"
         )
-    return "raise --lr, or let its objective see more with --head conv and --cross-entropy 0.5"
+    return "raise --lr, or let its objective see more with --head conv and --cross-entropy 0.8"

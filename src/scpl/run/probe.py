@@ -21,7 +21,7 @@ from scpl.run.build import build_loaders, choose_device, cut_network, set_thread
 from scpl.run.config import TrainConfig, read_toml
 from scpl.run.folder import RunFolder
 from scpl.run.settings import EvalConfig
-from scpl.run.use import load_network
+from scpl.run.trained import load_network
 
 __all__ = ["probe"]
 
