@@ -52,6 +52,10 @@ class Method(ABC):
     """False: the network is trained end to end (backpropagation)."""
     layout: ClassVar[Layout] = "stages"
     """Who holds the network when there are several ranks."""
+    has_exits: ClassVar[bool] = False
+    """Whether every stage can predict: its objective has a `reader`."""
+    replaces_readout: ClassVar[bool] = False
+    """Whether the last stage's `reader` predicts instead of the network's own read-out."""
 
     num_classes: int
 

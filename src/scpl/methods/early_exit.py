@@ -31,6 +31,7 @@ class EarlyExit(Method):
     """
 
     name: ClassVar[str] = "early-exit"
+    has_exits: ClassVar[bool] = True
 
     hidden_features: int = 512
     classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)

@@ -16,14 +16,24 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from scpl import data, heads, models
 from scpl.control import Control
 from scpl.errors import DataError, InputError, unknown_name
-from scpl.methods import METHODS, SCPL, CutBackpropagation, Method, MicroBatched
+from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
 
-__all__ = ["Loaders", "build_loaders", "build_method", "build_partition", "build_pipeline",
-           "choose_device", "set_threads"]  # fmt: skip
+__all__ = ["METHOD_FLAGS", "Loaders", "build_loaders", "build_method", "build_partition",
+           "build_pipeline", "choose_device", "set_threads"]  # fmt: skip
+
+_CONTRASTIVE = ("temperature", "normalization", "head", "classifier_gradient")
+METHOD_FLAGS: dict[str, tuple[str, ...]] = {
+    "scpl": _CONTRASTIVE,
+    "dascpl": _CONTRASTIVE,
+    "al": ("label_features",),
+    "predsim": ("similarity_weight",),
+    "dgl": ("auxiliary",),
+}
+"""The fields of a configuration that belong to a method."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +94,9 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     kind = METHODS.get(config.method)
     if kind is None:
         raise unknown_name("--method", config.method, METHODS)
-    if kind is SCPL:
-        return SCPL(
-            num_classes,
-            temperature=config.temperature,
-            normalization=config.normalization,
-            head=heads.by_name(config.head),
-            classifier_gradient=config.classifier_gradient,
-        )
+    options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
+    if "head" in options:
+        options["head"] = heads.by_name(config.head)
     if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
         rows, count = config.batch_size * config.views, config.micro_batches
         if rows % count:
@@ -100,8 +105,8 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
                 f"Got {rows} rows and {count} micro-batches",
                 "Change --batch-size or --micro-batches",
             )
-        return kind(num_classes, count)
-    return kind(num_classes)
+        options["num_micro_batches"] = count
+    return kind(num_classes, **options)
 
 
 class Images(Protocol):

@@ -107,6 +107,9 @@ class EvalConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
     """Images per mini-batch; default: as in training."""
+    exit_threshold: float | None = None
+    """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
+    for runs whose stages all predict."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False

@@ -33,6 +33,7 @@ from scpl.run.preview import describe_stages
 from scpl.run.recorder import Recorder
 from scpl.run.resume import after_restart, launcher, restore
 from scpl.run.signals import GracefulStop
+from scpl.run.trained import describe_network
 
 __all__ = ["train"]
 
@@ -57,11 +58,10 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     config = replace(config, processes=mesh.num_ranks)
     threads = set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = choose_device(config.device)
-    stop = GracefulStop()
+    control = connect(mesh, device, config.timeout)
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
-    control = connect(mesh, device, config.timeout)
-    stop.on_signal(lambda name: control.hurry())
+    stop = GracefulStop(control.hurry)
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
             summary = _train(after_restart(config, control), control, threads, stop)
@@ -93,7 +93,7 @@ def _train(
     parts = build_partition(config, facts)
     method = build_method(config, facts.num_classes)
     if mesh.is_first:
-        made = _prepare_folder(config, facts, device, threads)
+        made = _prepare_folder(config, describe_network(config, facts, parts), device, threads)
         control.share("folder", {"path": str(made.path), "files": made.read_about()})
     shared = control.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
@@ -111,7 +111,9 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
     return folder.read_json(folder.summary) if folder.summary.exists() else None
 
 
-def _prepare_folder(config: TrainConfig, facts: Facts, device: Any, threads: int) -> RunFolder:
+def _prepare_folder(
+    config: TrainConfig, description: dict[str, Any], device: Any, threads: int
+) -> RunFolder:
     """Make or open the run folder; a resumed one keeps what it says of the run."""
     if config.resume is not None:
         return RunFolder.open(config.resume)
@@ -123,7 +125,7 @@ def _prepare_folder(config: TrainConfig, facts: Facts, device: Any, threads: int
     folder.write_text(folder.config, write_toml(kept))
     about = {**describe_environment(device, threads), "launcher": launcher()}
     folder.write_json(folder.environment, about)
-    folder.write_json(folder.description, facts.describe_model(config.model))
+    folder.write_json(folder.description, description)
     return folder
 
 
