@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,9 @@ class _Run:
             raise
         except Exception:
             self.pipeline.abort()
+            if self.recorder is not None:
+                with suppress(Exception):  # what went wrong first is what counts
+                    self.recorder.flush()
             raise
         finally:
             if self.recorder is not None:

@@ -1,0 +1,106 @@
+"""What a recorded event looks like, and which part of a recording is worth a look."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from scpl.report.reading import Event
+from scpl.report.style import side_legend
+
+__all__ = ["activity_legend", "bars", "colour_of", "in_order", "steady_window"]
+
+NUM_STEPS = 4
+# Computing comes first: what overlaps with it costs nothing. Learning locally and a backward pass
+# are the same kind of work, so they look the same.
+_COLOURS = {
+    "forward": "#79b4d1",
+    "learn": "#2c728e",
+    "backward": "#2c728e",
+    "update": "#1d3b4f",
+    "evaluate": "#5fa777",
+    "snapshot": "#8e5ea2",
+    "wait": "#d0d7de",
+    "send": "#cc6677",
+    "receive": "#e69f00",
+}
+_OTHER = "#999933"
+_TRAINING = ("forward", "learn", "backward", "update")
+_NUMBERED = ("learn", "backward")
+_MESSAGES = ("send", "receive")  # a thin bar under the lane: they overlap with computing
+_SHOWN = {"snapshot": "save"}
+
+
+def colour_of(activity: str) -> str:
+    """Colour of an activity."""
+    return _COLOURS.get(activity, _OTHER)
+
+
+def in_order(activities: Iterable[str]) -> list[str]:
+    """List each activity once: computing, then waiting, then messages, then what is unknown."""
+    found = set(activities)
+    return [name for name in _COLOURS if name in found] + sorted(found - _COLOURS.keys())
+
+
+def steady_window(events: Sequence[Event], num_steps: int = NUM_STEPS) -> tuple[float, float]:
+    """Choose the time span of a few steps in the middle, away from filling and draining."""
+    lanes: dict[tuple[int, int], list[Event]] = {}
+    for event in events:
+        if event.activity in _TRAINING:
+            lanes.setdefault((event.stage, event.rank), []).append(event)
+    computing = [lanes[place] for place in sorted(lanes)]
+    filled = max((min(e.begin for e in own) for own in computing), default=0.0)
+    drains = min((max(e.end for e in own) for own in computing), default=0.0)
+    steps: dict[int, float] = {}  # a step may have several forward passes: micro-batches
+    for event in computing[0] if computing else ():
+        if event.activity == "forward" and filled <= event.begin < drains:
+            steps[event.step] = min(event.begin, steps.get(event.step, event.begin))
+    ticks = sorted(steps.values())
+    if len(ticks) <= num_steps:
+        return min(event.begin for event in events), max(event.end for event in events)
+    period = statistics.median(b - a for a, b in pairwise(ticks))
+    begin = ticks[(len(ticks) - num_steps) // 2]
+    return begin, min(drains, begin + num_steps * period)
+
+
+def bars(
+    axes: Any, lane: float, events: Iterable[Event], window: tuple[float, float], origin: int = 0
+) -> None:
+    """Draw what was done in a time span as one lane of bars.
+
+    Args:
+        axes: Where to draw; milliseconds since the span began.
+        lane: The lane's height on the axes.
+        events: What was done.
+        window: Begin and end of the span, in seconds.
+        origin: Is taken from the number of a step before it is written on its bar.
+    """
+    begin, end = window
+    inside: dict[str, list[tuple[float, float]]] = {}
+    for event in events:
+        low, high = max(event.begin, begin), min(event.end, end)
+        if low >= high:
+            continue
+        left, width = (low - begin) * 1000, (high - low) * 1000
+        inside.setdefault(event.activity, []).append((left, width))
+        if event.activity in _NUMBERED and high - low > 0.035 * (end - begin):
+            where = {"ha": "center", "va": "center_baseline", "fontsize": 8, "clip_on": True}
+            number = str(event.step - origin)
+            axes.text(left + width / 2, lane - 0.08, number, color="white", **where)
+    for name in reversed(in_order(inside)):  # computing lies on top
+        thin = name in _MESSAGES
+        place = (lane + 0.19, 0.1) if thin else (lane - 0.33, 0.5)
+        style = {"edgecolor": "white", "linewidth": 0.0 if thin else 0.5}
+        axes.broken_barh(inside[name], place, facecolor=colour_of(name), **style)
+
+
+def activity_legend(axes: Any, activities: Sequence[str]) -> None:
+    """Explain the colours; activities that look the same share a line."""
+    from matplotlib.patches import Patch
+
+    names: dict[str, list[str]] = {}
+    for activity in activities:
+        names.setdefault(colour_of(activity), []).append(_SHOWN.get(activity, activity))
+    side_legend(axes, [Patch(facecolor=c, label=" / ".join(same)) for c, same in names.items()])
