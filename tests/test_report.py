@@ -10,23 +10,39 @@ from html.parser import HTMLParser
 import pytest
 
 from scpl.errors import InputError
-from scpl.report import RunRecord, comparison_table, write_comparison_report, write_run_report
+from scpl.report import (
+    Absent,
+    Comparison,
+    RunRecord,
+    comparison_table,
+    write_comparison_report,
+    write_run_report,
+)
+from scpl.report.activities import bars, in_order, steady_window
 from scpl.report.comparisons import comparison_panels, mean_curve
-from scpl.report.formats import count, duration, memory, percent
-from scpl.report.groups import Sample, group_runs, paired_ratio
+from scpl.report.formats import count, duration, memory, percent, traffic
+from scpl.report.groups import Sample, baseline, group_runs, paired_ratio
 from scpl.report.html import flatten, tag
 from scpl.report.panels import panel_svg
 from scpl.report.plots import condense, run_panels
-from scpl.report.style import method_styles, stage_colours
-from scpl.report.tables import comparison_rows
-from scpl.report.timeline import activity_shares, steady_window
+from scpl.report.results import comparison_results
+from scpl.report.side_by_side import side_by_side_panels
+from scpl.report.style import method_styles, spread, stage_colours
+from scpl.report.tables import ComparisonTable
+from scpl.report.target import Target, choose_target, seconds_to
+from scpl.report.timeline import activity_shares
 
 VOID = {"meta", "br", "hr"}
 
 
+SPEEDS = {"bp": 4000.0, "scpl": 5400.0, "early-exit": 5600.0, "bp-wide": 4900.0, "ddp": 4700.0,
+          "gpipe": 3900.0, "1f1b": 4100.0, "bp-cut": 2400.0}  # fmt: skip
+ONE_PROCESS = ("bp", "bp-wide")
+
+
 def make_summary(method="scpl", seed=0, stages=4, **changes):
-    speed = {"bp": 4000.0, "scpl": 5400.0, "early-exit": 5600.0}.get(method, 3000.0) + 37 * seed
-    processes = 1 if method == "bp" else 2
+    speed = SPEEDS.get(method, 3000.0) + 37 * seed
+    processes = 1 if method in ONE_PROCESS else 2
     return {
         "method": method,
         "data": "fashion-mnist",
@@ -40,6 +56,7 @@ def make_summary(method="scpl", seed=0, stages=4, **changes):
         "samples_per_second": speed,
         "wall_seconds": 6 * 60000 / speed,
         "peak_memory_bytes": [812 * 2**20, 640 * 2**20][:processes],
+        "bytes_per_step": [4_194_304, 0] if processes == 2 else [0],
         "wait_share": [0.31, 0.05, 0.02, 0.24][:stages] + [0.1] * (stages - 4),
         "run": f"runs/{method}-{seed}",
         **changes,

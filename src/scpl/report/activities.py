@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from scpl.report.reading import Event
 from scpl.report.style import side_legend
 
-__all__ = ["activity_legend", "bars", "colour_of", "in_order", "steady_window"]
+__all__ = ["NUMBERED", "activity_legend", "bars", "colour_of", "in_order", "steady_window"]
 
 NUM_STEPS = 4
+NUM_NEAR = 100  # events that may overlap with one another: stages of several ranks
 # Computing comes first: what overlaps with it costs nothing. Learning locally and a backward pass
 # are the same kind of work, so they look the same.
 _COLOURS = {
@@ -28,7 +30,8 @@ _COLOURS = {
 }
 _OTHER = "#999933"
 _TRAINING = ("forward", "learn", "backward", "update")
-_NUMBERED = ("learn", "backward")
+_PAUSES = ("evaluate", "snapshot")
+NUMBERED = ("learn", "backward")
 _MESSAGES = ("send", "receive")  # a thin bar under the lane: they overlap with computing
 _SHOWN = {"snapshot": "save"}
 
@@ -44,8 +47,38 @@ def in_order(activities: Iterable[str]) -> list[str]:
     return [name for name in _COLOURS if name in found] + sorted(found - _COLOURS.keys())
 
 
-def steady_window(events: Sequence[Event], num_steps: int = NUM_STEPS) -> tuple[float, float]:
-    """Choose the time span of a few steps in the middle, away from filling and draining."""
+def steady_window(
+    events: Sequence[Event], num_steps: int = NUM_STEPS, length: float | None = None
+) -> tuple[float, float]:
+    """Choose a time span of a few steps: away from filling and draining, near the middle.
+
+    Evaluations and checkpoints are avoided where the recording is long enough.
+
+    Args:
+        events: One run.
+        num_steps: How many steps to show.
+        length: Seconds to show instead, whatever number of steps that is.
+
+    Returns:
+        Begin and end in seconds; all there is if that is less than asked for.
+    """
+    ticks, end = _ticks(events)
+    if len(ticks) <= num_steps:
+        begin = min(event.begin for event in events)
+        return begin, max(event.end for event in events) if length is None else begin + length
+    period = statistics.median(b - a for a, b in pairwise(ticks))
+    wanted = num_steps * period if length is None else length
+    middle = ticks[(len(ticks) - num_steps) // 2]
+    fitting = [tick for tick in ticks if tick + wanted <= end] or [middle]
+    pauses = sorted((e.begin, e.end) for e in events if e.activity in _PAUSES)
+    begin = min(
+        fitting, key=lambda tick: (_overlap(pauses, tick, tick + wanted), abs(tick - middle))
+    )
+    return begin, begin + wanted if length is not None else min(end, begin + wanted)
+
+
+def _ticks(events: Sequence[Event]) -> tuple[list[float], float]:
+    """Find when the first stage began its steps while the line was full, and when it was not."""
     lanes: dict[tuple[int, int], list[Event]] = {}
     for event in events:
         if event.activity in _TRAINING:
@@ -57,12 +90,13 @@ def steady_window(events: Sequence[Event], num_steps: int = NUM_STEPS) -> tuple[
     for event in computing[0] if computing else ():
         if event.activity == "forward" and filled <= event.begin < drains:
             steps[event.step] = min(event.begin, steps.get(event.step, event.begin))
-    ticks = sorted(steps.values())
-    if len(ticks) <= num_steps:
-        return min(event.begin for event in events), max(event.end for event in events)
-    period = statistics.median(b - a for a, b in pairwise(ticks))
-    begin = ticks[(len(ticks) - num_steps) // 2]
-    return begin, min(drains, begin + num_steps * period)
+    return sorted(steps.values()), drains
+
+
+def _overlap(pauses: Sequence[tuple[float, float]], begin: float, end: float) -> bool:
+    """Whether one of the pauses, sorted by their begin, reaches into a time span."""
+    before = bisect_left(pauses, (end,))
+    return any(stop > begin for _, stop in pauses[max(0, before - NUM_NEAR) : before])
 
 
 def bars(
@@ -85,7 +119,7 @@ def bars(
             continue
         left, width = (low - begin) * 1000, (high - low) * 1000
         inside.setdefault(event.activity, []).append((left, width))
-        if event.activity in _NUMBERED and high - low > 0.035 * (end - begin):
+        if event.activity in NUMBERED and high - low > 0.035 * (end - begin):
             where = {"ha": "center", "va": "center_baseline", "fontsize": 8, "clip_on": True}
             number = str(event.step - origin)
             axes.text(left + width / 2, lane - 0.08, number, color="white", **where)

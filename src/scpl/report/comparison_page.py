@@ -9,7 +9,7 @@ from scpl.report.comparison import Comparison
 from scpl.report.comparisons import comparison_panels
 from scpl.report.formats import count, duration, memory, percent
 from scpl.report.groups import group_runs
-from scpl.report.html import Html, definitions, page, section, table, tag
+from scpl.report.html import Html, definitions, join, page, section, table, tag
 from scpl.report.reading import RunRecord, as_numbers
 from scpl.report.sections import differences, environments, figures, footer, recipe
 
@@ -44,10 +44,20 @@ def _results(comparison: Comparison) -> list[Html]:
     found = comparison.table()
     missing = [(absent.run, absent.words) for absent in found.absent]
     notes = (found.footnote, _FAIRNESS)
+    rows = [[name, *map(_unbroken, cells)] for name, *cells in found.rows]
     return [
-        table(found.header, found.rows, missing),
+        table(found.header, rows, missing, class_="results"),
         *(tag("p", note, class_="note") for note in notes if note),
     ]
+
+
+def _unbroken(cell: str) -> Html:
+    """Let a cell break before what stands in parentheses, and nowhere else."""
+    value, parenthesis, rest = cell.partition(" (")
+    parts = [tag("span", value)]
+    if parenthesis:
+        parts += [Html(" "), tag("span", f"({rest}")]
+    return join(parts)
 
 
 def _notes(runs: Sequence[RunRecord]) -> Html:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scpl.report.formats import TIMES, percent, time_axis
 from scpl.report.groups import Group, Sample, group_runs
-from scpl.report.outcomes import outcome_panels, outcome_words
+from scpl.report.outcomes import outcome_panels, outcome_words, throughput_panels
 from scpl.report.panels import Panel, balanced
 from scpl.report.reading import RunRecord
 from scpl.report.side_by_side import side_by_side_panels
@@ -40,6 +40,7 @@ def comparison_panels(runs: Sequence[RunRecord], target: Target | None = None) -
     by_group = {group.label: [runs[i] for i in group.members] for group in groups}
     panels = [
         *_accuracy_panels(groups, by_group, styles, target),
+        *throughput_panels(groups, styles),
         *side_by_side_panels(by_group),
         *outcome_panels(groups, styles, target),
     ]
@@ -67,31 +68,50 @@ def _accuracy_panels(
     words = "; ".join(outcome_words(group) for group in groups)
     several = any(len(group.members) > 1 for group in groups)
     against_time = {label: _points(runs, "seconds") for label, runs in by_group.items()}
+    against_epoch = {label: _points(runs, "epoch") for label, runs in by_group.items()}
     ends = {label: _ends(runs) for label, runs in by_group.items()}
+    floor = _floor(against_epoch, ends)
+    cut = "" if floor is None else f" Cut off below {floor:.0f} %."
     if any(against_time.values()) or any(ends.values()):
         yield Panel(
             name="accuracy-seconds",
             title="Accuracy against wall-clock time",
             caption="Lines: validation accuracy; time since training began, data loading and "
             "validation included. Large marks: test accuracy at the end."
-            + (" Thin and small: single seeds; thick and large: their mean." if several else ""),
+            + (" Thin and small: single seeds; thick and large: their mean." if several else "")
+            + cut,
             alternative=f"Line chart of accuracy against wall-clock time. {words}.",
-            draw=_AgainstTime(against_time, ends, styles, target),
+            draw=_AgainstTime(against_time, ends, styles, target, floor),
             height=max(4.6, 1.2 + 0.26 * len(groups)),
             wide=True,
         )
-    against_epoch = {label: _points(runs, "epoch") for label, runs in by_group.items()}
     if any(against_epoch.values()):
         height = max(3.7, 1.2 + 0.2 * len(groups))
         yield Panel(
             name="accuracy-epoch",
             title="Validation accuracy per epoch",
             caption="The same runs without the time they took."
-            + (" Line: mean over the seeds; band: lowest to highest." if several else ""),
+            + (" Line: mean over the seeds; band: lowest to highest." if several else "")
+            + cut,
             alternative=f"Line chart of validation accuracy against epochs. {words}.",
-            draw=_AgainstEpochs(against_epoch, styles, height),
+            draw=_AgainstEpochs(against_epoch, styles, height, floor),
             height=height,
         )
+
+
+def _floor(curves: Mapping[str, Sequence[Points]], ends: Ends) -> float | None:
+    """Choose where to cut pictures off below, so that the ends of the runs can be told apart.
+
+    Returns:
+        Accuracy in percent; None if nothing has to be cut off.
+    """
+    every = [[y for _, y in run.values()] for runs in curves.values() for run in runs]
+    final = [ys[-1] for ys in every] + [y for marks in ends.values() for _, y in marks]
+    if not every or not final:
+        return None
+    room = max(10.0, 3 * (max(final) - min(final)))
+    floor = 5.0 * math.floor((min(final) - room) / 5)
+    return floor if min(map(min, every)) < floor else None
 
 
 def _points(runs: Sequence[RunRecord], against: str) -> list[Points]:
@@ -108,6 +128,9 @@ def _ends(runs: Sequence[RunRecord]) -> list[tuple[float, float]]:
     return [pair for pair in pairs if math.isfinite(sum(pair))]
 
 
+_DOTTED: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (2, 3))}
+
+
 class _AgainstTime:
     def __init__(
         self,
@@ -115,8 +138,10 @@ class _AgainstTime:
         ends: Ends,
         styles: Styles,
         target: Target | None,
+        floor: float | None,
     ) -> None:
-        self.curves, self.ends, self.styles, self.target = curves, ends, styles, target
+        self.curves, self.ends, self.styles = curves, ends, styles
+        self.target, self.floor = target, floor
 
     def __call__(self, axes: Any) -> None:
         from matplotlib.lines import Line2D
@@ -130,10 +155,8 @@ class _AgainstTime:
             self._marks(axes, label, scale)
         if self.target is not None:
             reached = 100 * self.target.accuracy
-            axes.axhline(reached, color=MUTED, linewidth=0.9, linestyle=(0, (2, 3)), zorder=0)
-            where = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8.5}
-            axes.annotate(f"target {self.target.words}", (0, reached), color=MUTED, **where)
-        percent_axis(axes)
+            axes.axhline(reached, zorder=0, **_DOTTED)
+        percent_axis(axes, self.floor)
         axes.set_xlabel(f"wall-clock time ({unit})")
         axes.set_xlim(left=0)
         drawn.sort(key=self._final, reverse=True)
@@ -141,6 +164,8 @@ class _AgainstTime:
             Line2D([], [], color=s.colour, linestyle=s.line, marker=s.mark, label=text, linewidth=2)
             for s, text in ((self.styles[label], self._text(label)) for label in drawn)
         ]
+        if self.target is not None:
+            handles.append(Line2D([], [], label=f"target {self.target.words}", **_DOTTED))
         side_legend(axes, handles, title="by test accuracy" if any(self.ends.values()) else None)
 
     def _marks(self, axes: Any, label: str, scale: float) -> None:
@@ -166,9 +191,15 @@ class _AgainstTime:
 
 
 class _AgainstEpochs:
-    def __init__(self, curves: Mapping[str, list[Points]], styles: Styles, height: float) -> None:
+    def __init__(
+        self,
+        curves: Mapping[str, list[Points]],
+        styles: Styles,
+        height: float,
+        floor: float | None,
+    ) -> None:
         self.curves = {label: runs for label, runs in curves.items() if runs}
-        self.styles, self.height = styles, height
+        self.styles, self.height, self.floor = styles, height, floor
 
     def __call__(self, axes: Any) -> None:
         for label, runs in self.curves.items():
@@ -179,7 +210,7 @@ class _AgainstEpochs:
                 colour = self.styles[label].colour
                 axes.fill_between(list(mean), low, high, color=colour, alpha=0.14, linewidth=0)
             _mean_line(axes, self.styles[label], mean, 1.0)
-        percent_axis(axes)
+        percent_axis(axes, self.floor)
         whole_axis(axes, "epoch")
         self._name_ends(axes)
 

@@ -11,7 +11,7 @@ from scpl.report.panels import Panel
 from scpl.report.style import INK, MUTED, Styles, short_label
 from scpl.report.target import SECONDS_TO_TARGET, Target
 
-__all__ = ["outcome_panels", "outcome_words"]
+__all__ = ["outcome_panels", "outcome_words", "throughput_panels"]
 
 _BYTES = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
 
@@ -19,8 +19,7 @@ _BYTES = (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
 def outcome_panels(
     groups: Sequence[Group], styles: Styles, target: Target | None = None
 ) -> Iterator[Panel]:
-    """Draw what each run came to; what no run measured is left out."""
-    yield from _throughput_panels(groups, styles)
+    """Draw what each run came to beside its throughput; what no run measured is left out."""
     if target is not None:
         yield from _target_panels(groups, styles, target)
     yield from _memory_panels(groups, styles)
@@ -34,7 +33,8 @@ def outcome_words(group: Group) -> str:
     return f"{group.label}: test accuracy {percent(accuracy)}, {duration(seconds)}"
 
 
-def _throughput_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Panel]:
+def throughput_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Panel]:
+    """Draw how fast each method trained."""
     samples = [group.sample("samples_per_second") for group in groups]
     rivals = baseline(groups)
     notes = []

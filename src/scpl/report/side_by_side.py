@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from scpl.report.activities import activity_legend, bars, in_order, steady_window
+from scpl.report.activities import NUMBERED, activity_legend, bars, in_order, steady_window
 from scpl.report.panels import Panel
 from scpl.report.reading import Event, RunRecord
 from scpl.report.style import INK, short_label
@@ -36,8 +36,8 @@ def side_by_side_panels(runs: Mapping[str, Sequence[RunRecord]]) -> Iterator[Pan
     yield Panel(
         name="timelines",
         title="The same time span of every method",
-        caption="Measured, from the middle of a run of each method; a lane is a process, white is "
-        "idle, a number on a bar is the step since the first one shown.",
+        caption="Measured, from the middle of a run of each method; a lane is a process, a "
+        "number on a bar counts the steps shown; white is none of these: idle, or preparing data.",
         alternative=f"Gantt chart of {len(picture.lanes)} processes over "
         f"{1000 * picture.span:.3g} milliseconds. Training steps within that time: {steps}.",
         draw=picture,
@@ -55,7 +55,9 @@ class _SideBySide:
             max(e.end for e in events) - windows[label][0] for label, events in recorded.items()
         ]
         self.span = min(max(lengths), WIDEST * min(lengths), *known)
-        self.windows = {label: (begin, begin + self.span) for label, (begin, _) in windows.items()}
+        self.windows = {
+            label: steady_window(events, length=self.span) for label, events in recorded.items()
+        }
         self.lanes = [
             (label, rank, list(own))
             for label, events in recorded.items()
@@ -74,11 +76,18 @@ class _SideBySide:
                 first[event.step] = min(event.begin, first.get(event.step, event.begin))
         return {step for step, moment in first.items() if begin <= moment < end}
 
+    def _first_step(self, label: str) -> int:
+        """Find the earliest step on any lane, so that numbers on the bars begin with 1."""
+        begin, end = self.windows[label]
+        steps = (e.step for e in self.recorded[label]
+                 if e.activity in NUMBERED and e.end > begin and e.begin < end)  # fmt: skip
+        return min(steps, default=1)
+
     def __call__(self, axes: Any) -> None:
         places, names, place = [], [], -0.3
         for label, lanes in groupby(self.lanes, lambda lane: lane[0]):
             own = list(lanes)
-            origin = min(self._steps(label), default=1) - 1
+            origin = self._first_step(label) - 1
             if place > 0:
                 axes.axhline(place - 0.37, color=INK, linewidth=0.4, alpha=0.4)
             place += 0.3

@@ -121,10 +121,14 @@ def side_legend(axes: Any, handles: Sequence[Any] = (), title: str | None = None
     )
 
 
-def percent_axis(axes: Any) -> None:
-    """Label the vertical axis as accuracy in percent."""
+def percent_axis(axes: Any, floor: float | None = None) -> None:
+    """Label the vertical axis as accuracy in percent; it begins at ``floor``, if there is one."""
     axes.set_ylabel("accuracy (%)")
-    axes.margins(y=0.08)
+    if floor is None:
+        axes.margins(y=0.08)
+        return
+    top = axes.dataLim.y1
+    axes.set_ylim(floor, top + 0.05 * (top - floor))
 
 
 def whole_axis(axes: Any, name: str) -> None:
