@@ -42,9 +42,12 @@ def colour_of(activity: str) -> str:
 
 
 def in_order(activities: Iterable[str]) -> list[str]:
-    """List each activity once: computing, then waiting, then messages, then what is unknown."""
-    found = set(activities)
-    return [name for name in _COLOURS if name in found] + sorted(found - _COLOURS.keys())
+    """List each activity once: computing, then what is unknown, then waiting, then messages."""
+    known = list(_COLOURS)
+    place = {name: (known.index(name), name) for name in known}
+    return sorted(
+        set(activities), key=lambda name: place.get(name, (known.index("wait") - 1, name))
+    )
 
 
 def steady_window(

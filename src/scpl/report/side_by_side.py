@@ -74,7 +74,8 @@ class _SideBySide:
         for event in self.recorded[label]:
             if event.activity == "forward":
                 first[event.step] = min(event.begin, first.get(event.step, event.begin))
-        return {step for step, moment in first.items() if begin <= moment < end}
+        rounding = 1e-9
+        return {step for step, moment in first.items() if begin <= moment < end - rounding}
 
     def _first_step(self, label: str) -> int:
         """Find the earliest step on any lane, so that numbers on the bars begin with 1."""
