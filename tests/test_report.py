@@ -686,7 +686,7 @@ def test_the_window_avoids_evaluations(tmp_path):
     recorded = RunRecord.read(folder).timeline
     begin, end = steady_window(recorded)
     assert (begin, end) == (pytest.approx(1.7), pytest.approx(2.1))
-    assert steady_window(recorded, length=0.15) == (pytest.approx(1.0), pytest.approx(1.15))
+    assert steady_window(recorded, length=0.15) == (pytest.approx(1.4), pytest.approx(1.55))
 
 
 def test_timelines_of_methods_span_the_same_time(tmp_path):
