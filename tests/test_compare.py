@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,11 +178,6 @@ def test_what_breaks_after_its_first_steps_has_failed(here, tmp_path):
     assert "cannot run here" not in found.err
 
 
-def test_all_methods(monkeypatch):
-    config = module.CompareConfig(methods="all")
-    assert module._checked(config)[1] == list(METHODS)
-
-
 @pytest.mark.parametrize("target", ["0", "85", "-1", "nan"])
 def test_a_target_is_a_share(here, target):
     refused(compare("--methods", "bp", "--target", target), "--target", "85 % as 0.85")
@@ -229,18 +223,6 @@ def test_a_folder_that_cannot_be_made(here, tmp_path):
     (tmp_path / "all").write_text("mine")
     refused(compare("--methods", "bp"), "must be writable")
     assert (tmp_path / "all").read_text() == "mine"
-
-
-def test_end_to_end_training_stays_on_one_process(here):
-    """It has one stage, and gets the threads that each process of the others has."""
-    config = module.CompareConfig().train
-    several = replace(config, processes=2, spread=(3, 1), threads=1)
-    job = module._job(several, "bp", 0)
-    assert (job.processes, job.spread, job.threads) == (1, (), 1)
-    job = module._job(several, "bp-wide", 0)
-    assert (job.processes, job.spread, job.threads) == (1, (), 2)
-    job = module._job(several, "scpl", 0)
-    assert (job.processes, job.spread, job.threads) == (2, (3, 1), 1)
 
 
 class TestChildren:

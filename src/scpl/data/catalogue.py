@@ -44,6 +44,7 @@ class Known:
     classes: tuple[str, ...] | None = None
     flip: bool = True
     image_size: int | None = None
+    published_size: int = 32
 
 
 IDX = Format("train-images-idx3-ubyte(.gz) and the other three idx files", has_mnist, read_mnist)
@@ -89,6 +90,7 @@ KNOWN: Mapping[str, Known] = {
         num_classes=10,
         classes=tuple("0123456789"),
         flip=False,
+        published_size=28,
     ),
     "fashion-mnist": Known(
         repo="zalando-datasets/fashion_mnist",
@@ -99,6 +101,7 @@ KNOWN: Mapping[str, Known] = {
         std=(0.3530,),
         num_classes=10,
         classes=_FASHION,
+        published_size=28,
     ),
     "cifar10": Known(
         repo="uoft-cs/cifar10",
@@ -134,5 +137,6 @@ KNOWN: Mapping[str, Known] = {
         std=(0.2770, 0.2691, 0.2821),
         num_classes=200,
         image_size=32,
+        published_size=64,
     ),
 }

@@ -12,7 +12,7 @@ from scpl.data.digits import load_digits
 from scpl.data.images import ImageData, Parts, channel_stats, resize
 from scpl.errors import DataError, InputError, unknown_name
 
-__all__ = ["known", "load"]
+__all__ = ["is_here", "known", "load"]
 
 _EMBEDDED = "digits"
 
@@ -20,6 +20,16 @@ _EMBEDDED = "digits"
 def known() -> tuple[str, ...]:
     """Names of the data sets that ``load`` knows."""
     return (_EMBEDDED, *KNOWN)
+
+
+def is_here(name: str, data_dir: Path | None = None) -> bool:
+    """Whether a known data set lies on this machine; what is not known is for `load` to judge.
+
+    Raises:
+        DataError: ``data_dir`` does not exist.
+    """
+    spec = KNOWN.get(name)
+    return spec is None or any(locate(root, name, spec) for root in _roots(data_dir))
 
 
 def load(

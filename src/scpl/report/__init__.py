@@ -14,12 +14,14 @@ from scpl.report.plots import run_panels
 from scpl.report.reading import RunRecord
 from scpl.report.run_page import run_page
 from scpl.report.tables import Absent, comparison_table
+from scpl.report.throughput import throughput_table
 
 __all__ = [
     "Absent",
     "Comparison",
     "RunRecord",
     "comparison_table",
+    "throughput_table",
     "write_comparison_report",
     "write_run_report",
 ]

@@ -17,15 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scpl.errors import InputError, Interrupted, unknown_name
-from scpl.methods import METHODS, WideBackpropagation
+from scpl.errors import InputError, Interrupted
 from scpl.report import Absent, Comparison, write_comparison_report
-from scpl.run.build import share_of_cores
 from scpl.run.config import TrainConfig, read_toml, write_toml
+from scpl.run.fairness import config_for, method_names
 from scpl.run.folder import RunFolder
 from scpl.run.launch import BAD_INPUT
 from scpl.run.resume import changed_settings
-from scpl.run.settings import CompareConfig
+from scpl.run.settings import CompareConfig, names
 
 __all__ = ["compare"]
 
@@ -96,12 +95,8 @@ def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
             f"Got {config.target:g}",
             "Write 85 % as 0.85",
         )
-    every = config.methods.strip() == "all"
-    methods = list(METHODS) if every else _names(config.methods, "--methods")
-    for method in methods:
-        if method not in METHODS:
-            raise unknown_name("--methods", method, [*METHODS, "all"])
-    return config.train, methods, [_seed(text) for text in _names(config.seeds, "--seeds")]
+    seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
+    return config.train, method_names(config.methods), seeds
 
 
 def _run_all(
@@ -117,7 +112,7 @@ def _run_all(
         folder = out / f"{method}-seed{seed}"
         if not base.quiet:
             sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
-        problem = _complete(folder, _job(base, method, seed), out)
+        problem = _complete(folder, replace(config_for(base, method), seed=seed), out)
         if problem is None:
             done.append(folder)
             continue
@@ -125,21 +120,6 @@ def _run_all(
         absent.append(Absent(name, problem.reason, problem.failed))
         sys.stderr.write(f"{name} {absent[-1].words}\n")
     return done, absent
-
-
-def _job(base: TrainConfig, method: str, seed: int) -> TrainConfig:
-    """One run.
-
-    End-to-end training on one device is one process: `bp` with the threads of each process of
-    the others, `bp-wide` with the threads of them all.
-    """
-    job = replace(base, method=method, seed=seed)
-    if base.processes == 1 or METHODS[method].layout != "one":
-        return job
-    threads = base.threads or share_of_cores(base.processes)
-    if issubclass(METHODS[method], WideBackpropagation):
-        threads *= base.processes
-    return replace(job, processes=1, spread=(), threads=threads)
 
 
 def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
@@ -234,13 +214,6 @@ def _check_same(run: RunFolder, job: TrainConfig) -> None:
             f"{run.path} was trained with others: {', '.join(changed)}",
             "Choose another folder with --out, or train it again with --force",
         )
-
-
-def _names(text: str, what: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"{what} must be different names separated by commas", f"Got {text!r}")
-    return names
 
 
 def _seed(text: str) -> int:
