@@ -13,7 +13,6 @@ import pytest
 from cli_runs import NUM_STEPS, TINY, refused, result, scpl, train, tree
 from data_files import write_folder
 from scpl.errors import Interrupted
-from scpl.methods import METHODS
 from scpl.report import write_run_report
 from scpl.run import compare as module
 from scpl.run.config import TrainConfig

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from scpl.errors import InputError
+from scpl.methods import METHODS
 from scpl.run.config import TrainConfig
 from scpl.run.fairness import config_for, method_names
 
