@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scpl.report.formats import DASH, TIMES, count, memory, percent
+from scpl.report.formats import DASH, TIMES, count, memory, percent, traffic
 from scpl.report.groups import BASELINE
 
 __all__ = ["throughput_table"]
@@ -50,7 +50,7 @@ def _row(result: Mapping[str, Any], reference: str) -> tuple[str, ...]:
         "1 (reference)" if is_reference else _spread(result["ratio_to"][reference], _ratio),
         " | ".join(map(memory, result["peak_memory_bytes"])),
         " | ".join(percent(share, 0) for share in result["wait_share"]),
-        " | ".join(f"{size / 1e6:.3g} MB" for size in result["bytes_per_step"]),
+        " | ".join(map(traffic, result["bytes_per_step"])),
         DASH if load is None else _spread(load, _ratio),
     )
 
