@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from scpl import data, heads, models
+from scpl.auxiliary import Convolutional
 from scpl.control import Control
 from scpl.errors import DataError, InputError, unknown_name
 from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
@@ -23,9 +24,11 @@ from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
 
 __all__ = ["METHOD_FLAGS", "Loaders", "build_loaders", "build_method", "build_partition",
-           "build_pipeline", "choose_device", "set_threads"]  # fmt: skip
+           "build_pipeline", "choose_device", "cut_network", "set_threads"]  # fmt: skip
 
-_CONTRASTIVE = ("temperature", "normalization", "head", "classifier_gradient")
+_CONTRASTIVE = ("temperature", "normalization", "head", "head_depth", "head_width",
+                "cross_entropy", "standardise", "label_smoothing",
+                "classifier_gradient")  # fmt: skip
 METHOD_FLAGS: dict[str, tuple[str, ...]] = {
     "scpl": _CONTRASTIVE,
     "dascpl": _CONTRASTIVE,
@@ -96,7 +99,9 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
         raise unknown_name("--method", config.method, METHODS)
     options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
     if "head" in options:
-        options["head"] = heads.by_name(config.head)
+        depth, width = options.pop("head_depth"), options.pop("head_width")
+        conv = config.head == "conv"
+        options["head"] = Convolutional(depth, width) if conv else heads.by_name(config.head)
     if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
         rows, count = config.batch_size * config.views, config.micro_batches
         if rows % count:
@@ -137,7 +142,17 @@ def build_partition(config: TrainConfig, source: Images) -> Partition:
             num_classes=source.num_classes,
             in_channels=source.channels,
             image_size=source.image_size,
+            width=config.width,
         )
+    return cut_network(config, model, source)
+
+
+def cut_network(config: TrainConfig, model: nn.Module, source: Images) -> Partition:
+    """Cut a network as configured.
+
+    Raises:
+        PartitionError: for cuts that do not fit it.
+    """
     example = torch.zeros(2, source.channels, source.image_size, source.image_size)
     readout = models.readout(config.model)
     if config.cuts:

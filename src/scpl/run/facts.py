@@ -73,10 +73,11 @@ class Facts:
         """Number of classes."""
         return len(self.classes)
 
-    def describe_model(self, model: str) -> dict[str, Any]:
+    def describe_model(self, model: str, width: float) -> dict[str, Any]:
         """What is needed to use a trained network without its data set."""
         return {
             "model": model,
+            "width": width,
             "num_classes": self.num_classes,
             "in_channels": self.channels,
             "image_size": self.image_size,

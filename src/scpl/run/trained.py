@@ -37,7 +37,9 @@ def describe_network(config: TrainConfig, facts: Facts, parts: Partition) -> dic
     """Say all that is needed to build the network again, without its data set."""
     recipe = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
     recipe |= {"method": config.method, "stages": parts.num_stages, "cuts": list(parts.cuts)}
-    return {**facts.describe_model(config.model), "recipe": {"model": config.model, **recipe}}
+    network = {"model": config.model, "width": config.width}
+    described = facts.describe_model(config.model, config.width)
+    return {**described, "recipe": {**network, **recipe}}
 
 
 def save_network(network: nn.Module, folder: RunFolder) -> None:
@@ -117,7 +119,7 @@ def _network(description: dict[str, Any]) -> nn.Module:
             parts = _parts(config, description)
             return build_exits(parts, method, [parts.num_stages - 1])[0]
     size = {key: description[key] for key in ("num_classes", "in_channels", "image_size")}
-    return models.build(description["model"], **size)
+    return models.build(description["model"], **size, width=description.get("width", 1))
 
 
 def _exits(description: dict[str, Any]) -> ExitNetwork:
