@@ -9,7 +9,6 @@ from scpl.errors import InputError
 
 SHAPES = [(7,), (5, 7), (3, 8, 8), (3, 7, 9), (3, 2, 2), (3, 1, 5)]
 FACTORIES = [heads.Identity(), heads.Linear(6), heads.MLP(9, 6), heads.PooledMLP(9, 6)]
-LOCAL = [heads.PooledLinear(6), heads.SimilarityHead()]
 
 
 def num_parameters(*modules):
@@ -89,51 +88,6 @@ def test_a_pooled_sequence_is_its_mean_of_any_length():
     torch.testing.assert_close(head(features), head[1:](features.mean(dim=1)))
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) < 4], ids=str)
-def test_the_local_classifier_begins_with_zeros(shape):
-    head, features = heads.PooledLinear(6)(shape), torch.randn(4, *shape, requires_grad=True)
-    assert not head[-1].weight.any()
-    assert torch.equal(head(features), head[-1].bias.expand(4, 6))
-    head(features).sum().backward()
-    assert head[-1].weight.grad.any()
-    assert not features.grad.any()
-
-
-@pytest.mark.parametrize(
-    ("shape", "kept"),
-    [((256, 16, 16), (4, 4)), ((512, 8, 8), (4, 2)), ((9, 7, 7), (7, 7)), ((9000, 3, 3), (1, 1))],
-    ids=str,
-)
-def test_a_local_classifier_sees_4096_entries_at_most(shape, kept):
-    head, features = heads.PooledLinear(6)(shape), torch.randn(2, *shape)
-    expected = nn.functional.adaptive_avg_pool2d(features, sorted(kept)).flatten(1)
-    assert head[-1].in_features == expected.shape[1]
-    torch.testing.assert_close(head[:-1](features), expected)
-
-
-@pytest.mark.parametrize("shape", [*SHAPES[:3], (3, 1, 1)], ids=str)
-def test_what_is_compared_has_no_bias(shape):
-    head, features = heads.SimilarityHead()(shape), torch.randn(4, *shape, requires_grad=True)
-    found = head(features)
-    if shape == (3, 8, 8):
-        maps = nn.functional.conv2d(features, head[0].weight, padding=1)
-        torch.testing.assert_close(found, maps.flatten(2).std(2))
-    else:
-        rows = features.mean(1) if len(shape) == 2 else features.flatten(1)
-        torch.testing.assert_close(found, rows @ head[-1].weight.T)
-    assert [name for name, _ in head.named_parameters() if "bias" in name] == []
-    head(torch.zeros_like(features).requires_grad_()).sum().backward()
-    assert all(p.grad.isfinite().all() for p in head.parameters())
-
-
-def test_the_spread_over_positions_is_computed_in_float32():
-    spread = heads.SpreadOverPositions()
-    features = torch.randn(4, 3, 8, 8).bfloat16()
-    assert spread(features).dtype == torch.float32
-    assert spread(features.double()).dtype == torch.float64
-    torch.testing.assert_close(spread(features), features.float().flatten(2).std(2))
-
-
 def test_numbers_of_parameters_that_the_documentation_states(block_shapes):
     network = num_parameters(models.build("vgg8", num_classes=10))
     flat = num_parameters(*map(heads.MLP(), block_shapes))
@@ -166,7 +120,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
     assert "Did you mean 'pooled-mlp'?" in message
 
 
-@pytest.mark.parametrize("factory", FACTORIES + LOCAL, ids=repr)
+@pytest.mark.parametrize("factory", FACTORIES, ids=repr)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 4)], ids=str)
 def test_a_shape_without_positive_sizes_is_refused(factory, shape):
     with pytest.raises(InputError, match="batch dimension") as raised:
@@ -177,9 +131,6 @@ def test_a_shape_without_positive_sizes_is_refused(factory, shape):
 def test_a_pooled_head_refuses_other_ranks():
     with pytest.raises(InputError, match=r"\[C, H, W\].*Got \[3, 4, 4, 4\].*'mlp'"):
         heads.PooledMLP()((3, 4, 4, 4))
-    for factory in LOCAL:
-        with pytest.raises(InputError, match=r"Got \[3, 4, 4, 4\]"):
-            factory((3, 4, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -188,8 +139,6 @@ def test_a_pooled_head_refuses_other_ranks():
         (heads.Linear, {"out_features": 0}),
         (heads.MLP, {"hidden_features": -1}),
         (heads.PooledMLP, {"pool": 0}),
-        (heads.PooledLinear, {"out_features": 0}),
-        (heads.PooledLinear, {"max_features": 0}),
     ],
 )
 def test_a_width_below_one_is_refused(factory, options):

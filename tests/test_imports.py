@@ -17,7 +17,8 @@ EACH_FILE = pytest.mark.parametrize(
 
 LAYERS = [
     {"errors"},
-    {"chain", "functional", "message", "observations", "randomness", "state", "timeline"},
+    {"chain", "message", "observations", "randomness", "rows", "state", "timeline"},
+    {"functional", "row_losses"},
     {"finite", "heads", "objectives"},
     {"association", "auxiliary", "similarity"},
     {"methods"},

@@ -35,10 +35,11 @@ from scpl import (
     split,
 )
 from scpl.errors import InputError
-from scpl.heads import Linear, PooledLinear, PooledMLP, SimilarityHead
+from scpl.heads import Linear, PooledMLP
 from scpl.methods import METHODS
 from scpl.objectives import Objective
 from scpl.randomness import derive_seed
+from scpl.similarity import local_classifier, similarity_head
 
 SEED, CLIP, EPOCHS = 5, 0.5, 3
 PAPER = {"cross_entropy": 0.0, "standardise": False, "classifier_gradient": False}
@@ -84,7 +85,7 @@ def trained():
 
 def test_methods_are_known_by_name():
     assert {method.name for method in LOCAL.values()} <= METHODS.keys()
-    exits = {name for name, method in METHODS.items() if method.has_exits}
+    exits = {name for name, method in METHODS.items() if method(3).has_exits}
     assert exits == {"al", "predsim", "deinforeg", "dascpl", "dgl", "early-exit"}
     assert [name for name, method in METHODS.items() if method.replaces_readout] == ["al"]
 
@@ -241,7 +242,7 @@ def first_terms(name, inputs, target):
     torch.manual_seed(derive_seed(SEED, "objective", 0))
     labels = similarities(torch.eye(NUM_CLASSES)[target])
     if name == "predsim":
-        head, local = SimilarityHead()((4, 8, 8)), PooledLinear(NUM_CLASSES)((4, 8, 8))
+        head, local = similarity_head((4, 8, 8)), local_classifier((4, 8, 8), NUM_CLASSES)
         spread = head[0](features).flatten(2).std(2)
         similarity = (similarities(spread) - labels).square().mean()
         entropy = F.cross_entropy(local(features), target)
@@ -446,13 +447,23 @@ def digits():
     return batches, [test]
 
 
-@pytest.mark.parametrize("name", ["al", "predsim", "deinforeg", "dascpl", "dgl"])
-def test_it_learns_handwritten_digits(name, digits):
+@pytest.mark.parametrize(
+    "method",
+    [
+        AssociatedLearning(10, label_features=64, bridge=Linear(64)),
+        PredSim(10),
+        DeInfoReg(10, head=Linear(64)),
+        DASCPL(10, head=Linear(64), hidden_features=64),
+        DGL(10),
+    ],
+    ids=lambda method: method.name,
+)
+def test_it_learns_handwritten_digits(method, digits):
     """120 steps of a small perceptron in three stages; guessing gets a tenth."""
     learn, test = digits
     layers = [nn.Flatten(), *(layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU()))]
     model = seeded_layers(nn.Sequential(*layers, nn.Linear(64, 10)))
     parts = split(model, before=["3", "5"], example=test[0][0][:2])
-    pipeline = Pipeline(parts, METHODS[name](10), adam)
+    pipeline = Pipeline(parts, method, adam)
     train(pipeline, learn, epochs=6)
     assert pipeline.evaluate(test).result().accuracy > 0.8

@@ -19,7 +19,7 @@ PAPER = [
     for model in ("resnet18", "vgg8")
     for data in ("cifar10", "cifar100", "tiny-imagenet")
 ]
-NAMES = [*PAPER, "quick/cifar10", "quick/digits", "quick/fashion-mnist"]
+NAMES = [*PAPER, "quick/all-methods", "quick/cifar10", "quick/digits", "quick/fashion-mnist"]
 EACH = pytest.mark.parametrize("name", NAMES)
 
 
@@ -32,7 +32,7 @@ class TestEachRecipe:
     def test_it_is_a_valid_configuration(self, name):
         config = CompareConfig.from_recipe(shipped()[name])
         config.train.check()
-        assert config.methods == "scpl,early-exit,bp"
+        assert config.methods == ("all" if name == "quick/all-methods" else "scpl,early-exit,bp")
         assert config.seeds.split(",")[0] == "0"
 
     @EACH

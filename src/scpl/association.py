@@ -10,9 +10,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from scpl.errors import InputError
-from scpl.functional import squared_error
 from scpl.message import Tree
 from scpl.objectives import Objective
+from scpl.row_losses import squared_error
 
 __all__ = ["Association"]
 

@@ -14,22 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = [
-    "MLP",
-    "Head",
-    "Identity",
-    "Linear",
-    "PooledLinear",
-    "PooledMLP",
-    "SimilarityHead",
-    "by_name",
-    "known",
-]
+__all__ = ["MLP", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known", "pooled"]
 
 Head: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 
@@ -125,77 +114,8 @@ class PooledMLP:
 
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
-        layers, in_features = _pooled(shape, self.pool)
+        layers, in_features = pooled(shape, self.pool)
         return nn.Sequential(*layers, *_mlp(in_features, self.hidden_features, self.out_features))
-
-
-@dataclass(frozen=True)
-class PooledLinear:
-    """Average maps down to few entries, then one linear layer that begins with zeros.
-
-    A map ``[C, H, W]`` is halved in rows and columns in turn until it has at most `max_features`
-    entries (or one pixel); sequences are averaged over L, and flat features taken as they are.
-
-    Raises:
-        InputError: A width below one; on a call, a shape that is none of the three.
-
-    Source:
-        The local classifier of PredSim (Nokland & Eidnes 2019).
-    """
-
-    out_features: int = 128
-    max_features: int = 4096
-
-    def __post_init__(self) -> None:
-        _check_width("out_features", self.out_features)
-        _check_width("max_features", self.max_features)
-
-    def __call__(self, shape: tuple[int, ...]) -> nn.Module:
-        """Build the head for one sample's features of this shape."""
-        _check_shape(shape)
-        sides = [*shape[1:]] if len(shape) == 3 else [1, 1]
-        while shape[0] * sides[0] * sides[1] > self.max_features and max(sides) > 1:
-            longer = 0 if sides[0] >= sides[1] else 1
-            sides[longer] = (sides[longer] + 1) // 2
-        layers, in_features = _pooled(shape, (sides[0], sides[1]))
-        linear = nn.Linear(in_features, self.out_features)
-        nn.init.zeros_(linear.weight)
-        return nn.Sequential(*layers, linear)
-
-
-@dataclass(frozen=True)
-class SimilarityHead:
-    """What PredSim compares: ``[N, *shape] -> [N, C]``, without bias.
-
-    Maps ``[C, H, W]`` go through a 3 x 3 convolution, and each channel becomes its standard
-    deviation over the positions. Sequences ``[L, C]`` are averaged over L, and flat features (or
-    maps of one pixel) taken as they are; both go through a linear layer.
-
-    Raises:
-        InputError: On a call, a shape that is none of the three.
-
-    Source:
-        Nokland & Eidnes 2019, "Training Neural Networks with Local Error Signals", section 3.
-    """
-
-    def __call__(self, shape: tuple[int, ...]) -> nn.Module:
-        """Build the head for one sample's features of this shape."""
-        _check_shape(shape)
-        if len(shape) == 3 and shape[1] * shape[2] > 1:
-            channels = shape[0]
-            convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            return nn.Sequential(convolution, SpreadOverPositions())
-        layers, width = _pooled(shape, 1)
-        return nn.Sequential(*layers, nn.Linear(width, width, bias=False))
-
-
-class SpreadOverPositions(nn.Module):
-    """Standard deviation of each channel over its map, in at least float32."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map ``[N, C, H, W]`` to ``[N, C]``."""
-        precise = torch.promote_types(features.dtype, torch.float32)
-        return features.flatten(2).to(precise).std(dim=2)
 
 
 class MeanOverPositions(nn.Module):
@@ -233,7 +153,7 @@ def by_name(name: str) -> Head:
     return _BY_NAME[name]()
 
 
-def _pooled(shape: tuple[int, ...], pool: int | tuple[int, int]) -> tuple[list[nn.Module], int]:
+def pooled(shape: tuple[int, ...], pool: int | tuple[int, int]) -> tuple[list[nn.Module], int]:
     """Summarise positions: the layers, and how many features they leave of a sample."""
     _check_shape(shape)
     match shape:

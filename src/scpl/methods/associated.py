@@ -32,7 +32,6 @@ class AssociatedLearning(Method):
     """
 
     name: ClassVar[str] = "al"
-    has_exits: ClassVar[bool] = True
     replaces_readout: ClassVar[bool] = True
 
     label_features: int = 128
@@ -42,6 +41,10 @@ class AssociatedLearning(Method):
         super().__post_init__()
         if self.label_features < 1:
             raise InputError("label_features must be at least 1", f"Got {self.label_features}")
+
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         build = self.bridge or heads.PooledMLP(out_features=self.label_features)

@@ -52,8 +52,6 @@ class Method(ABC):
     """False: the network is trained end to end (backpropagation)."""
     layout: ClassVar[Layout] = "stages"
     """Who holds the network when there are several ranks."""
-    has_exits: ClassVar[bool] = False
-    """Whether every stage can predict: its objective has a `reader`."""
     replaces_readout: ClassVar[bool] = False
     """Whether the last stage's `reader` predicts instead of the network's own read-out."""
 
@@ -62,6 +60,11 @@ class Method(ABC):
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise InputError("num_classes must be at least 2", f"Got {self.num_classes}")
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether every stage can predict: its objective has a `reader`."""
+        return False
 
     @abstractmethod
     def objective(self, site: Site) -> Objective:

@@ -31,10 +31,13 @@ class DASCPL(SCPL):
     """
 
     name: ClassVar[str] = "dascpl"
-    has_exits: ClassVar[bool] = True
 
     hidden_features: int = 512
     classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)
+
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         contrastive = super().objective(site)

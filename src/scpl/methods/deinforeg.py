@@ -34,7 +34,6 @@ class DeInfoReg(Method):
     """
 
     name: ClassVar[str] = "deinforeg"
-    has_exits: ClassVar[bool] = True
 
     classifier_weight: float = 0.001
     head: heads.Head = field(default_factory=lambda: heads.PooledMLP(out_features=512))
@@ -45,6 +44,10 @@ class DeInfoReg(Method):
             raise InputError(
                 "classifier_weight must be more than 0", f"Got {self.classifier_weight}"
             )
+
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         head = self.head(site.feature_shape)

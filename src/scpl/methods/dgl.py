@@ -26,7 +26,6 @@ class DGL(Method):
     """
 
     name: ClassVar[str] = "dgl"
-    has_exits: ClassVar[bool] = True
 
     auxiliary: Auxiliary = "mlp"
 
@@ -34,6 +33,10 @@ class DGL(Method):
         super().__post_init__()
         if self.auxiliary not in get_args(Auxiliary):
             raise unknown_name("auxiliary", self.auxiliary, get_args(Auxiliary))
+
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is not None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from scpl import heads
 from scpl.errors import InputError
 from scpl.methods.base import Method, Site
 from scpl.objectives import CrossEntropy, Objective, Sum
-from scpl.similarity import SimilarityMatching
+from scpl.similarity import SimilarityMatching, local_classifier, similarity_head
 
 __all__ = ["PredSim"]
 
@@ -28,10 +28,9 @@ class PredSim(Method):
     """
 
     name: ClassVar[str] = "predsim"
-    has_exits: ClassVar[bool] = True
 
     similarity_weight: float = 0.99
-    head: heads.Head = field(default_factory=heads.SimilarityHead)
+    head: heads.Head = similarity_head
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,11 +39,15 @@ class PredSim(Method):
                 "similarity_weight must lie in 0 .. 1", f"Got {self.similarity_weight}"
             )
 
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
+
     def objective(self, site: Site) -> Objective:  # noqa: D102
         similarity = SimilarityMatching(
             self.head(site.feature_shape), self.num_classes, weight=self.similarity_weight
         )
         local = site.readout
         if local is None:
-            local = heads.PooledLinear(self.num_classes)(site.feature_shape)
+            local = local_classifier(site.feature_shape, self.num_classes)
         return Sum(similarity, CrossEntropy(local, weight=1 - self.similarity_weight))

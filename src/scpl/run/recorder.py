@@ -9,7 +9,7 @@ from scpl.run.config import TrainConfig
 from scpl.run.diagnosis import advise
 from scpl.run.facts import Facts
 from scpl.run.folder import RunFolder
-from scpl.run.progress import Progress
+from scpl.run.progress import NOTHING, Progress
 from scpl.run.rows import (
     loss_columns,
     mean_values,
@@ -17,6 +17,7 @@ from scpl.run.rows import (
     observed_columns,
     valid_columns,
 )
+from scpl.run.usage import Usage
 from scpl.scores import Scores
 from scpl.worker import Report
 
@@ -70,8 +71,12 @@ class Recorder:
         """Take a report; its numbers are read later, all at once."""
         self._waiting.append((seconds, report))
 
-    def flush(self) -> None:
-        """Read the losses that are waiting (one device sync) and log them."""
+    def flush(self, usage: Usage = NOTHING) -> None:
+        """Read the losses that are waiting (one device sync) and log them.
+
+        Args:
+            usage: What to show of memory and waiting.
+        """
         steps = self._facts.steps
         rows: list[dict[str, Any]] = [
             {
@@ -89,10 +94,16 @@ class Recorder:
         if rows:
             self._folder.append_steps(rows)
             self._rows += rows
-            self.progress.update((rows[-1]["step"] - 1) % steps + 1, rows[-1]["losses"])
+            self.progress.update((rows[-1]["step"] - 1) % steps + 1, rows[-1]["losses"], usage)
 
     def end_epoch(
-        self, epoch: int, clock: Clock, seconds: float, lr: float, scores: Scores | None
+        self,
+        epoch: int,
+        clock: Clock,
+        seconds: float,
+        lr: float,
+        scores: Scores | None,
+        usage: Usage = NOTHING,
     ) -> None:
         """Write the row of an epoch.
 
@@ -102,6 +113,7 @@ class Recorder:
             seconds: What the epoch's training took.
             lr: The learning rate at its end.
             scores: Its validation.
+            usage: What to show of memory and waiting.
         """
         self.flush()
         losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
@@ -120,7 +132,7 @@ class Recorder:
         self._rows = []
         self._table.append(row)
         self._folder.write_metrics(self._table)
-        self.progress.end_epoch(row, losses)
+        self.progress.end_epoch(row, losses, usage)
         self._warn(observed)
         if self._board is not None:
             for name, value in row.items():

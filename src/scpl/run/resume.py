@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from scpl.run.folder import RunFolder
 __all__ = ["after_restart", "changed_settings", "launcher", "restore", "resumed_config"]
 
 
-def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """List the settings that differ and decide the numbers of a run."""
+def changed_settings(
+    before: TrainConfig, now: TrainConfig, ignored: Set[str] = RUNTIME_FIELDS
+) -> list[str]:
+    """List the settings that differ; by default those that decide the numbers of a run."""
     old, new = before.to_dict(), now.to_dict()
     return [
         f"{flag(name)} {new.get(name)} (was {old.get(name)})"
         for name in sorted(new.keys() | old.keys())
-        if name not in RUNTIME_FIELDS
+        if name not in ignored
         and new.get(name) != old.get(name)
         # Without a wish for a number of threads, that of the run is as good as any.
         and not (name == "threads" and name not in new)

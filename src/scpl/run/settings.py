@@ -34,19 +34,25 @@ class CompareConfig:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """What every run has in common."""
     methods: str = "scpl,early-exit,bp"
-    """Methods, separated by commas."""
+    """Methods, separated by commas; or all."""
     seeds: str = "0"
     """Seeds, separated by commas."""
+    target: float | None = None
+    """Validation accuracy to measure the time to, e.g. 0.85; default: 0.99 of the lowest that a
+    run of bp ends with."""
 
     @classmethod
     def from_recipe(cls, path: Path | None) -> CompareConfig:
-        """Read defaults from a recipe; ``methods`` and ``seeds`` may be keys of it."""
+        """Read defaults from a recipe; ``methods``, ``seeds`` and ``target`` may be keys of it."""
         if path is None:
             return cls()
         values = read_toml(path)
-        own = {key: values.pop(key) for key in ("methods", "seeds") if key in values}
+        own = {key: values.pop(key) for key in ("methods", "seeds", "target") if key in values}
         for key, value in own.items():
-            if not isinstance(value, str):
+            if key == "target":
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise InputError(f"{key!r} in {path} must be a number", f"Got {value!r}")
+            elif not isinstance(value, str):
                 raise InputError(
                     f"{key!r} in {path} must be names separated by commas", f"Got {value!r}"
                 )

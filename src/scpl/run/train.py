@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from scpl.run.recorder import Recorder
 from scpl.run.resume import after_restart, launcher, restore
 from scpl.run.signals import GracefulStop
 from scpl.run.trained import describe_network
+from scpl.run.usage import Meter
 
 __all__ = ["train"]
 
@@ -147,6 +148,7 @@ class _Run:
         self.config, self.facts, self.folder = config, facts, folder
         self.loaders, self.pipeline, self.stop = loaders, pipeline, stop
         self.clock = Clock()
+        self.meter = Meter(pipeline)
         self.recorder: Recorder | None = None
         if pipeline.mesh.is_last:
             folder.ensure()  # on a disk of its own
@@ -174,6 +176,9 @@ class _Run:
             raise
         except Exception:
             self.pipeline.abort()
+            if self.recorder is not None:
+                with suppress(Exception):  # what went wrong first is what counts
+                    self.recorder.flush()
             raise
         finally:
             if self.recorder is not None:
@@ -206,21 +211,24 @@ class _Run:
         if recorder is not None:
             recorder.progress.begin_epoch(epoch, pipeline.batch)
         self.clock.begin_epoch()
+        self.meter.begin_epoch()
         flushed = time.perf_counter()
         for report in pipeline.train(self.loaders.train if self.loaders else ()):
             if recorder is not None:
                 recorder.add(self.clock.now(), report)
                 if time.perf_counter() - flushed >= SECONDS_BETWEEN_FLUSHES:
-                    recorder.flush()
+                    recorder.flush(self.meter.live())
                     flushed = time.perf_counter()
             if pipeline.mesh.is_first:
                 self._checkpoint_if_due()
         seconds = self.clock.end_epoch()
+        self.meter.end_epoch(epoch)
         scores = None
         if self.facts.valid_images:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
-            recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores)
+            usage = self.meter.collect(epoch)
+            recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores, usage)
         if pipeline.mesh.is_first and (self.config.checkpoint_every is None or self.stop.received):
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
         if pipeline.mesh.is_first and self.stop.received and epoch < self.config.epochs:
