@@ -17,8 +17,8 @@ EACH_FILE = pytest.mark.parametrize(
 
 LAYERS = [
     {"errors"},
-    {"chain", "message", "observations", "randomness", "rows", "state", "timeline"},
-    {"functional", "row_losses"},
+    {"chain", "message", "randomness", "rows", "state", "timeline"},
+    {"functional", "observations", "row_losses"},
     {"finite", "heads", "objectives"},
     {"association", "auxiliary", "similarity"},
     {"methods"},

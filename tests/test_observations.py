@@ -1,4 +1,5 @@
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from scpl.functional import supervised_contrastive_loss
 from scpl.observations import observe_accuracy, observe_contrast
 
 
-def observed_contrastive_loss(rows, target, normalization="paper"):
-    loss = supervised_contrastive_loss(rows, target, normalization=normalization)
-    return loss, observe_contrast(loss, rows, target, normalization)
+def observed_contrastive_loss(rows, target, normalization="paper", **options):
+    loss = supervised_contrastive_loss(rows, target, normalization=normalization, **options)
+    return loss, observe_contrast(rows, target, normalization=normalization, **options)
 
 
 @pytest.mark.parametrize("normalization", ["paper", "supcon"])
@@ -33,12 +34,25 @@ def test_positives_are_counted_and_anchors_without_any():
     assert observed["without_positives"].item() == pytest.approx(1 / 6)
 
 
+@pytest.mark.parametrize("normalization", ["paper", "supcon"])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_chance_is_the_mean_loss_over_all_ways_to_deal_out_the_classes(normalization, standardise):
+    options = {"normalization": normalization, "standardise": standardise, "temperature": 0.3}
+    rows = torch.randn(6, 4, dtype=torch.float64)
+    target = torch.tensor([0, 0, 0, 1, 1, 2])
+    loss, observed = observed_contrastive_loss(rows, target, **options)
+    dealt = [
+        supervised_contrastive_loss(rows, target[list(order)], **options)
+        for order in permutations(range(6))
+    ]
+    expected = loss - torch.stack(dealt).mean()
+    torch.testing.assert_close(observed["above_chance"], expected)
+
+
 def test_separated_classes_are_far_below_chance_and_spread_out():
-    rows = torch.eye(4).repeat(8, 1)
-    loss, observed = observed_contrastive_loss(rows, torch.arange(32) % 4, normalization="supcon")
-    assert torch.equal(loss, supervised_contrastive_loss(rows, torch.arange(32) % 4,
-                                                         normalization="supcon"))  # fmt: skip
-    assert observed["above_chance"].item() == pytest.approx(math.log(7) - math.log(31), abs=0.01)
+    rows, target = torch.eye(4).repeat(8, 1), torch.arange(32) % 4
+    _, observed = observed_contrastive_loss(rows, target, "supcon")
+    assert observed["above_chance"].item() == pytest.approx(10 * (7 / 31 - 1))
     assert observed["spread"].item() == pytest.approx(math.sqrt(1 - 1 / 4))
 
 

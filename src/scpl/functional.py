@@ -15,8 +15,6 @@ __all__ = ["supervised_contrastive_loss"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
-_TOO_EQUAL = 1e-5  # added to variances, as by batch norm
-
 
 def supervised_contrastive_loss(
     projections: Tensor,
@@ -74,7 +72,7 @@ def supervised_contrastive_loss(
     """
     _check(projections, target, temperature, normalization)
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = unit_rows(_standardised(projections) if standardise else projections)
+        unit_ND = unit_rows(standardised(projections) if standardise else projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
         positive_NN = (target[:, None] == target).fill_diagonal_(False)
         num_positives_N = positive_NN.sum(dim=1)
@@ -86,12 +84,6 @@ def supervised_contrastive_loss(
             return (loss_N / (num_positives_N + 1)).mean()
         num_anchors = (num_positives_N > 0).sum().clamp(min=1)
         return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
-
-
-def _standardised(rows_ND: Tensor) -> Tensor:
-    """Give every column mean 0 and deviation 1; constant columns become 0."""
-    variance_D, mean_D = torch.var_mean(rows_ND := precise(rows_ND), dim=0, correction=0)
-    return (rows_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
 
 
 def _check(projections: Tensor, target: Tensor, temperature: float, normalization: str) -> None:

@@ -132,15 +132,13 @@ class Contrastive(Objective):
 
     def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of projections ``[N, D]``, and observe it."""
-        loss = supervised_contrastive_loss(
-            projections,
-            target,
-            temperature=self.temperature,
-            normalization=self.normalization,
-            standardise=self.standardise,
-        )
-        self.observed = observe_contrast(loss, projections, target, self.normalization)
-        return loss
+        options = {
+            "temperature": self.temperature,
+            "normalization": self.normalization,
+            "standardise": self.standardise,
+        }
+        self.observed = observe_contrast(projections, target, **options)
+        return supervised_contrastive_loss(projections, target, **options)
 
 
 @final

@@ -1,13 +1,13 @@
-"""What tells why a stage does or does not learn from contrast, beside the loss itself."""
+"""What tells why a stage does or does not learn, beside the loss itself."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from scpl.rows import standardised, unit_rows
 
 __all__ = ["observe_accuracy", "observe_contrast"]
 
@@ -16,50 +16,64 @@ __all__ = ["observe_accuracy", "observe_contrast"]
 
 @torch.no_grad()
 def observe_contrast(
-    loss: Tensor,
     projections: Tensor,
     target: Tensor,
-    normalization: Literal["paper", "supcon"],
+    *,
+    temperature: float = 0.1,
+    normalization: Literal["paper", "supcon"] = "paper",
+    standardise: bool = False,
 ) -> dict[str, Tensor]:
-    r"""Judge a supervised contrastive loss; nothing waits for the device.
+    r"""Observe what a supervised contrastive loss compares; nothing waits for the device.
 
-    If all projections were equal, every anchor with positives would have the loss
-    :math:`|P(a)| / d_a \cdot \log(N - 1)`: the *chance level* of a batch is the mean of that,
+    The *chance level* is the loss that the same projections have on average if classes are dealt
+    out at random, in the same numbers: positives are then as similar to an anchor as all other rows
+    are. With :math:`P(a)`, :math:`d_a` and :math:`s_{ab}` as for the loss, it is the mean of
 
     .. math::
-        \log(N - 1) \cdot \tfrac{1}{N} \sum_a \tfrac{|P(a)|}{|P(a)| + 1}
-        \text{ (paper)}, \qquad \log(N - 1) \text{ (supcon)},
+        \frac{|P(a)|}{d_a} \Big( \log \sum_{c \ne a} e^{s_{ac}}
+        - \frac{1}{N - 1} \sum_{b \ne a} s_{ab} \Big)
 
-    and zero for a batch without a single positive pair.
+    over the same anchors as the loss; for projections that are all equal this is
+    :math:`\log(N - 1)` times the mean of :math:`|P(a)| / d_a`. So the loss minus its chance level
+    says how much more similar an anchor is to its positives than to others.
 
     Args:
-        loss: What `scpl.functional.supervised_contrastive_loss` gave.
         projections: ``[N, D]``, as the head made them.
         target: Class of each row, ``[N]``.
-        normalization: As for the loss.
+        temperature: As for the loss, and so are the other arguments.
+        normalization: Divisor of an anchor's loss.
+        standardise: Whether columns are standardised before rows are compared.
 
     Returns:
         Scalars: ``above_chance`` (loss minus chance level: zero for a stage that knows nothing, the
         more negative the better), ``positives`` (mean number per anchor), ``without_positives``
-        (share of the anchors) and ``spread``, the standard deviation of unit projections relative
-        to :math:`1 / \sqrt D`, which is :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all
-        directions, 0 if they have collapsed to one.
+        (share of the anchors) and ``spread``, the standard deviation of unit projections (before
+        they are standardised) relative to :math:`1 / \sqrt D`, which is
+        :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all directions, 0 if they have
+        collapsed to one.
     """
-    loss = loss.detach()
-    positives_N = (target[:, None] == target).sum(dim=1).to(loss.dtype) - 1
-    without = (positives_N == 0).to(loss.dtype).mean()
-    if normalization == "paper":
-        weight = (positives_N / (positives_N + 1)).mean()
-    else:
-        weight = (without < 1).to(loss.dtype)
-    with torch.autocast(loss.device.type, enabled=False):
-        mean_D = functional.normalize(projections.detach().to(loss.dtype)).mean(dim=0)
-    return {
-        "above_chance": loss - math.log(max(len(target) - 1, 1)) * weight,
-        "positives": positives_N.mean(),
-        "without_positives": without,
-        "spread": (1 - mean_D.square().sum()).clamp(min=0).sqrt(),
-    }
+    with torch.autocast(projections.device.type, enabled=False):
+        unit_ND = unit_rows(standardised(projections) if standardise else projections)
+        same_NN = (target[:, None] == target).to(unit_ND.dtype)
+        positives_N = same_NN.sum(dim=1) - 1
+        itself_N = unit_ND.square().sum(dim=1)
+        positive_N = ((same_NN @ unit_ND) * unit_ND).sum(dim=1) - itself_N  # sums of z_a z_b
+        other_N = unit_ND @ unit_ND.sum(dim=0) - itself_N
+        chance_N = other_N * positives_N / max(len(target) - 1, 1)
+        excess_N = (chance_N - positive_N) / temperature
+        without = (positives_N == 0).to(unit_ND.dtype).mean()
+        if normalization == "paper":
+            above = (excess_N / (positives_N + 1)).mean()
+        else:
+            anchors = (positives_N > 0).sum().clamp(min=1)
+            above = (excess_N / positives_N.clamp(min=1)).sum() / anchors
+        mean_D = unit_rows(projections).mean(dim=0) if standardise else unit_ND.mean(dim=0)
+        return {
+            "above_chance": above,
+            "positives": positives_N.mean(),
+            "without_positives": without,
+            "spread": (1 - mean_D.square().sum()).clamp(min=0).sqrt(),
+        }
 
 
 @torch.no_grad()

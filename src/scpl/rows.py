@@ -10,16 +10,24 @@ from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["check_projections", "check_target", "describe", "precise", "unit_rows"]
+__all__ = ["check_projections", "check_target", "describe", "precise", "standardised", "unit_rows"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
+_TOO_EQUAL = 1e-5  # added to variances, as by batch norm
 _NO_DIRECTION = 1e-12  # a row whose largest entry is not above this counts as zero
 
 
 def precise(tensor: Tensor) -> Tensor:
     """In at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def standardised(rows_ND: Tensor) -> Tensor:
+    """Give every column mean 0 and deviation 1, in at least float32; constant ones become 0."""
+    rows_ND = precise(rows_ND)
+    variance_D, mean_D = torch.var_mean(rows_ND, dim=0, correction=0)
+    return (rows_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
 
 
 def unit_rows(rows_ND: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ __all__ = ["observation_panels", "observation_words"]
 _SHOWN = {
     "above_chance": (
         "Contrast against chance",
-        "Loss minus its chance level, the loss of projections that are all equal: at zero a stage "
-        "has learned nothing.",
+        "Loss minus its chance level, that of the same projections with classes dealt out at "
+        "random: at zero a stage has learned nothing.",
         "loss minus chance level",
     ),
     "spread": (
