@@ -39,7 +39,7 @@ def test_positives_are_counted_and_anchors_without_any():
 def test_chance_is_the_mean_loss_over_all_ways_to_deal_out_the_classes(normalization, standardise):
     options = {"normalization": normalization, "standardise": standardise, "temperature": 0.3}
     rows = torch.randn(6, 4, dtype=torch.float64)
-    target = torch.tensor([0, 0, 0, 1, 1, 2])
+    target = torch.tensor([0, 0, 1, 1, 2, 2])
     loss, observed = observed_contrastive_loss(rows, target, **options)
     dealt = [
         supervised_contrastive_loss(rows, target[list(order)], **options)

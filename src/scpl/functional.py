@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scpl.errors import InputError, unknown_name
-from scpl.rows import check_projections, check_target, precise, unit_rows
+from scpl.rows import check_projections, check_target, standardised, unit_rows
 
 __all__ = ["supervised_contrastive_loss"]
 

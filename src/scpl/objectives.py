@@ -132,13 +132,20 @@ class Contrastive(Objective):
 
     def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of projections ``[N, D]``, and observe it."""
-        options = {
-            "temperature": self.temperature,
-            "normalization": self.normalization,
-            "standardise": self.standardise,
-        }
-        self.observed = observe_contrast(projections, target, **options)
-        return supervised_contrastive_loss(projections, target, **options)
+        self.observed = observe_contrast(
+            projections,
+            target,
+            temperature=self.temperature,
+            normalization=self.normalization,
+            standardise=self.standardise,
+        )
+        return supervised_contrastive_loss(
+            projections,
+            target,
+            temperature=self.temperature,
+            normalization=self.normalization,
+            standardise=self.standardise,
+        )
 
 
 @final

@@ -25,9 +25,9 @@ def observe_contrast(
 ) -> dict[str, Tensor]:
     r"""Observe what a supervised contrastive loss compares; nothing waits for the device.
 
-    The *chance level* is the loss that the same projections have on average if classes are dealt
-    out at random, in the same numbers: positives are then as similar to an anchor as all other rows
-    are. With :math:`P(a)`, :math:`d_a` and :math:`s_{ab}` as for the loss, it is the mean of
+    The *chance level* is the loss that the same projections have on average if the positives of
+    each anchor are drawn at random, as many as it has: they are then as similar to it as all other
+    rows are. With :math:`P(a)`, :math:`d_a` and :math:`s_{ab}` as for the loss, it is the mean of
 
     .. math::
         \frac{|P(a)|}{d_a} \Big( \log \sum_{c \ne a} e^{s_{ac}}
