@@ -18,9 +18,9 @@ EACH_FILE = pytest.mark.parametrize(
 LAYERS = [
     {"errors"},
     {"chain", "functional", "message", "randomness", "state", "timeline"},
-    {"heads", "objectives"},
+    {"heads", "objectives", "summary"},
     {"methods"},
-    {"balance"},
+    {"balance", "probe"},
     {"partition"},
     {"stage"},
     {"mesh", "source", "watchdog"},
