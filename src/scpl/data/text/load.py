@@ -13,7 +13,8 @@ from torch import Tensor
 from scpl.data.cache import keep, recall
 from scpl.data.text.encoded import Encoded
 from scpl.data.text.files import Files, find_files
-from scpl.data.text.splits import Columns, SplitSettings, Texts, choose_columns, read_splits
+from scpl.data.text.labelled import Columns, Texts, choose_columns
+from scpl.data.text.splits import SplitSettings, read_splits
 from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer
 from scpl.errors import DataError, InputError
 

@@ -1,4 +1,4 @@
-"""From files to labelled texts: columns, classes, and what is held out."""
+"""Labelled texts, divided: what is learnt from, validated on and tested on."""
 
 from __future__ import annotations
 
@@ -11,25 +11,16 @@ from torch import Tensor
 
 from scpl.data.seeding import generator
 from scpl.data.strata import stratified
-from scpl.data.text.cells import label_of, sorted_labels, text_of
+from scpl.data.text.cells import sorted_labels
 from scpl.data.text.faults import Faults
 from scpl.data.text.files import Files
-from scpl.data.text.tables import check_columns, class_names, columns_of, rows_of
+from scpl.data.text.labelled import Columns, Texts, labelled, read_labelled
+from scpl.data.text.tables import class_names
 from scpl.errors import DataError, InputError
 
-__all__ = ["Columns", "SplitSettings", "Splits", "Texts", "choose_columns", "read_splits"]
+__all__ = ["SplitSettings", "Splits", "read_splits"]
 
-_TEXT_NAMES = ("text", "sentence", "content")
-_LABEL_NAME = "label"
 _TEST_SEED = 0  # fixed: the same table must give the same test texts in every run
-
-
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Names of the text columns, which are joined by a space, and of the label column."""
-
-    text: tuple[str, ...]
-    label: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +41,6 @@ class SplitSettings:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Texts:
-    """Texts with their labels, ``int64 [N]``."""
-
-    texts: list[str]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def where(self, chosen: Tensor) -> Texts:
-        """Keep the rows of a mask, ``bool [N]``, in order."""
-        keep = zip(self.texts, chosen.tolist(), strict=True)
-        return Texts([text for text, kept in keep if kept], self.labels[chosen])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
     """A data set of texts, divided; and what the user should know of it."""
 
@@ -74,28 +49,6 @@ class Splits:
     valid: Texts | None
     test: Texts
     notes: tuple[str, ...] = ()
-
-
-def choose_columns(files: Files, text: Sequence[str], label: str | None) -> Columns:
-    """Choose the columns, by default those with the usual names.
-
-    Raises:
-        DataError: There are none of these names; the answer lists the columns.
-        InputError: The label is one of the text columns.
-    """
-    path = files.train[0]
-    known = columns_of(path)
-    if not text:
-        usual = files.known.text if files.known else _TEXT_NAMES
-        text = [next((name for name in usual if name in known), usual[0])]
-    columns = Columns(tuple(text), label or _LABEL_NAME)
-    check_columns(path, known, (*columns.text, columns.label))
-    if columns.label in columns.text:
-        raise InputError(
-            "--label must not be one of the --text columns: the network would read the answer",
-            f"Got {columns.label!r}",
-        )
-    return columns
 
 
 def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Splits:
@@ -109,15 +62,15 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     """
     faults = Faults()
     named = files.known.classes if files.known else class_names(files.train[0], columns.label)
-    train_rows = _read(files.train, columns, named, faults)
+    train_rows = read_labelled(files.train, columns, named, faults)
     classes = named or sorted_labels(train_rows[1])
     _check_classes(classes, len(train_rows[1]), columns.label, files.train[0])
-    train = _labelled(train_rows, classes, files.train)
+    train = labelled(train_rows, classes, files.train)
     valid, test = None, None
     if files.valid:
-        valid = _labelled(_read(files.valid, columns, named, faults), classes, files.valid)
+        valid = labelled(read_labelled(files.valid, columns, named, faults), classes, files.valid)
     if files.test:
-        test = _labelled(_read(files.test, columns, named, faults), classes, files.test)
+        test = labelled(read_labelled(files.test, columns, named, faults), classes, files.test)
     else:
         train, test = _hold_out(train, settings.test_share, _TEST_SEED, "test", "--test-share")
     counts = _counts(files, len(train), len(test))
@@ -133,22 +86,6 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     _check_all_learnt(classes, train)
     notes = (*files.notes, *counts, *faults.notes(), *_shared(train, valid, test))
     return Splits(classes, train, valid, test, (*notes, _balance(classes, train)))
-
-
-def _read(
-    paths: Sequence[Path], columns: Columns, names: Sequence[str] | None, faults: Faults
-) -> tuple[list[str], list[str]]:
-    texts, labels = [], []
-    for path in paths:
-        for number, (*values, value) in rows_of(path, (*columns.text, columns.label), faults):
-            place = f"{path.name} row {number}"
-            label = label_of(value, names, place)
-            if label is None:
-                faults.add("rows without a label left out", place)
-                continue
-            texts.append(text_of(values, columns.text, place))
-            labels.append(label)
-    return texts, labels
 
 
 def _check_classes(classes: Sequence[str], rows: int, label: str, path: Path) -> None:
@@ -169,22 +106,6 @@ def _check_classes(classes: Sequence[str], rows: int, label: str, path: Path) ->
             f"Got {len(classes):,} different values in {rows:,} rows of column {label!r}",
             "Choose another column",
         )
-
-
-def _labelled(
-    rows: tuple[list[str], list[str]], classes: Sequence[str], paths: Sequence[Path]
-) -> Texts:
-    index = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({label for label in rows[1] if label not in index})
-    if unknown:
-        raise DataError(
-            "every label must occur among the training texts",
-            f"Got also {', '.join(map(repr, unknown[:10]))} in {paths[0].name}",
-            f"Known: {', '.join(classes[:20])}. Correct the labels or the training table",
-        )
-    if not rows[0]:
-        raise DataError("a split must hold at least one labelled text", f"Got none in {paths[0]}")
-    return Texts(rows[0], torch.tensor([index[label] for label in rows[1]], dtype=torch.int64))
 
 
 def _hold_out(rows: Texts, share: float, seed: int, purpose: str, flag: str) -> tuple[Texts, Texts]:

@@ -16,10 +16,20 @@ from scpl.data.text.faults import Faults
 from scpl.data.text.lines import LONGEST_LINE, text_lines
 from scpl.errors import DataError, InputError
 
-__all__ = ["SUFFIXES", "class_names", "columns_of", "is_table", "rows_of"]
+__all__ = [
+    "LEFT_OUT",
+    "SUFFIXES",
+    "check_columns",
+    "class_names",
+    "columns_of",
+    "is_table",
+    "rows_of",
+]
 
 BAD_JSON = "lines that are no JSON object left out"
 RAGGED = "rows with another number of cells than the header left out"
+LEFT_OUT = (BAD_JSON, RAGGED)
+"""Faults for which a row is missing, not repaired."""
 
 Row = tuple[int, list[Any]]
 """Number of a row, from 1 without the header, and the values of the wanted columns."""

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scpl.data.seeding import generator
 from scpl.errors import DataError
 
-__all__ = ["WordVectors", "read_vectors"]
+__all__ = ["WordVectors", "read_vectors", "width_of"]
 
 _SPECIAL = 2  # padding and unknown have no vector
 
@@ -32,10 +33,17 @@ class WordVectors:
     numbers: Tensor
     values: Tensor
 
-    @property
-    def width(self) -> int:
-        """Numbers per vector."""
-        return int(self.values.shape[1])
+    def matrix(self, vocab_size: int, seed: int) -> Tensor:
+        """Return the vectors of all words, ``float32 [vocab_size, width]``.
+
+        Words without one get a random one of the same mean size, padding gets zeros.
+        """
+        draws = generator("vectors", seed)
+        filled = torch.randn(vocab_size, self.values.shape[1], generator=draws)
+        filled *= self.values.square().mean().sqrt()
+        filled[self.numbers] = self.values
+        filled[0] = 0.0
+        return filled
 
     def coverage(self, words: Sequence[str], tokens: Tensor) -> str:
         """Say how many words, and how many of the training tokens, have a vector."""
@@ -47,6 +55,24 @@ class WordVectors:
             f"{found:,} of {len(words) - _SPECIAL:,} words have a vector "
             f"({100 * found / total:.1f} %), and {100 * share:.1f} % of the training tokens"
         )
+
+
+def width_of(path: Path) -> int:
+    """Read how many numbers a vector of a file has.
+
+    Raises:
+        DataError: The file is missing or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            width = len(file.readline().split()) - 1
+            if width == 1:  # number of words and width
+                width = len(file.readline().split()) - 1
+    except OSError as error:
+        raise DataError("--vectors must be a readable file", f"Got {path}: {error}") from error
+    if width < 1:
+        raise DataError("a file of word vectors must hold words and their numbers", f"Got {path}")
+    return width
 
 
 def read_vectors(path: Path, words: Sequence[str]) -> WordVectors:
@@ -62,15 +88,13 @@ def read_vectors(path: Path, words: Sequence[str]) -> WordVectors:
     """
     wanted = {word.encode(): number for number, word in enumerate(words) if number >= _SPECIAL}
     found: dict[int, Tensor] = {}
-    width: int | None = None
+    width = width_of(path)
     try:
         with path.open("rb") as file:
             for line_number, line in enumerate(file, start=1):
                 word, _, rest = line.partition(b" ")
-                if line_number == 1 and len(rest.split()) == 1:
+                if line_number == 1 and len(rest.split()) == 1 < width:
                     continue  # number of words and width
-                if width is None:
-                    width = len(rest.split())
                 number = wanted.get(word)
                 # The first one counts. A word with a space in it, as in some files, is none of
                 # ours, though its first part may be.
