@@ -19,7 +19,8 @@ from scpl.run.config import TrainConfig, write_toml
 from scpl.run.folder import RunFolder
 from scpl.run.settings import EvalConfig, ExportConfig, PredictConfig
 from scpl.run.train import train
-from scpl.run.use import evaluate, export, load_network, predict
+from scpl.run.predict import predict
+from scpl.run.use import evaluate, export, load_network
 
 BATCH = 100
 EVAL_KEYS = [

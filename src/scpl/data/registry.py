@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scpl.data import hub
-from scpl.data.catalogue import ANY_FORMATS, FOLDER, KNOWN, Format, Known
+from scpl.data.catalogue import ANY_FORMATS, EMBEDDED, FOLDER, KNOWN, Format, Known
 from scpl.data.digits import load_digits
 from scpl.data.images import ImageData, Parts, channel_stats, resize
 from scpl.data.places import roots
@@ -15,12 +15,10 @@ from scpl.errors import DataError, InputError, unknown_name
 
 __all__ = ["known", "load"]
 
-_EMBEDDED = "digits"
-
 
 def known() -> tuple[str, ...]:
     """Names of the data sets that ``load`` knows."""
-    return (_EMBEDDED, *KNOWN)
+    return (EMBEDDED, *KNOWN)
 
 
 def load(
@@ -52,7 +50,7 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise InputError("the image size must be at least 1 pixel", f"Got {image_size}")
-    if name == _EMBEDDED:
+    if name == EMBEDDED:
         return _resized(load_digits(), image_size)
     if name in KNOWN:
         return _load_known(name, KNOWN[name], data_dir, image_size, download)

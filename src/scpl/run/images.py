@@ -28,6 +28,8 @@ __all__ = ["COLUMNS", "check_fit", "loaders", "pending", "test_loader"]
 COLUMNS: tuple[str, ...] = ("path",)
 """What names an image in the output of `scpl predict`."""
 
+Batch = tuple[list[dict[str, Any]], Tensor]
+
 TEXT_ONLY = ("text", "label", "test_data", "vectors", "hidden", "layers", "dropout", "heads")
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
@@ -40,7 +42,9 @@ def loaders(config: TrainConfig) -> Loaders:
         InputError: if a setting is for texts.
     """
     if wrong := given(config, TEXT_ONLY):
-        raise InputError(f"{', '.join(wrong)} must go with a data set of texts", config.data)
+        raise InputError(
+            f"{', '.join(wrong)} must go with a data set of texts", f"Got {config.data}"
+        )
     source = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size)
     train, valid = source.train, None
     if config.limit_train is not None and config.limit_train < len(train):
@@ -111,22 +115,26 @@ def test_loader(
 
 def pending(
     config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
-) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
+) -> Iterator[Batch]:
     """Read the images that are to be classified, batch by batch.
 
     Images that cannot be read are named on stderr; the others go on.
 
-    Yields:
+    Returns:
         What names each image, and the normalised images ``[N, C, H, W]``.
 
     Raises:
-        DataError: before anything, if an input is missing or there is no image; at the end, if
-            images could not be read.
+        DataError: at once, if an input is missing or there is no image; at the end, if images
+            could not be read.
     """
-    inputs, failed = ImageInputs.of(description), 0
     files = _find_images([Path(name) for name in config.inputs])
-    for start in range(0, len(files), config.batch_size):
-        chunk = files[start : start + config.batch_size]
+    return _batches(files, config.batch_size, ImageInputs.of(description))
+
+
+def _batches(files: Sequence[Path], size: int, inputs: ImageInputs) -> Iterator[Batch]:
+    failed = 0
+    for start in range(0, len(files), size):
+        chunk = files[start : start + size]
         paths, images = _read_images(chunk, inputs.image_size, inputs.channels)
         failed += len(chunk) - len(paths)
         if paths:

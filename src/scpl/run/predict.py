@@ -36,11 +36,10 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     kind = kind_named(description)
     columns = _row(dict.fromkeys(kind.COLUMNS, ""), [""] * top, [0.0] * top)
     table = csv.DictWriter(out, list(columns), lineterminator="\n")
-    begun = config.json
-    for names, inputs in kind.pending(config, folder, description):
-        if not begun:
-            table.writeheader()
-            begun = True
+    batches = kind.pending(config, folder, description)
+    if not config.json:
+        table.writeheader()
+    for names, inputs in batches:
         best = compute_logits(network, inputs, device, trained.precision).softmax(1).topk(top)
         chances, indices = best.values.tolist(), best.indices.tolist()
         for number, name in enumerate(names):
@@ -51,8 +50,6 @@ def predict(config: PredictConfig, out: TextIO) -> None:
             else:
                 table.writerow(row)
         out.flush()
-    if not begun:
-        table.writeheader()  # a table without rows
 
 
 def _row(

@@ -25,6 +25,8 @@ __all__ = ["COLUMNS", "loaders", "pending", "test_loader"]
 COLUMNS: tuple[str, ...] = ("source", "row")
 """What names a text in the output of `scpl predict`."""
 
+Batch = tuple[list[dict[str, Any]], Tensor]
+
 TOKENIZER = "tokenizer.json"
 IMAGE_ONLY = ("image_size", "augmentation", "views")
 _SIZES = {"hidden": "width", "layers": "depth", "dropout": "dropout", "heads": "heads"}
@@ -38,7 +40,9 @@ def loaders(config: TrainConfig) -> Loaders:
         InputError: if a setting is for images, or the network is.
     """
     if wrong := given(config, IMAGE_ONLY):
-        raise InputError(f"{', '.join(wrong)} must go with a data set of images", config.data)
+        raise InputError(
+            f"{', '.join(wrong)} must go with a data set of images", f"Got {config.data}"
+        )
     sizes = _sizes(config)  # before any reading
     source = text.load_text(
         config.data, settings_of(config), data_dir=config.data_dir, test=config.test_data
@@ -152,25 +156,36 @@ def test_loader(
 
 def pending(
     config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
-) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
+) -> Iterator[Batch]:
     """Read the texts that are to be classified, batch by batch, in constant memory.
 
     An input that is a file is a table; any other is a text itself. Rows that cannot be read are
-    named on stderr; the others go on.
+    counted on stderr; the others go on.
 
-    Yields:
+    Returns:
         What names each text, and the tokens ``int64 [N, L]``.
 
     Raises:
-        DataError: before anything, if a file is missing or lacks a column; at the end, if rows
-            could not be read.
+        DataError: at once, if a file is missing or lacks a column; at the end, if rows could not
+            be read.
     """
-    inputs, tokenizer = TextInputs.of(description), _tokenizer(folder)
-    columns = config.text or inputs.text_columns
-    faults = text.Faults()
-    sources = [_source(name, columns) for name in map(str, config.inputs)]
+    columns = config.text or TextInputs.of(description).text_columns
+    sources = [_source(str(name), columns) for name in config.inputs]
+    if not sources:
+        raise InputError("There must be at least one text to classify", "Got none")
+    return _batches(sources, columns, config.batch_size, folder, TextInputs.of(description))
+
+
+def _batches(
+    sources: Sequence[Path | str],
+    columns: Sequence[str],
+    size: int,
+    folder: RunFolder,
+    inputs: TextInputs,
+) -> Iterator[Batch]:
+    tokenizer, faults = _tokenizer(folder), text.Faults()
     found = (each for source in sources for each in _texts(source, columns, faults))
-    while batch := list(islice(found, config.batch_size)):
+    while batch := list(islice(found, size)):
         names = [{"source": source, "row": row} for source, row, _ in batch]
         rows = tokenizer.encode([content for _, _, content in batch], inputs.max_tokens)
         yield names, text.pad(rows)
@@ -180,7 +195,7 @@ def pending(
     if lost:
         raise DataError(
             "Every row must be readable",
-            f"{lost} were not; they are named above",
+            f"{lost} were not, as told above",
             "Correct or remove them; all others were classified",
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scpl.data import hub
+from scpl.data.catalogue import EMBEDDED, KNOWN
 from scpl.data.parquet import check_shards, shards
 from scpl.data.places import roots
 from scpl.data.text.catalogue import TEXT_SETS, TextSet
@@ -47,8 +48,8 @@ class Files:
 
 def is_text(name: str) -> bool:
     """Whether a name is that of a text data set, of a table, or of a folder of tables of texts."""
-    if name in TEXT_SETS:
-        return True
+    if name in TEXT_SETS or name in KNOWN or name == EMBEDDED:
+        return name in TEXT_SETS
     path = Path(name).expanduser()
     if not path.is_dir():
         return is_table(path)
