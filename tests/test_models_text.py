@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from networks import NUM_CLASSES, VOCABULARY, seeded, texts
 from scpl import SCPL, EarlyExit, Pipeline, heads, models, split
@@ -230,11 +231,27 @@ def test_an_lstm_layer_reads_each_text_in_both_directions():
     mask = torch.arange(7) < LENGTHS.clamp(min=1)[:, None]
     output, _ = layer((hidden, mask))
     for row, length in enumerate(LENGTHS.clamp(min=1).tolist()):
-        expected, (final, _) = layer.lstm(hidden[row, :length])
-        torch.testing.assert_close(output[row, :length], expected)
-        assert not output[row, length:].any()
+        text = hidden[row, :length]
+        ahead, (first, _) = layer.ahead(text)
+        back, (second, _) = layer.back(text.flip(0))
+        torch.testing.assert_close(output[row, :length], torch.cat([ahead, back.flip(0)], 1))
+        final = torch.cat([first, second])
         torch.testing.assert_close(final_states(output, mask)[row], final)
         torch.testing.assert_close(layer.summarize((output, mask))[row], final.mean(0))
+
+
+def test_an_lstm_layer_is_torchs_bidirectional_one():
+    ours, theirs = LSTMLayer(4, 3, 0.0, hand_over=False), nn.LSTM(4, 3, bidirectional=True)
+    with torch.no_grad():
+        for lstm, suffix in ((ours.ahead, ""), (ours.back, "_reverse")):
+            for name, parameter in lstm.named_parameters():
+                getattr(theirs, name + suffix).copy_(parameter)
+    hidden, lengths = torch.randn(5, 7, 4), LENGTHS.clamp(min=1)
+    packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
+    expected, _ = pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    mask = torch.arange(7) < lengths[:, None]
+    found, _ = ours((hidden, mask))
+    torch.testing.assert_close(found * mask[..., None], expected)
 
 
 def test_an_lstm_layer_may_begin_where_the_one_before_ended():
@@ -242,11 +259,19 @@ def test_an_lstm_layer_may_begin_where_the_one_before_ended():
     hidden = torch.randn(5, 7, 4)
     mask = torch.arange(7) < LENGTHS.clamp(min=1)[:, None]
     output, _, cell = second(first((hidden, mask)))
+    output[mask].sum().backward()
+    for layer in (first, second):
+        for lstm in (layer.ahead, layer.back):
+            assert not lstm.weight_ih_l0.grad[:, -1].any()  # what holds the cell stays
     for row, length in enumerate(LENGTHS.clamp(min=1).tolist()):
-        middle, states = first.lstm(hidden[row, :length])
-        expected, (_, final) = second.lstm(middle, states)
-        torch.testing.assert_close(output[row, :length], expected)
-        torch.testing.assert_close(cell[row], final)
+        text, states = hidden[row, :length], (None, None)
+        for layer in (first, second):
+            text = F.pad(text, (0, 1))
+            ahead, one = layer.ahead(text, states[0])
+            back, other = layer.back(text.flip(0), states[1])
+            text, states = torch.cat([ahead, back.flip(0)], 1), (one, other)
+        torch.testing.assert_close(output[row, :length], text)
+        torch.testing.assert_close(cell[row], torch.cat([state[1] for state in states]))
 
 
 def test_an_encoder_layer_is_the_one_of_the_formulas():
