@@ -37,7 +37,7 @@ commands:
   train     train a network from flags or a recipe
   compare   train the same network with several methods and compare them
   eval      test a trained run
-  predict   classify images with a trained run
+  predict   classify images or texts with a trained run
   export    write a trained network as safetensors
   recipes   list, show or copy the recipes that come with scpl
   doctor    show versions and devices, and what is wrong
@@ -196,7 +196,7 @@ def _predict(arguments: list[str]) -> int:
     from scpl.run.settings import PredictConfig
 
     config = _parse(PredictConfig, "predict RUN INPUT...", arguments)
-    from scpl.run.use import predict
+    from scpl.run.predict import predict
 
     predict(config, sys.stdout)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from scpl.data import hub
 from scpl.data.catalogue import ANY_FORMATS, FOLDER, KNOWN, Format, Known
 from scpl.data.digits import load_digits
 from scpl.data.images import ImageData, Parts, channel_stats, resize
+from scpl.data.places import roots
+from scpl.data.text.catalogue import TEXT_SETS
 from scpl.errors import DataError, InputError, unknown_name
 
 __all__ = ["known", "load"]
@@ -58,22 +59,25 @@ def load(
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, image_size)
-    advice = "The path of a folder works too: one folder of images per class, or parquet files"
-    raise unknown_name("data set", name, known(), advice)
+    advice = (
+        "A path works too: a folder of images per class, a folder of parquet files, or a table of "
+        "texts (CSV, TSV, JSON lines, parquet)"
+    )
+    raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
 
 
 def _load_known(
     name: str, spec: Known, data_dir: Path | None, image_size: int | None, download: bool
 ) -> ImageData:
     size = image_size or spec.image_size
-    roots = _roots(data_dir)
-    for root in roots:
+    folders = roots(data_dir)
+    for root in folders:
         found = locate(root, name, spec)
         if found is not None:
             return _read_known(name, spec, *found, size)
     advice = _advice(spec)
     if not download:
-        looked = " and ".join(str(root) for root in roots) or "no folder, as none was given"
+        looked = " and ".join(str(root) for root in folders) or "no folder, as none was given"
         raise DataError(
             f"the data set {name} must be on this machine", f"Searched {looked}", advice
         )
@@ -84,13 +88,6 @@ def _load_known(
             f"{spec.repo} must hold train and test parquet files", f"Not so in {snapshot}", advice
         )
     return _read_known(name, spec, *found, size)
-
-
-def _roots(data_dir: Path | None) -> list[Path]:
-    if data_dir is not None and not data_dir.expanduser().is_dir():
-        raise DataError("--data-dir must be an existing folder", f"Got {data_dir}")
-    settings = [data_dir, os.environ.get("SCPL_DATA")]
-    return list(dict.fromkeys(Path(setting).expanduser() for setting in settings if setting))
 
 
 def locate(root: Path, name: str, spec: Known) -> tuple[Path, Format] | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from scpl.models.resnet import Shortcut
 
-__all__ = ["build", "build_text", "known", "known_text", "paper_cuts", "readout"]
+__all__ = ["build", "build_text", "known", "known_text", "paper_cuts", "readout", "text_sizes"]
 
 _READOUT = "classifier"
 
@@ -150,13 +150,22 @@ def build_text(name: str, *, num_classes: int, vocab_size: int, **sizes: Any) ->
     Raises:
         InputError: An unknown name, or a size the network does not have or cannot take.
     """
+    known = text_sizes(name)
+    for size in sizes:
+        if size not in known:
+            raise unknown_name(f"A size of {name!r}", size, known)
+    return _TEXT_MODELS[name].make(num_classes, vocab_size, **sizes)
+
+
+def text_sizes(name: str) -> tuple[str, ...]:
+    """Names of the sizes that :func:`build_text` takes for a network.
+
+    Raises:
+        InputError: An unknown name.
+    """
     if name not in _TEXT_MODELS:
         raise unknown_name("text model", name, _TEXT_MODELS)
-    entry = _TEXT_MODELS[name]
-    for size in sizes:
-        if size not in entry.sizes:
-            raise unknown_name(f"A size of {name!r}", size, entry.sizes)
-    return entry.make(num_classes, vocab_size, **sizes)
+    return _TEXT_MODELS[name].sizes
 
 
 def paper_cuts(name: str) -> tuple[str, ...]:

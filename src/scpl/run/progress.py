@@ -20,16 +20,22 @@ class Progress:
     Args:
         epochs: Epochs of the whole run.
         steps: Steps per epoch.
-        images: Images per epoch.
         log: Takes every line.
         quiet: Print nothing (lines still go to `log`).
+        noun: What is learnt from, in the plural.
     """
 
     def __init__(
-        self, epochs: int, steps: int, images: int, log: Callable[[str], None], *, quiet: bool
+        self,
+        epochs: int,
+        steps: int,
+        log: Callable[[str], None],
+        *,
+        quiet: bool,
+        noun: str = "images",
     ) -> None:
-        self._epochs, self._steps, self._images = epochs, steps, images
-        self._log, self._quiet = log, quiet
+        self._epochs, self._steps = epochs, steps
+        self._log, self._quiet, self._noun = log, quiet, noun
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
         self._valid = ""
@@ -89,7 +95,7 @@ class Progress:
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
             f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}  "
-            f"{row['samples_per_second']:,.0f} images/s  "
+            f"{row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{format_seconds((now - self._first) / max(done, 1) * left)} to go"
         )

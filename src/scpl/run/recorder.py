@@ -35,7 +35,7 @@ class Recorder:
         self._table: list[dict[str, Any]] = []  # finished epochs
         self._board: Any = None
         self.progress = Progress(
-            config.epochs, facts.steps, facts.train_images, folder.append_log, quiet=quiet
+            config.epochs, facts.steps, folder.append_log, quiet=quiet, noun=facts.noun
         )
         if config.tensorboard:
             self._board = _open_board(folder)
