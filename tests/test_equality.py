@@ -213,8 +213,7 @@ def test_training_on_texts_equals_a_loop_written_by_hand(name):
     losses = train(pipeline, batches, EPOCHS)
 
     layers = dict(by_hand.named_children())
-    first = ["positions", "layer1"] if name == "transformer" else ["layer1"]
-    names = [["embedding"], first, ["layer2"], ["layer3", "pool"]]
+    names = [["embedding"], ["layer1"], ["layer2"], ["layer3", "pool"]]
     stages = [
         HandStage([layers[n] for n in group], k, None, by_hand.classifier if k == 3 else None)
         for k, group in enumerate(names)

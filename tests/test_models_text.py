@@ -12,7 +12,7 @@ from scpl import SCPL, EarlyExit, Pipeline, heads, models, split
 from scpl.balance import balanced_cuts
 from scpl.errors import InputError, PartitionError
 from scpl.models.lstm import LSTMLayer, final_states
-from scpl.models.text import Embedding, Positions, masked_mean
+from scpl.models.text import Embedding, masked_mean, sinusoids
 from scpl.models.transformer import EncoderLayer
 
 SMALL = {
@@ -59,7 +59,7 @@ def count(module):
 def test_the_defaults_are_the_papers_sizes():
     transformer = models.build_text("transformer", num_classes=4, vocab_size=10)
     assert list(transformer._modules) == [
-        "embedding", "positions", "layer1", "layer2", "layer3", "pool", "classifier",
+        "embedding", "layer1", "layer2", "layer3", "pool", "classifier",
     ]  # fmt: skip
     assert count(transformer.layer2) == 543_600
     assert transformer.embedding.weight.shape == (10, 300)
@@ -83,11 +83,11 @@ def test_the_papers_cuts_and_balanced_ones_give_four_stages(name):
     model = small(name, depth=3)
     readout = models.readout(kind)
     parts = split(model, models.paper_cuts(kind), readout=readout, example=TOKENS)
-    assert [len(stage) for stage in parts.names] == [1, 2 if kind == "transformer" else 1, 1, 2]
+    assert [len(stage) for stage in parts.names] == [1, 1, 1, 2]
     assert parts.names[0] == ("embedding",)
     width = SMALL[name]["width"]
     assert parts.feature_shapes == ((SMALL[name].get("embedding_size", width),), *[(width,)] * 3)
-    assert balanced_cuts(model, 4, readout, TOKENS) == ["layer1", "layer2", "layer3"]
+    assert balanced_cuts(model, 4, readout, TOKENS) == list(models.paper_cuts(kind))
 
 
 def test_an_lstm_is_balanced_by_its_operations():
@@ -216,13 +216,12 @@ def test_an_embedding_is_a_table_with_a_mask():
 
 @pytest.mark.parametrize("width", [6, 5])
 def test_positions_are_sinusoids(width):
-    hidden, mask = Positions()((torch.zeros(1, 9, width), torch.ones(1, 9, dtype=torch.bool)))
-    assert mask.all()
+    waves = sinusoids(9, width, torch.device("cpu"))
     position = torch.arange(9.0)
     for entry in range(width):
         angle = position / 10_000 ** (2 * (entry // 2) / width)
         wave = angle.cos() if entry % 2 else angle.sin()
-        torch.testing.assert_close(hidden[0, :, entry], wave)
+        torch.testing.assert_close(waves[:, entry], wave)
 
 
 def test_an_lstm_layer_reads_each_text_in_both_directions():
@@ -274,9 +273,11 @@ def test_an_lstm_layer_may_begin_where_the_one_before_ended():
         torch.testing.assert_close(cell[row], torch.cat([state[1] for state in states]))
 
 
-def test_an_encoder_layer_is_the_one_of_the_formulas():
-    layer = EncoderLayer(8, 2, 12, 0.0)
-    hidden, mask = torch.randn(5, 7, 8), MASK | (torch.arange(7) == 0)
+@pytest.mark.parametrize("positions", [False, True])
+def test_an_encoder_layer_is_the_one_of_the_formulas(positions):
+    layer = EncoderLayer(8, 2, 12, 0.0, positions=positions)
+    given, mask = torch.randn(5, 7, 8), MASK | (torch.arange(7) == 0)
+    hidden = given + sinusoids(7, 8, given.device) if positions else given
     normal = layer.norm1(hidden)
     query, key, value = layer.attention.query_key_value(normal).chunk(3, dim=2)
     attended = []
@@ -286,7 +287,7 @@ def test_an_encoder_layer_is_the_one_of_the_formulas():
         attended.append(weights @ value[..., head])
     middle = hidden + layer.attention.output(torch.cat(attended, 2))
     expected = layer.norm3(middle + layer.feed_forward(layer.norm2(middle)))
-    found, same_mask = layer((hidden, mask))
+    found, same_mask = layer((given, mask))
     torch.testing.assert_close(found, expected)
     assert same_mask is mask
     torch.testing.assert_close(layer.summarize((found, mask)), masked_mean(found, mask))
