@@ -90,14 +90,11 @@ _MODELS = {
     "small-cnn": _Entry(_small_cnn, _BLOCKS),
     "mlp": _Entry(_mlp, _LAYERS),
 }
+_TEXT_CUTS = ("layer1", "layer2", "layer3")
 _SIZES = ("depth", "width", "dropout", "vectors")
 _TEXT_MODELS = {
-    "lstm": _TextEntry(
-        _lstm, ("layer1", "layer2", "layer3"), (*_SIZES, "embedding_size", "hand_over")
-    ),
-    "transformer": _TextEntry(
-        _transformer, ("positions", "layer2", "layer3"), (*_SIZES, "heads", "feed_forward")
-    ),
+    "lstm": _TextEntry(_lstm, _TEXT_CUTS, (*_SIZES, "embedding_size", "hand_over")),
+    "transformer": _TextEntry(_transformer, _TEXT_CUTS, (*_SIZES, "heads", "feed_forward")),
 }
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scpl.errors import InputError
 from scpl.models.sizes import check_positive
 
-__all__ = ["PAD", "Embedding", "MaskedMean", "Positions", "TextFeatures", "classifier"]
+__all__ = ["PAD", "Embedding", "MaskedMean", "TextFeatures", "classifier"]
 
 PAD = 0
 """The id of padding; 1 stands for an unknown word, words begin at 2."""
@@ -71,27 +71,6 @@ class Embedding(nn.Embedding):
         return masked_mean(*features)
 
 
-class Positions(nn.Module):
-    """Add to every vector the sinusoids of its position (Vaswani et al. 2017, section 3.5).
-
-    Unlike learned ones they have no longest text.
-    """
-
-    def forward(self, features: TextFeatures) -> TextFeatures:
-        """Add positions to ``features``."""
-        hidden, mask = features
-        length, width = hidden.shape[1:]
-        positions = torch.arange(length, device=hidden.device, dtype=torch.float32)
-        steps = torch.arange(0, width, 2, device=hidden.device, dtype=torch.float32)
-        angles = positions[:, None] * torch.exp(steps * (-math.log(10_000.0) / width))
-        waves = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
-        return hidden + waves.to(hidden.dtype), mask
-
-    def summarize(self, features: TextFeatures) -> Tensor:
-        """Average the vectors of a text: ``[N, C]``."""
-        return masked_mean(*features)
-
-
 class MaskedMean(nn.Module):
     """Average the vectors of a text's real tokens: ``(hidden, mask)`` to ``[N, C]``."""
 
@@ -104,6 +83,14 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``hidden [N, L, C]`` over the positions where ``mask [N, L]`` is true: ``[N, C]``."""
     total = hidden.masked_fill(~mask[..., None], 0.0).sum(dim=1)
     return total / mask.sum(dim=1, keepdim=True)
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Waves ``[length, width]`` that tell positions apart (Vaswani et al. 2017, section 3.5)."""
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    steps = torch.arange(0, width, 2, device=device, dtype=torch.float32)
+    angles = positions[:, None] * torch.exp(steps * (-math.log(10_000.0) / width))
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
 
 
 def classifier(width: int, num_classes: int) -> nn.Sequential:

@@ -11,11 +11,11 @@ from scpl.errors import InputError
 from scpl.models.text import (
     Embedding,
     MaskedMean,
-    Positions,
     TextFeatures,
     check_text_sizes,
     classifier,
     masked_mean,
+    sinusoids,
 )
 
 __all__ = ["Transformer"]
@@ -24,8 +24,7 @@ __all__ = ["Transformer"]
 class Transformer(nn.Sequential):
     """Token embedding, ``depth`` encoder layers, and a classifier on the mean of a text's tokens.
 
-    Children: ``embedding``, ``positions``, ``layer1`` to ``layer<depth>``, ``pool``,
-    ``classifier``.
+    Children: ``embedding``, ``layer1`` to ``layer<depth>``, ``pool``, ``classifier``.
 
     Args:
         num_classes: Number of logits.
@@ -68,9 +67,10 @@ class Transformer(nn.Sequential):
             )
         children: OrderedDict[str, nn.Module] = OrderedDict()
         children["embedding"] = Embedding(vocab_size, width, vectors)
-        children["positions"] = Positions()
         for number in range(1, depth + 1):
-            children[f"layer{number}"] = EncoderLayer(width, heads, feed_forward, dropout)
+            children[f"layer{number}"] = EncoderLayer(
+                width, heads, feed_forward, dropout, positions=number == 1
+            )
         children["pool"] = MaskedMean()
         children["classifier"] = classifier(width, num_classes)
         super().__init__(children)
@@ -86,10 +86,16 @@ class EncoderLayer(nn.Module):
         heads: Attention heads.
         feed_forward: Width of the hidden layer.
         dropout: Share of entries that are dropped while training.
+        positions: Add sinusoids of the positions to the input, as the first layer must. (Not the
+            embedding: the mean of its vectors is what its own stage learns from. And not learned
+            ones: those have a longest text.)
     """
 
-    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, feed_forward: int, dropout: float, *, positions: bool
+    ) -> None:
         super().__init__()
+        self.positions = positions
         self.norm1 = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout)
         self.norm2 = nn.LayerNorm(width)
@@ -108,6 +114,9 @@ class EncoderLayer(nn.Module):
     def forward(self, features: TextFeatures) -> TextFeatures:
         """Let the tokens of each text see each other."""
         hidden, mask = features
+        if self.positions:
+            _, length, width = hidden.shape
+            hidden = hidden + sinusoids(length, width, hidden.device).to(hidden.dtype)
         hidden = hidden + self.dropout(self.attention(self.norm1(hidden), mask))
         hidden = hidden + self.dropout(self.feed_forward(self.norm2(hidden)))
         return self.norm3(hidden), mask

@@ -77,7 +77,7 @@ def build_partition(
     readout = models.readout(config.model)
     if config.cuts:
         return split(model, before=config.cuts, readout=readout, example=example)
-    if config.stages == 4:
+    if config.stages == 4 and config.layers is None:
         return split(
             model, before=models.paper_cuts(config.model), readout=readout, example=example
         )
