@@ -58,8 +58,8 @@ def load(
     if path.is_dir():
         return _load_folder(path, image_size)
     advice = (
-        "A path works too: a folder of images per class, a folder of parquet files, or a table of "
-        "texts (CSV, TSV, JSON lines, parquet)"
+        "The path of a folder works too: one folder of images per class, or parquet files; or that "
+        "of a table of texts (CSV, TSV, JSON lines, parquet)"
     )
     raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
 
