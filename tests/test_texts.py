@@ -69,7 +69,7 @@ class TestTrain:
         assert (about["text_columns"], about["sizes"]) == (["subject", "body"], {"width": 16})
         assert run.read_json(run.summary)["test_accuracy"] > 0.9
         log = run.log.read_text()
-        assert "classes in train: hardware 58, software 57" in log
+        assert "classes in train: software 58, hardware 57" in log
         assert "texts to train" in log
         assert "texts/s" in log
 
