@@ -74,6 +74,8 @@ class TrainConfig:
     """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
     heads: int | None = None
     """transformer: attention heads, which share the width equally; default: 6."""
+    hand_over: bool = False
+    """lstm: begin each layer in the final state of the one before, as the paper does."""
     stages: int = 4
     """How many stages the network is cut into."""
     cuts: tuple[str, ...] = ()

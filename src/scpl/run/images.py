@@ -30,7 +30,8 @@ COLUMNS: tuple[str, ...] = ("path",)
 
 Batch = tuple[list[dict[str, Any]], Tensor]
 
-TEXT_ONLY = ("text", "label", "test_data", "vectors", "hidden", "layers", "dropout", "heads")
+TEXT_ONLY = ("text", "label", "test_data", "vectors", "hidden", "layers", "dropout", "heads",
+             "hand_over")  # fmt: skip
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
 

@@ -110,6 +110,8 @@ def _sizes(config: TrainConfig) -> dict[str, Any]:
         for name, size in _SIZES.items()
         if getattr(config, name) is not None
     }
+    if config.hand_over:
+        sizes["hand_over"] = True
     if config.vectors is not None:
         if config.tokens == "subwords":
             raise InputError(
