@@ -11,14 +11,27 @@ from scpl.data.digits import load_digits
 from scpl.data.images import ImageData, Parts, channel_stats, resize
 from scpl.data.places import roots
 from scpl.data.text.catalogue import TEXT_SETS
+from scpl.data.text.files import lies_here
 from scpl.errors import DataError, InputError, unknown_name
 
-__all__ = ["known", "load"]
+__all__ = ["is_here", "known", "load"]
 
 
 def known() -> tuple[str, ...]:
     """Names of the data sets that ``load`` knows."""
     return (EMBEDDED, *KNOWN)
+
+
+def is_here(name: str, data_dir: Path | None = None) -> bool:
+    """Whether a known data set lies on this machine; what is not known is for `load` to judge.
+
+    Raises:
+        DataError: ``data_dir`` does not exist.
+    """
+    if name in TEXT_SETS:
+        return lies_here(name, data_dir)
+    spec = KNOWN.get(name)
+    return spec is None or any(locate(root, name, spec) for root in roots(data_dir))
 
 
 def load(
