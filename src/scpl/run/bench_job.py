@@ -78,16 +78,16 @@ def _data(
                 f"Got {loaders.train.num_samples} samples and --batch-size {config.batch_size}",
             )
         control.share("facts", Facts.of(loaders).to_json())
-        batches = _endless(loaders.train)
+        batches = _endless(loaders.train, config.batch_size * config.views)
     return Facts.from_json(control.fetch("facts")), batches
 
 
-def _endless(loader: Loader) -> Iterator[Batch]:
-    """All full mini-batches, epoch after epoch, prepared as in training."""
+def _endless(loader: Loader, full: int) -> Iterator[Batch]:
+    """All full mini-batches, epoch after epoch, prepared as in training; ``full`` is their rows."""
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         for inputs, target in loader:
-            if len(target) == loader.batch_size * loader.views:
+            if len(target) == full:
                 yield inputs, target
 
 
