@@ -1,5 +1,7 @@
 import json
+import re
 import sys
+import time
 
 import pytest
 import torch
@@ -45,6 +47,21 @@ class TestCleaning:
     def test_words_as_the_paper_cuts_them(self):
         assert paper_words("good.<br /><br />Bad/ugly, don't") == ["goodbadugly", "dont"]
         assert paper_words("a &amp; b") == ["a", "amp", "b"]
+
+    @given(text=st.text("<>a \n", max_size=20))
+    def test_tags_are_those_of_the_papers_expression(self, text):
+        assert (
+            paper_words(text) == re.sub("<.*?>", "", text).replace("<", "").replace(">", "").split()
+        )
+
+    @pytest.mark.parametrize("letter", ["<", ">", "&", "'", "<a", "&#", "x", "!", "\u0301"])
+    def test_no_text_takes_long(self, letter):
+        """A bracket that is never closed made a search for tags start a million times."""
+        text = (letter * 1_000_000)[:1_000_000]
+        begun = time.process_time()
+        words(text)
+        paper_words(text)
+        assert time.process_time() - begun < 10
 
     @given(text=ANY_TEXT)
     def test_a_word_is_a_word(self, text):
@@ -131,6 +148,13 @@ class TestSubwords:
         ]:
             whole = " ".join(plain(text).split())
             assert ours.encode([text], 999)[0] == theirs.encode(whole).ids
+
+    def test_a_long_word_takes_no_longer_than_short_ones(self):
+        letters = "".join(chr(97 + (place * place) % 26) for place in range(500_000))
+        begun = time.process_time()
+        ours = Subwords.train([letters, "!" * 500_000, *TEXTS], 600)
+        assert len(ours.encode([letters], 10**6)[0]) > 900
+        assert time.process_time() - begun < 10
 
     def test_forgetting_changes_nothing(self, monkeypatch):
         ours = Subwords.train(TEXTS, 600)

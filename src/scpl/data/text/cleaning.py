@@ -12,7 +12,7 @@ __all__ = ["TAG", "paper_words", "plain", "words"]
 TAG = r"</?[A-Za-z!][^<>]*>"
 
 _TAG = re.compile(TAG)
-_PAPER_TAG = re.compile(r"<.*?>")
+_PAPER_TAG = re.compile(r"<[^>]*>")
 _PAPER_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _APOSTROPHES = "'\u2019\u02bc"
 
@@ -39,9 +39,16 @@ def paper_words(text: str) -> list[str]:
     """Cut a text into words as the paper's code does.
 
     Tags and ASCII punctuation are deleted, and what they separated is joined: ``good.<br>Bad`` is
-    one word.
+    one word. A tag is ``<.*?>``, anything between two brackets of one line.
     """
-    return _PAPER_TAG.sub("", text.lower()).translate(_PAPER_PUNCTUATION).split()
+    lines = (_without_tags(line) for line in text.lower().split("\n"))
+    return "\n".join(lines).translate(_PAPER_PUNCTUATION).split()
+
+
+def _without_tags(line: str) -> str:
+    # Behind the last ">" there is no tag, though a search would try from every "<" there.
+    head, bracket, tail = line.rpartition(">")
+    return _PAPER_TAG.sub("", head + bracket) + tail
 
 
 class _Separators(dict[int, str]):

@@ -13,11 +13,12 @@ from scpl.data.extras import require
 from scpl.data.text.cleaning import TAG, plain
 from scpl.errors import InputError
 
-__all__ = ["Subwords", "library"]
+__all__ = ["Subwords", "library", "pieces_of"]
 
 _SPECIAL = ("<pad>", "<unk>")
 _SMALLEST = 512  # 256 bytes, the special ones, and some merges
 _CHUNK = 4096  # texts that are in work at a time
+_LONGEST_PIECE = 512  # characters without a space; longer ones are cut, for they take too long
 _MOST_REMEMBERED = 64 << 20  # characters
 
 
@@ -60,7 +61,7 @@ class Subwords:
             initial_alphabet=sorted(lib.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        model.train_from_iterator((" ".join(plain(text).split()) for text in texts), trainer)
+        model.train_from_iterator((" ".join(pieces_of(text)) for text in texts), trainer)
         normal = lib.normalizers
         # Our texts are normal already; these are for others who read the file.
         model.normalizer = normal.Sequence(
@@ -93,7 +94,7 @@ class Subwords:
         encoded: list[list[int]] = []
         for start in range(0, len(texts), _CHUNK):
             # Every piece has a token, so there is no need for more pieces than tokens.
-            cut = [plain(text).split()[:max_tokens] for text in texts[start : start + _CHUNK]]
+            cut = [pieces_of(text)[:max_tokens] for text in texts[start : start + _CHUNK]]
             known = self._learn({piece for pieces in cut for piece in pieces})
             for pieces in cut:
                 row: list[int] = []
@@ -115,6 +116,18 @@ class Subwords:
         self._known |= {piece: each.ids for piece, each in zip(new, found, strict=True)}
         self._remembered += sum(map(len, new))
         return self._known
+
+
+def pieces_of(text: str) -> list[str]:
+    """Cut a text at its spaces, and what is long besides."""
+    pieces = plain(text).split()
+    if len(text) <= _LONGEST_PIECE or max(map(len, pieces), default=0) <= _LONGEST_PIECE:
+        return pieces
+    return [
+        piece[start : start + _LONGEST_PIECE]
+        for piece in pieces
+        for start in range(0, len(piece), _LONGEST_PIECE)
+    ]
 
 
 def library() -> Any:
