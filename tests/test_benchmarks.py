@@ -10,14 +10,18 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def results_of(name, *arguments):
+def found_by(name, *arguments):
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name / "main.py"), "--quick", "--json", *arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout)["results"]
+    return json.loads(done.stdout)
+
+
+def results_of(name, *arguments):
+    return found_by(name, *arguments)["results"]
 
 
 @pytest.mark.slow
@@ -35,3 +39,15 @@ def test_a_hand_written_loop_ends_with_the_same_bits_as_the_pipeline():
     clocks = results_of("overhead", "--model", "mlp")["mlp"]
     assert clocks["wall"]["pairs"] == clocks["processor"]["pairs"] == 10
     assert clocks["wall"]["ratio"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_throughput_of_rivals_and_the_same_losses_on_one_and_two_processes():
+    names = ["one", "line", "ddp", "limit"]
+    found = found_by("throughput", "--variants", *names, "--repeats", "1", "--steps", "2")
+    assert found["failures"] == {}
+    assert set(found["variants"]) == set(names)
+    assert found["equal_losses"] == 5  # of the warm and timed steps of `one`
+    one, line = (found["variants"][name]["rates"][0] for name in ("one", "line"))
+    assert found["ratios"]["line/one"]["median"] == line / one
+    assert found["ratios"]["line/ddp"]["target"] == 1.0

@@ -59,7 +59,9 @@ class TestHelp:
     def test_version(self, flag):
         assert scpl(flag).out == f"scpl {__version__}\n"
 
-    @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+    @pytest.mark.parametrize(
+        "arguments", [["--help"], ["train", "--help"], ["bench", "--help"], ["--version"]]
+    )
     def test_torch_is_not_imported_to_answer(self, arguments):
         code = (
             "import sys\nfrom scpl.cli import run\n"
@@ -72,9 +74,12 @@ class TestHelp:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], ["command must be one of: train, compare", "'trian'"]),
+        (["trian"], ["command must be one of: train, ", "'trian'"]),
         (["--data"], ["command must be one of"]),
-        (["train", *TINY, "--data", "digit"], ["must be one of: digits, cifar10", "'digit'"]),
+        (
+            ["train", *TINY, "--data", "digit"],
+            ["must be one of: digits, ag_news, cifar10", "'digit'"],
+        ),
         (["train", *TINY, "--model", "vgg9"], ["must be one of: vgg8, ", "Did you mean 'vgg8'?"]),
         (["train", *TINY, "--method", "scp"], ["must be one of: scpl, ", "Did you mean 'scpl'?"]),
         (["train", *TINY, "--processes", "5"], ["--processes", "5 processes for 4 stages"]),
@@ -86,6 +91,17 @@ class TestHelp:
         (["compare", "--methods", "scpl,scp"], ["--methods must be one of: scpl, ", "'scp'"]),
         (["compare", "--methods", "scpl,scpl"], ["--methods must be different"]),
         (["compare", "--seeds", "0,x"], ["--seeds must be whole numbers", "'x'"]),
+        (["bench", "--methods", "scpl,scp"], ["--methods must be one of: scpl, ", "'scp'"]),
+        (["bench", "--methods", "bp,bp"], ["--methods must be different"]),
+        (["bench", "--repeats", "0"], ["--repeats must be at least 1", "0"]),
+        (["bench", "--steps", "-1"], ["--steps must be at least 1", "-1"]),
+        (["bench", "--resume", "gone"], ["writes nothing", "--resume"]),
+        (["bench", "--dry-run"], ["writes nothing", "--dry-run"]),
+        (["bench", "--model", "vgg9"], ["must be one of: vgg8, ", "Did you mean 'vgg8'?"]),
+        (["bench", "--data", "digit"], ["--data must be one of: digits, ", "'digit'"]),
+        (["bench", "--cuts", "nothing"], ["no layer 'nothing'"]),
+        (["bench", "--processes", "5"], ["--processes", "5 processes for 4 stages"]),
+        (["bench", "gone.toml"], ["must be one of", "'gone.toml'"]),
         (["eval", "gone"], ["config.toml", "gone"]),
         (["export", "gone", "--to", "x"], ["config.toml", "gone"]),
         (["predict", "gone", "x.png"], ["config.toml", "gone"]),

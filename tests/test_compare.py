@@ -4,7 +4,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -122,16 +121,6 @@ def test_a_folder_that_cannot_be_made(here, tmp_path):
     (tmp_path / "all").write_text("mine")
     refused(compare("--methods", "bp"), "must be writable")
     assert (tmp_path / "all").read_text() == "mine"
-
-
-def test_end_to_end_training_stays_on_one_process(here):
-    """It has one stage, and gets the threads that each process of the others has."""
-    config = module.CompareConfig().train
-    several = replace(config, processes=2, spread=(3, 1), threads=1)
-    job = module._job(several, "bp", 0)
-    assert (job.processes, job.spread, job.threads) == (1, (), 1)
-    job = module._job(several, "scpl", 0)
-    assert (job.processes, job.spread, job.threads) == (2, (3, 1), 1)
 
 
 class TestChildren:

@@ -14,6 +14,7 @@ import scpl
 from scpl.cli import COMMANDS
 from scpl.run.config import TrainConfig
 from scpl.run.settings import (
+    BenchConfig,
     CompareConfig,
     DoctorConfig,
     EvalConfig,
@@ -30,6 +31,7 @@ EACH = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 FLAGS = {
     "train": [TrainConfig],
     "compare": [TrainConfig, CompareConfig],
+    "bench": [TrainConfig, BenchConfig],
     "eval": [EvalConfig],
     "predict": [PredictConfig],
     "export": [ExportConfig],

@@ -7,7 +7,6 @@ from torch import nn
 
 from networks import NUM_CLASSES, mlp, rows, seeded_layers
 from scpl import SCPL, Backpropagation, EarlyExit, Method, Pipeline, split
-from scpl.errors import InputError
 from scpl.heads import Linear
 from scpl.methods import METHODS, Site
 from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
@@ -21,6 +20,9 @@ def test_methods_are_known_by_name():
     known = {"scpl": SCPL, "early-exit": EarlyExit, "bp": Backpropagation}
     assert known.items() <= METHODS.items()
     assert [method.cuts_gradients for method in known.values()] == [True, True, False]
+    assert {name for name, method in METHODS.items() if method.layout != "stages"} == {
+        "bp", "bp-wide", "ddp",
+    }  # fmt: skip
 
 
 def test_a_site_knows_whether_it_is_last():
@@ -67,10 +69,9 @@ def test_early_exit_takes_the_users_classifier():
     assert seen == [((6,), NUM_CLASSES)]
 
 
-def test_backpropagation_takes_the_whole_network_only():
+def test_backpropagation_learns_at_the_end_only():
     assert type(Backpropagation(NUM_CLASSES).objective(Site(0, 1, (6,), READOUT))) is CrossEntropy
-    with pytest.raises(InputError, match="Got stage 0 of 2 alone"):
-        Backpropagation(NUM_CLASSES).objective(INNER)
+    assert Backpropagation(NUM_CLASSES).objective(INNER)(torch.zeros(2, 6), None, None) == {}
 
 
 def test_a_method_is_a_value():

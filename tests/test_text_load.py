@@ -217,7 +217,7 @@ class TestTesting:
     def test_labels_that_the_network_does_not_know(self, tmp_path, table):
         data = load(table)
         other = write_table(tmp_path / "other.csv", tickets(30, classes=3))
-        with pytest.raises(DataError, match="hardware, software.*Got 'travel' in other.csv row 3"):
+        with pytest.raises(DataError, match=r"hardware, software.*Got 'travel' in other.csv row 3"):
             load_test(str(other), data.tokenizer, data.classes, data.columns, 8)
 
     def test_a_folder_without_test(self, tmp_path, table):

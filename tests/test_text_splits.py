@@ -63,7 +63,10 @@ class TestFiles:
         assert find_files("imdb").train[0].parent == tmp_path / "plain_text"
         assert asked["repo"] == "stanfordnlp/imdb"
         # The unlabelled part of the set is as large as the rest.
-        assert asked["allow_patterns"] == ["plain_text/train-*.parquet", "plain_text/test-*.parquet"]
+        assert asked["allow_patterns"] == [
+            "plain_text/train-*.parquet",
+            "plain_text/test-*.parquet",
+        ]
 
     def test_without_a_network_the_way_out_is_named(self, tmp_path):
         with pytest.raises(DataError, match=r"download failed.*folder imdb.*SCPL_DATA"):
@@ -122,9 +125,9 @@ class TestFiles:
         assert not is_text(str(tmp_path))
 
     def test_what_is_not_there(self, tmp_path):
-        with pytest.raises(InputError, match="imdb, ag_news, dbpedia_14, sst2.*Got 'imbd'"):
+        with pytest.raises(InputError, match=r"imdb, ag_news, dbpedia_14, sst2.*Got 'imbd'"):
             find_files("imbd")
-        with pytest.raises(InputError, match="imdb.*Got 'imbd'"):
+        with pytest.raises(InputError, match=r"imdb.*Got 'imbd'"):
             load("imbd")
         with pytest.raises(DataError, match="one named train"):
             find_files(str(tmp_path))
@@ -231,7 +234,7 @@ class TestSplits:
     def test_a_class_that_is_only_tested_is_refused(self, tmp_path):
         write_table(tmp_path / "train.csv", tickets(60))
         write_table(tmp_path / "test.csv", tickets(60, classes=3))
-        with pytest.raises(DataError, match="hardware, software. Got also 'travel' in test.csv"):
+        with pytest.raises(DataError, match=r"hardware, software. Got also 'travel' in test.csv"):
             split(tmp_path)
 
     def test_a_class_whose_texts_are_all_empty_is_refused(self, tmp_path):
@@ -243,7 +246,7 @@ class TestSplits:
 
     def test_shares_and_limits_must_leave_something(self, tmp_path):
         path = table(tmp_path, tickets(6))
-        with pytest.raises(DataError, match="--test-share 0.9 of 6"):
+        with pytest.raises(DataError, match=r"--test-share 0.9 of 6"):
             split(path, test_share=0.9)
         with pytest.raises(DataError, match="--validation"):
             split(path, validation=0.01)

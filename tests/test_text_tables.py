@@ -180,7 +180,7 @@ def test_texts_are_joined_without_missing_cells():
     columns = ["a", "b", "c", "d"]
     assert text_of(["x", None, 3, float("nan")], columns, "") == "x 3"
     assert text_of(["", " ", None, ""], columns, "") == ""
-    with pytest.raises(DataError, match="column 'b' must hold text. Got list in t.csv row 3"):
+    with pytest.raises(DataError, match=r"column 'b' must hold text. Got list in t.csv row 3"):
         text_of(["x", ["y"]], ["a", "b"], "t.csv row 3")
 
 

@@ -27,6 +27,7 @@ class Recorder:
         self.sent.append(message)
         self.copies.append([tensor.clone() for tensor in tensors_of(message.features)])
         self.weights.append([p.detach().clone() for p in self.watched])
+        return 8
 
     def close(self):
         pass

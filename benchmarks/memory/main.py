@@ -338,7 +338,7 @@ def stage_table(row: dict[str, Any]) -> Iterator[str]:
 
 
 def environment() -> dict[str, Any]:
-    """Describe hardware and versions; imported late, since this process needs no torch to measure."""
+    """Describe hardware and versions; torch comes late, since measuring does not need it."""
     import torch
 
     from scpl.run.environment import describe_environment

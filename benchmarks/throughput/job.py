@@ -1,35 +1,39 @@
-"""One process of one variant; `team.py` starts it. Says "ready", then answers each "go" on stdin.
+"""One process of one variant; `plan.py` starts it. Says that it is ready, then answers each order.
 
-usage: job.py JOB(JSON) RANK
+usage: job.py JOB(JSON)
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
-from team import Job
+import torch.distributed as dist
+from plan import Job
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 import scpl
 from scpl.assembly import build_stages
-from scpl.errors import Interrupted
+from scpl.errors import InputError, Interrupted
 from scpl.heads import MeanOverPositions
+from scpl.methods import METHODS, MicroBatched
 from scpl.models.vgg import VGG8
+from scpl.run.blocks import Block, serve
+from scpl.run.environment import peak_memory
+from scpl.run.orders import Orders
 from scpl.stage import StageOptions
 
 NUM_CLASSES = 10
 NUM_BATCHES = 16
-MAIN_THREAD = ("forward", "learn", "wait", "snapshot")
+CPU = torch.device("cpu")
 Batch = tuple[Tensor, Tensor]
 
 
@@ -75,15 +79,36 @@ def cut(job: Job, model: nn.Module, example: Tensor) -> scpl.Partition:
 
 
 def method(job: Job) -> scpl.Method:
-    return scpl.SCPL(NUM_CLASSES) if job.method == "scpl" else scpl.EarlyExit(NUM_CLASSES)
+    kind = METHODS[job.method]
+    if issubclass(kind, MicroBatched):
+        return kind(NUM_CLASSES, job.micro_batches)
+    return kind(NUM_CLASSES)
 
 
-# ---- The three kinds of process. ----------------------------------------------------------------
+# ---- The kinds of process. ----------------------------------------------------------------------
 
 
-def bp(job: Job) -> None:
+def bp(job: Job, orders: Orders) -> None:
     """Train end to end, in the loop that everybody writes."""
     model, batches = build(job)
+    orders.answer(ready=True)
+    plain_loop(job, orders, model, batches)
+
+
+def ddp(job: Job, orders: Orders) -> None:
+    """Train replicas in the loop that everybody writes, each on its own share of the batches."""
+    model, batches = build(job)
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if job.batch_size % ranks:
+        raise InputError("ddp needs equal shares", f"Got {job.batch_size} rows for {ranks} ranks")
+    own = [(inputs.chunk(ranks)[rank], target.chunk(ranks)[rank]) for inputs, target in batches]
+    replica = DistributedDataParallel(model)
+    orders.answer(ready=True)
+    plain_loop(job, orders, replica, own)
+
+
+def plain_loop(job: Job, orders: Orders, model: nn.Module, batches: list[Batch]) -> None:
     optimizer = adam(model.parameters())
     model.train()
 
@@ -93,30 +118,27 @@ def bp(job: Job) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    feed = _endless(batches)
-    answer({"ready": True})
-    for _ in orders():
-        for batch in islice(feed, job.warm):
+    feed, block = cycle(batches), Block(job.steps)
+    for _ in orders:
+        for batch in islice(feed, block.warm):
             step(*batch)
         begin = perf_counter()
-        for batch in islice(feed, job.steps):
+        for batch in islice(feed, block.steps):
             step(*batch)
-        answer({"seconds": perf_counter() - begin})
+        seconds = perf_counter() - begin
+        orders.answer(steps=block.size, seconds=seconds, peak_memory_bytes=peak_memory(CPU))
 
 
-def alone(job: Job, rank: int) -> None:
+def alone(job: Job, orders: Orders) -> None:
     """Run only this rank's stages, again and again on what they would receive first."""
     model, batches = build(job)
     parts = cut(job, model, batches[0][0][:2])
-    mesh = scpl.Mesh(rank, job.processes)
-    hosted = mesh.hosted(parts.num_stages)
+    hosted = scpl.Mesh.from_env().hosted(parts.num_stages)
     features, target = batches[0]
     with torch.no_grad():
         for body in parts.bodies[: hosted.start]:
             features = body(features)
-    stages = build_stages(
-        parts, method(job), StageOptions(adam), hosted, seed=0, device=torch.device("cpu")
-    )
+    stages = build_stages(parts, method(job), StageOptions(adam), hosted, seed=0, device=CPU)
 
     def step() -> None:
         received, carry = features, None
@@ -125,118 +147,65 @@ def alone(job: Job, rank: int) -> None:
             stage.learn(target, carry, 1)
             received, carry = output, onward
 
-    answer({"ready": True})
-    for _ in orders():
-        for _ in range(job.warm):
+    orders.answer(ready=True)
+    for _ in orders:
+        for _ in range(Block(job.steps).warm):
             step()
         begin = perf_counter()
         for _ in range(job.steps):
             step()
-        answer({"seconds": perf_counter() - begin})
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        orders.answer(seconds=perf_counter() - begin, peak_memory_bytes=peak_memory(CPU))
+        while not orders.waiting():
             step()  # the others are still being timed
         sys.stdin.readline()
 
 
-def line(job: Job) -> None:
-    """Train with the engine, on all ranks or on one."""
+def engine(job: Job, orders: Orders) -> None:
+    """Train with a pipeline, on all ranks or on one."""
     model, batches = build(job)
-    mesh = scpl.Mesh.from_env()
+    chosen = method(job)
     pipeline = scpl.Pipeline(
         cut(job, model, batches[0][0][:2]),
-        method(job),
+        chosen,
         adam,
-        mesh=mesh,
+        mesh=scpl.Mesh.from_env(),
         depth=job.depth,
         checkpoints=Path(job.folder) if job.checkpoint_every else None,
     )
-    feed = _endless(batches)
-    size = job.warm + job.steps + job.cool
-    try:
-        answer({"ready": True})
-        if mesh.is_first:
-            for _ in orders():
-                block(job, pipeline, list(islice(feed, size)))
-        else:
-            while True:
-                block(job, pipeline, [])
-    except Interrupted:
-        pass  # the first rank has closed the line
-    except Exception as error:
-        pipeline.abort()
-        if pipeline.control.fail(error, f"Rank {mesh.rank}: {error}"):
-            sys.stderr.write(f"rank {mesh.rank}: {error}\n")
-        sys.stderr.flush()
-        os._exit(1)
-    pipeline.close()
-    pipeline.control.close()
+    block = Block.of(job.steps, chosen, pipeline.mesh.num_ranks, job.depth)
+    with orders.reporting(pipeline.control):
+        orders.answer(ready=True, cuts=list(pipeline.parts.cuts))
+        with suppress(Interrupted):  # how the stream ends on other ranks than the first
+            serve(
+                pipeline,
+                orders,
+                cycle(batches),
+                block,
+                after_step=checkpoints(job, pipeline),
+                losses=chosen.cuts_gradients,
+            )
+        pipeline.close()
+        pipeline.control.close()
 
 
-def block(job: Job, pipeline: scpl.Pipeline, batches: list[Batch]) -> None:
-    """Train a block of steps as one epoch of the stream, and say what it took on this rank."""
-    reports = []
-    for index, report in enumerate(pipeline.train(batches)):
-        reports.append(report)
-        timed = index - job.warm
-        every = job.checkpoint_every
-        # In the middle between two ends of a block, so that the writing is timed as well.
-        if batches and every and timed >= 0 and timed % every == every // 2:
+def checkpoints(job: Job, pipeline: scpl.Pipeline) -> Callable[[int], None]:
+    """In the middle between two ends of a block, so that the writing is timed as well."""
+    every = job.checkpoint_every
+
+    def after_step(timed: int) -> None:
+        if pipeline.mesh.is_first and every and timed >= 0 and timed % every == every // 2:
             pipeline.checkpoint()
-    last = pipeline.step - job.cool
-    losses = {}
-    if pipeline.mesh.is_last:
-        losses = {r.step: sum(sum(terms.values()) for terms in r.values()) for r in reports}
-    answer({**_window(pipeline, last - job.steps, last), "losses": losses})
 
-
-def _window(pipeline: scpl.Pipeline, first: int, last: int) -> dict[str, Any]:
-    """Where the time went from the end of one step to the end of another one, on this rank."""
-    events = pipeline.timeline.events()
-    stage = pipeline.stages[-1].index
-    ends = {
-        event["step"]: event["end"]
-        for event in events
-        if event["activity"] == "learn" and event["stage"] == stage
-    }
-    begin, end = ends[first], ends[last]
-    spent: dict[str, float] = {}
-    for event in events:
-        inside = min(event["end"], end) - max(event["begin"], begin)
-        if inside > 0:
-            spent[event["activity"]] = spent.get(event["activity"], 0.0) + inside
-    shares = {name: spent.get(name, 0.0) / (end - begin) for name in (*MAIN_THREAD, "receive")}
-    shares["rest"] = 1.0 - sum(shares[name] for name in MAIN_THREAD)
-    return {"seconds": end - begin, "shares": shares, "cuts": list(pipeline.parts.cuts)}
-
-
-# ---- Talking with the parent. -------------------------------------------------------------------
-
-
-def orders() -> Iterator[str]:
-    """Wait for the next "go"; ends when the parent closes the pipe."""
-    while order := sys.stdin.readline():
-        yield order
-
-
-def answer(value: dict[str, Any]) -> None:
-    print(json.dumps(value), flush=True)
-
-
-def _endless(batches: list[Batch]) -> Iterator[Batch]:
-    while True:
-        yield from batches
+    return after_step
 
 
 def main() -> None:
-    fields = json.loads(sys.argv[1])
-    job, rank = Job(**{**fields, "cuts": tuple(fields["cuts"])}), int(sys.argv[2])
+    orders, job = Orders(), Job.read(sys.argv[1])
     torch.set_num_threads(job.threads)
-    if job.kind == "bp":
-        bp(job)
-    elif job.kind == "alone":
-        alone(job, rank)
-    else:
-        line(job)
+    with orders.reporting():
+        {"bp": bp, "ddp": ddp, "alone": alone, "engine": engine}[job.kind](job, orders)
+    sys.stderr.flush()
+    os._exit(0)  # nobody waits for what the interpreter does at its end
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Samples per second of the line against one process, against more threads, and against its limit.
+"""Samples per second of the line against its rivals, and against its limit.
 
 All variants stay alive and train in turns, block by block. See README.md beside this file.
 """
@@ -10,13 +10,20 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
-from team import Job, Load, Team, Teams, environment, shown, spread
+from plan import Job, team_of, work
+from writing import environment, say, shown, verdict
 
+from scpl.errors import ScplError
+from scpl.report.formats import memory
+from scpl.run.turns import Record, Rival, paired, spread, take_turns
+
+LINES = ("line", "one", "saving")  # the same stages: every loss must be the same
+SWEPT = ("gpipe", "1f1b", "zero-bubble")
 ABOUT = {
     "bp": "bp, 1 process x 1 thread",
     "one": "line, {stages} stages on 1 process x 1 thread",
@@ -24,20 +31,37 @@ ABOUT = {
     "bp-wide": "bp, 1 process x {processes} threads",
     "limit": "its stages alone, {processes} processes, no links",
     "saving": "line on {processes} processes, a checkpoint every {every} steps",
+    "bp-cut": "bp, stages on {processes} processes, one works at a time",
+    "ddp": "bp, {processes} replicas, DistributedDataParallel",
+    "gpipe": "GPipe on {processes} processes, {micro} micro-batches",
+    "1f1b": "1F1B on {processes} processes, {micro} micro-batches",
+    "zero-bubble": "zero bubble on {processes} processes, {micro} micro-batches",
 }
 TARGETS = {
     ("line", "one"): 1.9,
     ("line", "limit"): 0.95,
     ("line", "bp"): 1.75,
+    ("line", "bp-wide"): 1.05,
+    ("line", "gpipe"): 1.3,
+    ("line", "1f1b"): 1.25,
+    ("line", "ddp"): 1.0,
     ("saving", "line"): 0.97,
 }
-PAIRS = [*TARGETS, ("line", "bp-wide"), ("bp-wide", "bp"), ("one", "bp"), ("limit", "one")]
+PAIRS = (
+    *TARGETS,
+    ("line", "zero-bubble"),
+    ("line", "bp-cut"),
+    ("bp-wide", "bp"),
+    ("one", "bp"),
+    ("limit", "one"),
+)
 CHECKPOINT_EVERY = 10
+ACTIVITIES = ("forward", "learn", "backward", "update", "wait", "snapshot", "rest", "receive")
 
 
 def variants(arguments: argparse.Namespace, folder: str) -> dict[str, Job]:
+    """Every variant by name; those that slice mini-batches once for each number of slices."""
     base = Job(
-        "line",
         work=arguments.work,
         method=arguments.method,
         stages=arguments.stages,
@@ -47,124 +71,130 @@ def variants(arguments: argparse.Namespace, folder: str) -> dict[str, Job]:
         steps=arguments.steps,
         quick=arguments.quick,
     )
-    # What fits into the line: the first rank may be that far ahead of the last one.
-    margin = (arguments.processes - 1) * (arguments.depth + 1)
-    line = replace(base, processes=arguments.processes, warm=max(1, margin), cool=margin)
+    line = replace(base, processes=arguments.processes)
     every = min(CHECKPOINT_EVERY, arguments.steps)
-    return {
+    jobs = {
         "bp": replace(base, kind="bp"),
         "one": base,
         "line": line,
         "bp-wide": replace(base, kind="bp", threads=arguments.processes),
-        "limit": replace(base, kind="alone", processes=arguments.processes),
+        "limit": replace(line, kind="alone"),
         "saving": replace(line, checkpoint_every=every, folder=folder),
+        "bp-cut": replace(line, method="bp-cut"),
+        "ddp": replace(line, kind="ddp"),
+    }
+    jobs |= {
+        f"{name}/{micro}": replace(line, method=name, micro_batches=micro)
+        for name in SWEPT
+        for micro in arguments.micro_batches
+    }
+    return {name: job for name, job in jobs.items() if family(name) in arguments.variants}
+
+
+def family(name: str) -> str:
+    """The variant without its number of micro-batches."""
+    return name.partition("/")[0]
+
+
+def rival(name: str, job: Job) -> Rival:
+    """A variant, as those that take turns see it."""
+    return Rival(name, lambda: team_of(name, job), lambda team: work(team, job))
+
+
+def summary(jobs: Mapping[str, Job], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Everything that was found, in JSON values."""
+    best = best_of_families(records)
+    ratios = {}
+    for pair in PAIRS:
+        if all(name in best for name in pair):
+            above, below = (records[best[name]].rates for name in pair)
+            ratio = spread(paired(above, below))
+            ratios["/".join(pair)] = {**ratio, "target": TARGETS.get(pair), "below": best[pair[1]]}
+    return {
+        "variants": {name: describe(name, jobs[name], record) for name, record in records.items()},
+        "ratios": ratios,
+        "equal_losses": compared_losses(records),
     }
 
 
-def measure(jobs: dict[str, Job], repeats: int) -> dict[str, dict[str, Any]]:
-    """Let the variants take turns; forth and back, so that a steady drift cancels out."""
-    results: dict[str, dict[str, Any]] = {
-        name: {"rates": [], "others": [], "steal": [], "shares": [], "losses": {}} for name in jobs
-    }
-    with Teams() as teams:
-        for name, job in jobs.items():
-            print(f"starting {name}", file=sys.stderr)
-            teams.start(name, Team(job))
-        for repeat in range(repeats):
-            for name in list(jobs) if repeat % 2 == 0 else list(reversed(jobs)):
-                team, result = teams.of[name], results[name]
-                load = Load(team)
-                answers = team.train_block()
-                for key, cores in load.cores().items():
-                    result[key].append(cores)
-                # The last rank's clock; without links it is the slowest process that counts.
-                slowest = max(a["seconds"] for a in answers)
-                seconds = slowest if team.job.kind == "alone" else answers[-1]["seconds"]
-                result["rates"].append(team.job.steps * team.job.batch_size / seconds)
-                result["seconds"] = [answer["seconds"] / team.job.steps for answer in answers]
-                if team.job.kind == "line":
-                    result["shares"].append([answer["shares"] for answer in answers])
-                    result["losses"].update(answers[-1]["losses"])
-                    result["cuts"] = answers[-1]["cuts"]
-            print(_progress(repeat, results), file=sys.stderr)
-    _check_same_numbers(results)
-    return results
+def best_of_families(records: Mapping[str, Record]) -> dict[str, str]:
+    """For a method that slices mini-batches the best number of slices: it is what one would use."""
+    best: dict[str, str] = {}
+    for name in sorted(records, key=lambda name: -median(records[name].rates)):
+        best.setdefault(family(name), name)
+    return best
 
 
-def _progress(repeat: int, results: dict[str, dict[str, Any]]) -> str:
-    rates = ", ".join(f"{name} {result['rates'][-1]:.1f}" for name, result in results.items())
-    others = ", ".join(f"{result['others'][-1]:.2f}" for result in results.values())
-    return f"{time.strftime('%H:%M:%S')} repeat {repeat + 1}: {rates}; other cores: {others}"
+def compared_losses(records: Mapping[str, Record]) -> int:
+    """One process or several: every loss must be the same, to the last bit.
 
-
-def _check_same_numbers(results: dict[str, dict[str, Any]]) -> None:
-    """One process or several: every loss must be the same, to the last bit."""
-    first, *others = [r["losses"] for r in results.values() if r["losses"]] or [{}]
+    Returns:
+        On how many steps that was checked.
+    """
+    found = []
+    for name in LINES:
+        answers = records[name].answers if name in records else []
+        losses = {step: loss for block in answers for step, loss in block[-1]["losses"].items()}
+        found += [losses] if losses else []
+    if len(found) < 2:
+        return 0
+    first, *others = found
     for other in others:
         for step in first.keys() & other.keys():
             if first[step] != other[step]:
                 raise SystemExit(f"step {step}: losses {first[step]} and {other[step]} differ")
+    return len(set(first).intersection(*others))
 
 
-def summary(jobs: dict[str, Job], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {"variants": {}, "ratios": {}}
-    for name, result in results.items():
-        job = jobs[name]
-        about = ABOUT[name].format(
-            stages=job.stages, processes=max(job.processes, job.threads), every=job.checkpoint_every
-        )
-        found["variants"][name] = {
-            "about": about,
-            "samples_per_second": spread(result["rates"]),
-            "rates": result["rates"],
-            "others": spread(result["others"]),
-            "steal": spread(result["steal"]),
-            "shares": _mean_shares(result["shares"]),
-            "cuts": result.get("cuts"),
-            "last_step_seconds": result["seconds"],
-        }
-    for pair in PAIRS:
-        if pair[0] in results and pair[1] in results:
-            above, below = (results[name]["rates"] for name in pair)
-            ratios = spread([a / b for a, b in zip(above, below, strict=True)])
-            target = TARGETS.get(pair)
-            found["ratios"]["/".join(pair)] = {**ratios, "target": target}
-    compared = [set(r["losses"]) for r in results.values() if r["losses"]]
-    found["equal_losses"] = len(set.intersection(*compared)) if compared else 0
-    return found
-
-
-def _mean_shares(blocks: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """For every rank, the mean over blocks of the share of time of each activity."""
-    ranks = zip(*blocks, strict=True)
-    return [
-        {name: sum(block[name] for block in rank) / len(rank) for name in rank[0]} for rank in ranks
-    ]
+def describe(name: str, job: Job, record: Record) -> dict[str, Any]:
+    """One variant in JSON values."""
+    last = record.answers[-1]
+    loads = {
+        key: spread([load[key] for load in record.loads]) if record.loads else None
+        for key in ("others", "steal")
+    }
+    return {
+        "about": ABOUT[family(name)].format(
+            stages=job.stages,
+            processes=max(job.processes, job.threads),
+            every=job.checkpoint_every,
+            micro=job.micro_batches,
+        ),
+        "samples_per_second": spread(record.rates),
+        "rates": record.rates,
+        **loads,
+        "shares": record.mean_shares() if job.kind == "engine" else [],
+        "cuts": record.ready[-1].get("cuts"),
+        "last_step_seconds": [answer["seconds"] / job.steps for answer in last],
+        "peak_memory_bytes": [answer["peak_memory_bytes"] for answer in last],
+    }
 
 
 def tables(found: dict[str, Any]) -> Iterator[str]:
-    yield "| variant | samples/s: median (min .. max) | other load, cores: median (min .. max) |"
-    yield "|---|---:|---:|"
+    """Lines of Markdown."""
+    yield "| variant | samples/s: median (min .. max) | memory per process | other load, cores |"
+    yield "|---|---:|---:|---:|"
     for row in found["variants"].values():
         rate, others = shown(row["samples_per_second"], 1), shown(row["others"], 2)
-        yield f"| {row['about']} | {rate} | {others} |"
+        peak = ", ".join(map(memory, row["peak_memory_bytes"]))
+        yield f"| {row['about']} | {rate} | {peak} | {others} |"
     yield ""
     yield "| ratio, paired | median (min .. max) | target | |"
     yield "|---|---:|---:|---|"
     for name, row in found["ratios"].items():
-        target = row["target"]
-        verdict = "" if target is None else "met" if row["median"] >= target else "missed"
-        yield f"| {name} | {shown(row)} | {target or ''} | {verdict} |"
+        sliced = f" ({row['below']})" if "/" in row["below"] else ""
+        yield f"| {name}{sliced} | {shown(row)} | {row['target'] or ''} | {verdict(row)} |"
     yield ""
-    yield "| where the time goes | forward | learn | wait | snapshot | rest | receive (thread) |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    yield f"| where the time goes | {' | '.join(ACTIVITIES)} (thread) |"
+    yield f"|---|{'---:|' * len(ACTIVITIES)}"
     for name, row in found["variants"].items():
         for rank, shares in enumerate(row["shares"]):
-            keys = ("forward", "learn", "wait", "snapshot", "rest", "receive")
-            cells = " | ".join(f"{100 * shares[key]:.1f} %" for key in keys)
+            cells = " | ".join(f"{100 * shares[key]:.1f} %" for key in ACTIVITIES)
             yield f"| {name}, rank {rank} | {cells} |"
     yield ""
     yield f"Losses compared bit for bit on {found['equal_losses']} steps: equal."
+    for name, reason in found["failures"].items():
+        yield f"{name} cannot run: {reason}"
 
 
 def main() -> None:
@@ -176,6 +206,7 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", default=[], help="first layer of each later stage")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a block")
     parser.add_argument("--repeats", type=int, default=9, help="blocks of each variant")
     parser.add_argument("--variants", nargs="+", choices=list(ABOUT), default=list(ABOUT))
@@ -185,10 +216,15 @@ def main() -> None:
     load = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="scpl-throughput-") as folder:
         jobs = variants(arguments, folder)
-        jobs = {name: job for name, job in jobs.items() if name in arguments.variants}
-        found = summary(jobs, measure(jobs, arguments.repeats))
+        rivals = {name: rival(name, job) for name, job in jobs.items()}
+        try:
+            records, failures = take_turns(rivals, arguments.repeats, say)
+        except ScplError as error:
+            raise SystemExit(str(error)) from None
+    found = {**summary(jobs, records), "failures": failures}
     found |= {"environment": environment(), "load_before": load, "arguments": vars(arguments)}
     print(json.dumps(found) if arguments.json else "\n".join(tables(found)))
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

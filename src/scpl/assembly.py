@@ -2,18 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
+from scpl.baselines.replicated import ReplicatedWorker
+from scpl.baselines.scheduled import ScheduledWorker
+from scpl.control import Control
 from scpl.errors import InputError
+from scpl.link import Outbox
+from scpl.mesh import Mesh
+from scpl.methods import MicroBatched
 from scpl.methods.base import Method, Site
 from scpl.objectives import Objective
 from scpl.partition import Partition
 from scpl.randomness import RandomState, derive_seed
 from scpl.stage import Stage, StageOptions
+from scpl.timeline import Timeline
+from scpl.worker import CheckpointHook, Worker
 
-__all__ = ["build_stages"]
+__all__ = ["assign", "build_stages", "build_worker"]
+
+
+def assign(method: Method, mesh: Mesh, num_stages: int) -> tuple[range, list[int]]:
+    """Decide who holds what.
+
+    Returns:
+        The stages that this rank holds, and for each stage the rank that saves and exports it.
+
+    Raises:
+        InputError: if the method cannot train on these ranks.
+    """
+    if method.layout == "one" and mesh.num_ranks > 1:
+        raise InputError(
+            f"{method.name} trains on one process",
+            f"Got {mesh.num_ranks}",
+            "Start one process, or use bp-cut, gpipe, 1f1b or ddp",
+        )
+    if method.layout != "one" and not method.cuts_gradients and mesh.num_ranks == 1:
+        raise InputError(
+            f"{method.name} needs at least two processes",
+            "Got one",
+            "Start it with --processes 2 or torchrun, or use bp",
+        )
+    if method.layout == "replicas":
+        return range(num_stages), [0] * num_stages
+    return mesh.hosted(num_stages), mesh.owners(num_stages)
+
+
+def build_worker(
+    method: Method,
+    stages: Sequence[Stage],
+    outbox: Outbox,
+    on_checkpoint: CheckpointHook,
+    timeline: Timeline,
+    *,
+    control: Control,
+    options: StageOptions,
+    seed: int,
+) -> Worker:
+    """Build what trains a rank's stages.
+
+    Args:
+        method: Decides how gradients go.
+        stages: Consecutive stages, in order.
+        outbox: Where messages go on.
+        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
+        timeline: Where the worker records what it does when.
+        control: The ranks.
+        options: How stages learn.
+        seed: Seed of what is drawn in training.
+    """
+    if isinstance(method, MicroBatched):
+        return ScheduledWorker(
+            stages,
+            outbox,
+            on_checkpoint,
+            timeline,
+            method=method,
+            control=control,
+            clip_norm=options.clip_norm,
+            precision=options.precision,
+        )
+    if method.layout == "replicas":
+        return ReplicatedWorker(
+            stages,
+            outbox,
+            on_checkpoint,
+            timeline,
+            control=control,
+            seed=seed,
+            clip_norm=options.clip_norm,
+        )
+    return Worker(stages, outbox, on_checkpoint, timeline)
 
 
 def build_stages(

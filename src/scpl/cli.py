@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -23,34 +24,11 @@ from scpl.errors import (
     unknown_name,
 )
 from scpl.run.config import TrainConfig, read_toml
+from scpl.run.overview import BENCH_EXAMPLES, OVERVIEW
 
 __all__ = ["main"]
 
 Config = TypeVar("Config")
-
-OVERVIEW = """\
-Train one network across several devices without a backward pass between them.
-
-usage: scpl COMMAND [OPTIONS]
-
-commands:
-  train     train a network from flags or a recipe
-  compare   train the same network with several methods and compare them
-  eval      test a trained run
-  predict   classify images or texts with a trained run
-  export    write a trained network as safetensors
-  recipes   list, show or copy the recipes that come with scpl
-  doctor    show versions and devices, and what is wrong
-
-examples:
-  scpl train                                    # handwritten digits, within a minute
-  scpl train --data fashion-mnist --data-dir ~/data --epochs 3
-  scpl train recipe.toml --lr 3e-4              # flags override the recipe
-  scpl compare --methods scpl,early-exit,bp
-  scpl train --resume runs/digits-small-cnn-scpl
-
-`scpl COMMAND --help` explains one command.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,13 +132,12 @@ def _train_config(arguments: list[str]) -> TrainConfig:
     """Read `[RECIPE] [FLAGS]`: defaults, then the recipe or resumed run, then the flags."""
     default = TrainConfig()
     resume = _value_of(arguments, "--resume")
-    if arguments and not arguments[0].startswith("-"):
-        from scpl.run.recipes import find_recipe
+    recipe, arguments = _recipe(arguments)
+    if recipe is not None:
         from scpl.run.settings import CompareConfig
 
         # A recipe may also say what `scpl compare` compares; that is not for one run.
-        default = CompareConfig.from_recipe(find_recipe(arguments[0])).train
-        arguments = arguments[1:]
+        default = CompareConfig.from_recipe(recipe).train
     elif resume is not None and (Path(resume) / "config.toml").is_file():
         path = Path(resume) / "config.toml"
         default = TrainConfig.from_dict(read_toml(path), str(path))
@@ -168,18 +145,32 @@ def _train_config(arguments: list[str]) -> TrainConfig:
 
 
 def _compare(arguments: list[str]) -> int:
-    from scpl.run.recipes import find_recipe
     from scpl.run.settings import CompareConfig
 
-    recipe = None
-    if arguments and not arguments[0].startswith("-"):
-        recipe, arguments = find_recipe(arguments[0]), arguments[1:]
+    recipe, arguments = _recipe(arguments)
     default = CompareConfig.from_recipe(recipe)
     config = _parse(CompareConfig, "compare [RECIPE]", arguments, default)
     from scpl.run.compare import compare
 
     result = compare(config)
     _show(result if config.train.json else None, as_json=True)
+    return 1 if result["failures"] else 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from scpl.run.settings import BenchConfig
+
+    recipe, arguments = _recipe(arguments)
+    default = BenchConfig.from_recipe(recipe)
+    config = _parse(BenchConfig, "bench [RECIPE]", arguments, default, BENCH_EXAMPLES)
+    from scpl.report import throughput_table
+    from scpl.run.bench import bench
+
+    result = bench(config)
+    if config.train.json:
+        _show(result, as_json=True)
+    else:
+        sys.stdout.write(throughput_table(result["results"]))
     return 1 if result["failures"] else 0
 
 
@@ -232,6 +223,7 @@ def _doctor(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "compare": _compare,
+    "bench": _bench,
     "eval": _eval,
     "predict": _predict,
     "export": _export,
@@ -241,11 +233,26 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _parse(
-    kind: type[Config], prog: str, arguments: list[str], default: Config | None = None
+    kind: type[Config],
+    prog: str,
+    arguments: list[str],
+    default: Config | None = None,
+    examples: str = "",
 ) -> Config:
     """Turn flags into a configuration; tyro answers --help and bad flags (exit status 2)."""
-    keep = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"scpl {prog}", args=arguments, **keep)  # type: ignore[call-overload,no-any-return]
+    keep: dict[str, Any] = {} if default is None else {"default": default}
+    if examples:
+        keep["description"] = f"{inspect.getdoc(kind)}\n{examples}"
+    return tyro.cli(kind, prog=f"scpl {prog}", args=arguments, **keep)  # type: ignore[no-any-return]
+
+
+def _recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Take the recipe, if one is named, off the arguments."""
+    if not arguments or arguments[0].startswith("-"):
+        return None, arguments
+    from scpl.run.recipes import find_recipe
+
+    return find_recipe(arguments[0]), arguments[1:]
 
 
 def _value_of(arguments: list[str], name: str) -> str | None:

@@ -26,6 +26,9 @@ class Control(Protocol):
     def data(self) -> dist.ProcessGroup:
         """The process group that features use."""
 
+    def new_group(self) -> dist.ProcessGroup:
+        """Make a process group of all ranks for one purpose; all ranks must call it."""
+
     def share(self, key: str, value: Any) -> None:
         """Tell all ranks a JSON value."""
 
@@ -69,6 +72,10 @@ class LocalControl:
     @property
     def data(self) -> dist.ProcessGroup:
         """There are no messages."""
+        raise LinkError("Only several ranks have links", "Got one rank")
+
+    def new_group(self) -> dist.ProcessGroup:
+        """There is nobody to talk to."""
         raise LinkError("Only several ranks have links", "Got one rank")
 
     def share(self, key: str, value: Any) -> None:

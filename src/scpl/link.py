@@ -38,8 +38,12 @@ __all__ = ["EndOfLine", "Outbox", "Receiver", "Sender", "open_links"]
 class Outbox(Protocol):
     """Where a rank's last stage sends what it makes."""
 
-    def send(self, message: Message) -> None:
-        """Send on; returns at once unless `depth` messages are still in flight."""
+    def send(self, message: Message) -> int:
+        """Send on; returns at once unless `depth` messages are still in flight.
+
+        Returns:
+            Bytes sent.
+        """
 
     def close(self) -> None:
         """Wait until everything has left."""
@@ -48,8 +52,9 @@ class Outbox(Protocol):
 class EndOfLine:
     """The outbox of the last rank: there is nobody to send to."""
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message) -> int:
         """Do nothing."""
+        return 0
 
     def close(self) -> None:
         """Do nothing."""
@@ -71,8 +76,11 @@ class Sender:
         # Work and the tensors it reads, oldest first.
         self._in_flight: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message) -> int:
         """Send on; waits while the message before is still on its way (back-pressure).
+
+        Returns:
+            Bytes sent.
 
         Raises:
             LinkError: if the next rank is gone.
@@ -87,6 +95,7 @@ class Sender:
         except RuntimeError as error:
             raise _lost(self._peer, error) from error
         self._in_flight.append((work, buffers))
+        return sum(buffer.nbytes for buffer in buffers)
 
     def close(self) -> None:
         """Wait until everything has left."""

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scpl.assembly import build_stages
-from scpl.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
+from scpl.assembly import assign, build_stages, build_worker
+from scpl.checkpoint import CheckpointWriter
 from scpl.control import Control
 from scpl.errors import DataError, InputError, NonFiniteError
 from scpl.line import Line, Position
@@ -21,11 +21,12 @@ from scpl.message import Kind, Mark, Message
 from scpl.methods.base import Method
 from scpl.partition import Partition
 from scpl.ranks import connect
+from scpl.recovery import recover
 from scpl.scores import Scores
 from scpl.source import Batches, Source, blame_data, pair, remaining
 from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
 from scpl.timeline import Timeline
-from scpl.worker import Report, Worker
+from scpl.worker import Report
 
 __all__ = ["Pipeline"]
 
@@ -84,15 +85,18 @@ class Pipeline:
                 "Build the network for this data set, or pass the right num_classes",
             )
         options = StageOptions(optimizer, scheduler, clip_norm, precision)
-        hosted = self.mesh.hosted(self.parts.num_stages)
+        hosted, self._owners = assign(method, self.mesh, self.parts.num_stages)
         self.stages = build_stages(
             self.parts, method, options, hosted, seed=seed, device=self.device
         )
         self.timeline = Timeline(self.mesh.rank)
         self._source = Source(method.num_classes, self.device)
         inbox, outbox = open_links(self.control, self.timeline, hosted, depth, self.device)
-        worker = Worker(self.stages, outbox, self._write_part, self.timeline)
-        self._line = Line(worker, inbox, outbox)
+        self._worker = build_worker(
+            method, self.stages, outbox, self._write_part, self.timeline,
+            control=self.control, options=options, seed=seed,
+        )  # fmt: skip
+        self._line = Line(self._worker, inbox, outbox)
         self._folder = None if checkpoints is None else Path(checkpoints)
         self._writer = (
             CheckpointWriter(self._folder, self.parts.num_stages, keep) if self._folder else None
@@ -146,7 +150,7 @@ class Pipeline:
             loader: Yields ``(inputs, target)``; read by the first rank only.
         """
         self._infer((pair(batch) for batch in loader), keep=False)
-        return Scores(self._line.worker.evaluation, self.parts.num_stages, self.control)
+        return Scores(self._worker.evaluation, self.parts.num_stages, self.control)
 
     def predict(self, inputs: Any) -> Tensor | None:
         """Compute logits.
@@ -160,7 +164,7 @@ class Pipeline:
         """
         batches = [inputs] if isinstance(inputs, Tensor) else inputs
         self._infer(((batch, None) for batch in batches), keep=True)
-        logits = self._line.worker.counts.logits
+        logits = self._worker.counts.logits
         if self.mesh.is_last and not logits:
             raise DataError("A prediction needs at least one batch", "Got none")
         return torch.cat([part.cpu() for part in logits]) if logits else None
@@ -199,20 +203,10 @@ class Pipeline:
         folder = self._checkpoint_folder()
         if self._writer is not None:
             self._writer.wait()
-        hosted = self.mesh.hosted(self.parts.num_stages)
-        readable = intact_steps(folder, hosted, self.parts.num_stages)
-        agreed = set(readable).intersection(*self.control.exchange("restore", readable))
-        step = max(agreed, default=None) if step is None else step
-        if step is None:
-            return None
-        manifest = read_manifest(folder, step, hosted.start)
-        parts = [(stage, read_part(folder, step, stage.index)) for stage in self.stages]
-        for stage, state in parts:
-            stage.check_state_dict(state)  # all of them first: all stages change, or none
-        for stage, state in parts:
-            stage.load_state_dict(state)
-        self._line.position = Position(step, manifest["epoch"], manifest["batch"])
-        return manifest
+        note = recover(self.stages, folder, self._owners, self.control, step)
+        if note is not None:
+            self._line.position = Position(note["step"], note["epoch"], note["batch"])
+        return note
 
     def export(self) -> nn.Module:
         """Return the user's module with the trained weights: a copy on the CPU, in eval mode.
@@ -221,9 +215,8 @@ class Pipeline:
         With several ranks all must call it, and each gets all.
         """
         model = copy.deepcopy(self.parts.model).cpu().eval()
-        owners = self.mesh.owners(self.parts.num_stages)
         names = [*self.parts.names[:-1], (*self.parts.names[-1], *self.parts.readout_names)]
-        for owner, layers in zip(owners, names, strict=True):
+        for owner, layers in zip(self._owners, names, strict=True):
             for name in layers:
                 for value in model.get_submodule(name).state_dict().values():
                     self.control.broadcast(value, owner)
@@ -243,6 +236,11 @@ class Pipeline:
     def batch(self) -> int:
         """Mini-batches of the current epoch done on this rank."""
         return self._line.position.batch
+
+    @property
+    def bytes_per_step(self) -> float:
+        """Bytes that this rank has sent to others per mini-batch of training, on average."""
+        return self._worker.bytes_sent / max(self._worker.num_trained, 1)
 
     def on_checkpoint(self, hook: Callable[[], None]) -> None:
         """Have ``hook`` called when a checkpoint's mark arrives, before the state is saved."""
@@ -296,5 +294,6 @@ class Pipeline:
     def _write_part(self, stage: Stage, message: Message) -> None:
         """Save one stage when a checkpoint's barrier reaches it."""
         assert self._writer is not None
-        state = stage.snapshot(message.step)
-        self._writer.write(stage.index, message.step, state, dict(message.note))
+        self._writer.write(
+            stage.index, message.step, stage.snapshot(message.step), dict(message.note)
+        )

@@ -23,7 +23,7 @@ from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[a
 from scpl.control import Control, LocalControl
 from scpl.errors import InputError, LinkError, RemoteError
 from scpl.mesh import Mesh
-from scpl.watchdog import Watchdog
+from scpl.watchdog import HURRIED_SILENCE, Watchdog
 
 __all__ = ["RankControl", "connect"]
 
@@ -51,7 +51,7 @@ class RankControl:
         self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), silence)
         # A slow stage is no failure: who waits too long is for the watchdog to say.
         self._headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
-        self._data: dist.ProcessGroup = dist.new_group(timeout=NEVER)
+        self._data = self.new_group()
         self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
 
     @property
@@ -63,6 +63,11 @@ class RankControl:
     def data(self) -> dist.ProcessGroup:
         """The process group that features use."""
         return self._data
+
+    def new_group(self) -> dist.ProcessGroup:
+        """Make a process group of all ranks for one purpose; all ranks must call it."""
+        group: dist.ProcessGroup = dist.new_group(timeout=NEVER)
+        return group
 
     def share(self, key: str, value: Any) -> None:
         """Tell all ranks a JSON value."""
@@ -135,7 +140,10 @@ class RankControl:
         if isinstance(error, RemoteError):
             return False
         if isinstance(error, LinkError):
-            if self._watchdog.failed.wait(BLAME):
+            if error.peer is None:  # some rank is gone; whose sign of life is missing?
+                self.hurry()
+            patience = BLAME if error.peer is not None else BLAME + HURRIED_SILENCE
+            if self._watchdog.failed.wait(patience):
                 return False
             if error.peer is not None:
                 # What the error says is told to people as well, so it must carry the verdict.

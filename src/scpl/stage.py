@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from scpl.errors import CheckpointError, NonFiniteError, StageError
+from scpl.finite import LossGuard
 from scpl.message import TensorSpec, Tree, tensors_of, tree_map
 from scpl.objectives import Objective
 from scpl.randomness import RandomState
@@ -23,7 +23,6 @@ from scpl.summary import summary_of
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
 
-BROKEN_FEATURES = "its features already were not finite; "
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
@@ -79,7 +78,7 @@ class Stage:
         self._summary = summary_of(body) or (lambda output: output)
         self._output: Tree = None
         self._output_version = 0
-        self._unchecked: list[tuple[int, Tensor]] = []
+        self.guard = LossGuard(index)
         self._modules = [*self.body.modules(), *self.objective.modules()]
         # A user's objective could hold a layer of the body: count its parameters once.
         self.parameters = list(dict.fromkeys([*body.parameters(), *objective.parameters()]))
@@ -99,8 +98,8 @@ class Stage:
             The detached output. It shares storage with what `learn` needs, so whoever sends it
             must not change it; a later stage may, because it runs after `learn`.
         """
-        self._set_mode(training=True)
-        with self.random.active(), self._autocast():
+        self.set_mode(training=True)
+        with self.random.active(), self.autocast():
             self._output = self.body(features)
         # Contiguous, so that the next stage meets the same strides in this process and in
         # another: strides choose kernels, and kernels decide the last bit.
@@ -110,7 +109,7 @@ class Stage:
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:
         """Return what the objective of the next stage gets."""
-        with torch.no_grad(), self.random.active(), self._autocast():
+        with torch.no_grad(), self.random.active(), self.autocast():
             onward = self.objective.hand_on(target, carry)
         return tree_map(lambda tensor: tensor.detach().contiguous(), onward)
 
@@ -130,7 +129,7 @@ class Stage:
         """
         output, self._output = self._output, None
         with self.random.active():
-            with self._autocast():
+            with self.autocast():
                 terms = self.objective(self._summary(output), target, carry)
             if _version(output) != self._output_version:
                 raise StageError(
@@ -140,37 +139,34 @@ class Stage:
                     "Give its first layer inplace=False",
                 )
             loss = reduce(torch.add, terms.values())
-            self._check_finite(loss, output, step)
+            self.guard.check(loss, output, step)
             if loss.requires_grad:
                 loss.backward()
-                self._update()
+                if self._options.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self.parameters, self._options.clip_norm)
+                self.update()
         return {name: term.detach() for name, term in terms.items()}
+
+    def update(self) -> None:
+        """Let the optimizer use the gradients that are there, and clear them."""
+        if self.optimizer is None:
+            return
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def infer(self, features: Tree) -> Tree:
         """Compute the output in evaluation mode, without gradients."""
-        self._set_mode(training=False)
-        with torch.no_grad(), self.random.active(), self._autocast():
+        self.set_mode(training=False)
+        with torch.no_grad(), self.random.active(), self.autocast():
             return tree_map(Tensor.contiguous, self.body(features))
 
     def predict(self, output: Tree) -> Tensor | None:
         """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
-        with torch.no_grad(), self.random.active(), self._autocast():
+        with torch.no_grad(), self.random.active(), self.autocast():
             logits = self.objective.predict(self._summary(output))
         return None if logits is None else logits.float()
-
-    def check_losses(self) -> None:
-        """Look at the losses of an accelerator that were not looked at yet (one sync).
-
-        Raises:
-            NonFiniteError: naming the first step whose loss was NaN or infinite.
-        """
-        waiting, self._unchecked = self._unchecked, []
-        if not waiting:
-            return
-        finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()
-        for (step, loss), good in zip(waiting, finite, strict=True):
-            if not good:
-                raise self._non_finite(loss, step, "")
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the stage needs to continue, under the user's layer names."""
@@ -227,7 +223,7 @@ class Stage:
             NonFiniteError: if a parameter is NaN or infinite, or a buffer NaN. A buffer may be
                 infinite: the mask of an attention layer is.
         """
-        self.check_losses()
+        self.guard.look()
         state: dict[str, Any] = copy_to_cpu(self.state_dict())
         broken = broken_values({**state["body"], **state["objective"]}, self._parameter_names())
         if broken:
@@ -244,42 +240,14 @@ class Stage:
         names = {f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters()}
         return names | {key for key, _ in self.objective.named_parameters()}
 
-    def _update(self) -> None:
-        assert self.optimizer is not None
-        if self._options.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self._options.clip_norm)
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _check_finite(self, loss: Tensor, output: Tree, step: int) -> None:
-        """Look at once where that is free (CPU); elsewhere remember, to look in batches."""
-        if loss.device.type != "cpu":
-            self._unchecked.append((step, loss.detach()))
-            if len(self._unchecked) >= 64:
-                self.check_losses()
-        elif not math.isfinite(loss.item()):
-            broken = any(
-                not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point()
-            )
-            raise self._non_finite(loss, step, BROKEN_FEATURES if broken else "")
-
-    def _non_finite(self, loss: Tensor, step: int, detail: str) -> NonFiniteError:
-        return NonFiniteError(
-            "The loss of every stage must be finite",
-            f"Stage {self.index} got {loss.item()} at step {step} ({detail}"
-            "earlier checkpoints are kept)",
-            "Check the data for NaN, lower the learning rate, or clip gradients",
-        )
-
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
+        """Compute in the stage's precision."""
         precision = self._options.precision
         if precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=precision)
 
-    def _set_mode(self, *, training: bool) -> None:
+    def set_mode(self, *, training: bool) -> None:
         """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""
         if any(module.training != training for module in self._modules):
             self.body.train(training)

@@ -56,6 +56,13 @@ class Timeline:
         """Total seconds by activity."""
         return dict(self._sums)
 
+    def during_window(self, begin: float, end: float) -> dict[str, float]:
+        """Seconds of each activity between two moments of ``time.perf_counter``, of late."""
+        spent: dict[str, float] = defaultdict(float)
+        for activity, _, _, since, until in tuple(self._events):
+            spent[activity] += max(0.0, min(until, end) - max(since, begin))
+        return dict(spent)
+
     def events(self) -> list[dict[str, Any]]:
         """The newest events, oldest first."""
         return [

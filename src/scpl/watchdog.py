@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
 
-__all__ = ["GRACE", "Watchdog"]
+__all__ = ["GRACE", "HURRIED_SILENCE", "Watchdog"]
 
 PERIOD = 0.25
 HURRIED_SILENCE = 4.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from scpl.message import Kind, Mark, Message
 from scpl.stage import Stage
 from scpl.timeline import Timeline
 
-__all__ = ["Counts", "Report", "Worker"]
+__all__ = ["CheckpointHook", "Counts", "Losses", "Report", "Worker"]
 
 CheckpointHook = Callable[[Stage, Message], None]
+Losses: TypeAlias = tuple[dict[str, Tensor], ...]
+"""For each stage, scalars by name: terms of its loss, or counts of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Report:
 
     step: int
     num_samples: int
-    losses: tuple[dict[str, Tensor], ...]
+    losses: Losses
 
     def values(self) -> list[dict[str, float]]:
         """Read the losses as numbers (one device sync)."""
@@ -71,6 +74,12 @@ class Worker:
         outbox: Where the output of the last of them goes.
         on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
         timeline: Where the worker records what it does when.
+
+    Attributes:
+        counts: Of the evaluation under way.
+        evaluation: What the last evaluation counted, for each stage up to this rank's last one.
+        bytes_sent: Sent to other ranks for training so far.
+        num_trained: Mini-batches trained on so far.
     """
 
     def __init__(
@@ -85,9 +94,10 @@ class Worker:
         self._on_checkpoint = on_checkpoint
         self.timeline = timeline
         self._unreported: Report | None = None
-        self._losses: tuple[dict[str, Tensor], ...] = ()  # of the last completed step
+        self._losses: Losses = ()  # of the last completed step
         self.counts = Counts()
-        self.evaluation: tuple[dict[str, Tensor], ...] = ()
+        self.evaluation: Losses = ()
+        self.bytes_sent = self.num_trained = 0
 
     def complete(self, message: Message) -> Report | None:
         """Report on the step before ``message``: its earlier stages' losses come with it.
@@ -99,7 +109,7 @@ class Worker:
         """
         if self._unreported is None or message.mark is Mark.EVALUATION_END:
             return None
-        self._losses = (*message.reports, *self._unreported.losses)
+        self._losses = self._join(message.reports, self._unreported.losses)
         report = replace(self._unreported, losses=self._losses)
         self._unreported = None
         return report
@@ -107,7 +117,9 @@ class Worker:
     def handle(self, message: Message) -> None:
         """Do what a message asks, and pass it on."""
         if message.kind is Kind.TRAIN:
-            self._train(message)
+            assert message.target is not None
+            self._unreported = Report(message.step, len(message.target), self._train(message))
+            self.num_trained += 1
         elif message.kind is Kind.EVAL:
             self._evaluate(message)
         elif message.kind is Kind.BARRIER:
@@ -115,7 +127,7 @@ class Worker:
         else:
             self._outbox.send(message)
 
-    def _train(self, message: Message) -> None:
+    def _train(self, message: Message) -> Losses:
         """Forward, send on, learn: for each stage of this rank in turn.
 
         A stage learns before the next one of the same rank runs, so its activations are free by
@@ -123,7 +135,7 @@ class Worker:
         """
         features, target, carry = message.features, message.target, message.carry
         assert target is not None
-        own: list[dict[str, Tensor]] = []
+        losses: list[dict[str, Tensor]] = []
         for stage in self.stages:
             try:
                 with stage.random.active():
@@ -131,25 +143,29 @@ class Worker:
                         output = stage.forward(features)
                         onward = stage.hand_on(target, carry)
                     if stage is self.stages[-1]:
-                        self._outbox.send(
+                        self.bytes_sent += self._outbox.send(
                             replace(message, features=output, carry=onward, reports=self._losses)
                         )
                     with self.timeline.during("learn", stage.index, message.step):
-                        own.append(stage.learn(target, carry, message.step))
+                        losses.append(stage.learn(target, carry, message.step))
             except ScplError:
                 raise  # it says enough by itself
             except Exception as error:
                 raise stage.explain(error, features, message.step) from error
             features, carry = output, onward
-        self._unreported = Report(message.step, target.shape[0], tuple(own))
+        return tuple(losses)
 
-    def _evaluate(self, message: Message) -> None:
+    def _join(self, earlier: Losses, own: Losses) -> Losses:
+        """Put together what earlier ranks and this one know of the same step."""
+        return (*earlier, *own)
+
+    def _evaluate(self, message: Message, *, pass_on: bool = True) -> None:
         features = message.features
         for index, stage in enumerate(self.stages):
             try:
                 with self.timeline.during("evaluate", stage.index, message.step):
                     output = stage.infer(features)
-                if stage is self.stages[-1]:
+                if pass_on and stage is self.stages[-1]:
                     self._outbox.send(replace(message, features=output))
                 with self.timeline.during("evaluate", stage.index, message.step):
                     logits = stage.predict(output)
@@ -167,7 +183,8 @@ class Worker:
     def _pass_barrier(self, message: Message) -> None:
         """Act on this rank's state at exactly this point of the stream, and pass the mark on."""
         if message.mark is Mark.EVALUATION_END:
-            message = replace(message, reports=(*message.reports, *self.counts.stages))
+            counts = self._join(message.reports, tuple(self.counts.stages))
+            message = replace(message, reports=counts)
             self.evaluation = message.reports
         else:
             message = replace(message, reports=self._losses)
@@ -175,12 +192,15 @@ class Worker:
             self.counts = Counts([{} for _ in self.stages], keep=bool(message.note.get("keep")))
         self._outbox.send(message)
         if message.mark is Mark.CHECKPOINT:
-            for stage in self.stages:
-                with self.timeline.during("snapshot", stage.index, message.step):
-                    self._on_checkpoint(stage, message)
+            self._save(message)
         elif message.mark is Mark.EPOCH_END:
             for stage in self.stages:
-                stage.check_losses()
+                stage.guard.look()
+
+    def _save(self, message: Message) -> None:
+        for stage in self.stages:
+            with self.timeline.during("snapshot", stage.index, message.step):
+                self._on_checkpoint(stage, message)
 
 
 def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:

@@ -3,7 +3,7 @@
 from scpl.data.augment import AUGMENTATIONS, Augmentation
 from scpl.data.images import ImageData, Split, carve_validation, limit
 from scpl.data.loader import Loader
-from scpl.data.registry import known, load
+from scpl.data.registry import is_here, known, load
 
 __all__ = [
     "AUGMENTATIONS",
@@ -12,6 +12,7 @@ __all__ = [
     "Loader",
     "Split",
     "carve_validation",
+    "is_here",
     "known",
     "limit",
     "load",

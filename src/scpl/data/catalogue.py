@@ -47,6 +47,7 @@ class Known:
     classes: tuple[str, ...] | None = None
     flip: bool = True
     image_size: int | None = None
+    published_size: int = 32
 
 
 IDX = Format("train-images-idx3-ubyte(.gz) and the other three idx files", has_mnist, read_mnist)
@@ -92,6 +93,7 @@ KNOWN: Mapping[str, Known] = {
         num_classes=10,
         classes=tuple("0123456789"),
         flip=False,
+        published_size=28,
     ),
     "fashion-mnist": Known(
         repo="zalando-datasets/fashion_mnist",
@@ -102,6 +104,7 @@ KNOWN: Mapping[str, Known] = {
         std=(0.3530,),
         num_classes=10,
         classes=_FASHION,
+        published_size=28,
     ),
     "cifar10": Known(
         repo="uoft-cs/cifar10",
@@ -137,5 +140,6 @@ KNOWN: Mapping[str, Known] = {
         std=(0.2770, 0.2691, 0.2821),
         num_classes=200,
         image_size=32,
+        published_size=64,
     ),
 }

@@ -11,14 +11,27 @@ from scpl.data.digits import load_digits
 from scpl.data.images import ImageData, Parts, channel_stats, resize
 from scpl.data.places import roots
 from scpl.data.text.catalogue import TEXT_SETS
+from scpl.data.text.files import lies_here
 from scpl.errors import DataError, InputError, unknown_name
 
-__all__ = ["known", "load"]
+__all__ = ["is_here", "known", "load"]
 
 
 def known() -> tuple[str, ...]:
     """Names of the data sets that ``load`` knows."""
     return (EMBEDDED, *KNOWN)
+
+
+def is_here(name: str, data_dir: Path | None = None) -> bool:
+    """Whether a known data set lies on this machine; what is not known is for `load` to judge.
+
+    Raises:
+        DataError: ``data_dir`` does not exist.
+    """
+    if name in TEXT_SETS:
+        return lies_here(name, data_dir)
+    spec = KNOWN.get(name)
+    return spec is None or any(locate(root, name, spec) for root in roots(data_dir))
 
 
 def load(
@@ -58,8 +71,8 @@ def load(
     if path.is_dir():
         return _load_folder(path, image_size)
     advice = (
-        "A path works too: a folder of images per class, a folder of parquet files, or a table of "
-        "texts (CSV, TSV, JSON lines, parquet)"
+        "The path of a folder works too: one folder of images per class, or parquet files; or that "
+        "of a table of texts (CSV, TSV, JSON lines, parquet)"
     )
     raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
 

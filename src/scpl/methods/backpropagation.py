@@ -64,7 +64,7 @@ class MicroBatched(Backpropagation):
 
     layout: ClassVar[Layout] = "stages"
     schedule: ClassVar[str]
-    """Name of the schedule's class in ``torch.distributed.pipelining``."""
+    """What ``torch.distributed.pipelining`` calls the schedule."""
 
     num_micro_batches: int = 4
 
@@ -81,7 +81,7 @@ class GPipe(MicroBatched):
     """All micro-batches forward, then all backward (Huang et al. 2019), without recomputation."""
 
     name: ClassVar[str] = "gpipe"
-    schedule: ClassVar[str] = "ScheduleGPipe"
+    schedule: ClassVar[str] = "GPipe"
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ class OneForwardOneBackward(MicroBatched):
     """Forward and backward of micro-batches alternate (Narayanan et al. 2019, synchronous)."""
 
     name: ClassVar[str] = "1f1b"
-    schedule: ClassVar[str] = "Schedule1F1B"
+    schedule: ClassVar[str] = "1F1B"
 
 
 @dataclass(frozen=True)
 class ZeroBubble(MicroBatched):
-    """1F1B with the backward pass in two halves, the second of which fills gaps (Qi et al. 2023)."""
+    """1F1B with a backward pass in two halves; the second fills gaps (Qi et al. 2023)."""
 
     name: ClassVar[str] = "zero-bubble"
-    schedule: ClassVar[str] = "ScheduleInterleavedZeroBubble"
+    schedule: ClassVar[str] = "InterleavedZeroBubble"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class CutBackpropagation(MicroBatched):
     """Naive model parallelism: the whole mini-batch goes down and up, one rank works at a time."""
 
     name: ClassVar[str] = "bp-cut"
-    schedule: ClassVar[str] = "ScheduleGPipe"
+    schedule: ClassVar[str] = "GPipe"
 
     num_micro_batches: int = 1
 
@@ -123,7 +123,9 @@ class CutBackpropagation(MicroBatched):
 class DataParallel(Backpropagation):
     """Every rank has the whole network and a share of each mini-batch; gradients are averaged.
 
-    BatchNorm sees each rank's share, and the statistics of the first rank are kept, as usual.
+    BatchNorm sees each rank's share, and the statistics of the first rank are kept, as usual. On
+    more than two ranks a resumed run equals an undisturbed one up to the last bits only: torch
+    groups gradients anew after its first step, and adds them up in another order.
     """
 
     name: ClassVar[str] = "ddp"

@@ -13,8 +13,15 @@ from scpl.report.panels import Panel, can_draw, panels_png
 from scpl.report.plots import run_panels
 from scpl.report.reading import RunRecord
 from scpl.report.tables import comparison_table
+from scpl.report.throughput import throughput_table
 
-__all__ = ["RunRecord", "comparison_table", "write_comparison_report", "write_run_report"]
+__all__ = [
+    "RunRecord",
+    "comparison_table",
+    "throughput_table",
+    "write_comparison_report",
+    "write_run_report",
+]
 
 
 def write_run_report(folder: Path) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from scpl import heads, models
 from scpl.control import Control
 from scpl.errors import InputError, unknown_name
-from scpl.methods import METHODS, SCPL, Method
+from scpl.methods import METHODS, SCPL, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.randomness import RandomState, derive_seed
@@ -55,6 +55,15 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
             head=heads.by_name(config.head),
             classifier_gradient=config.classifier_gradient,
         )
+    if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
+        rows, count = config.batch_size * config.views, config.micro_batches
+        if rows % count:
+            raise InputError(
+                f"{kind.name} needs a mini-batch that --micro-batches divides",
+                f"Got {rows} rows and {count} micro-batches",
+                "Change --batch-size or --micro-batches",
+            )
+        return kind(num_classes, count)
     return kind(num_classes)
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scpl.errors import InputError, Interrupted, unknown_name
-from scpl.methods import METHODS
+from scpl.errors import InputError, Interrupted
 from scpl.report import comparison_table, write_comparison_report
-from scpl.run.build import share_of_cores
 from scpl.run.config import TrainConfig, read_toml, write_toml
+from scpl.run.fairness import config_for, method_names
 from scpl.run.folder import RunFolder
 from scpl.run.resume import changed_settings
-from scpl.run.settings import CompareConfig
+from scpl.run.settings import CompareConfig, names
 
 __all__ = ["compare"]
 
@@ -44,14 +43,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """
     base = config.train
     base.check()
-    methods = _names(config.methods, "--methods")
-    for method in methods:
-        if method not in METHODS:
-            raise unknown_name("--methods", method, METHODS)
-    seeds = [_seed(text) for text in _names(config.seeds, "--seeds")]
+    methods = method_names(config.methods)
+    seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
     out = base.out or Path("runs/compare")
     jobs = [
-        (out / f"{method}-seed{seed}", _job(base, method, seed))
+        (out / f"{method}-seed{seed}", replace(config_for(base, method), seed=seed))
         for seed in seeds
         for method in methods
     ]
@@ -78,15 +74,6 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "report": [str(path) for path in written],
         "environment": environment,
     }
-
-
-def _job(base: TrainConfig, method: str, seed: int) -> TrainConfig:
-    """One run. End-to-end training has one stage: one process, with the threads of each other."""
-    job = replace(base, method=method, seed=seed)
-    if base.processes == 1 or METHODS[method].layout != "one":
-        return job
-    threads = base.threads or share_of_cores(base.processes)
-    return replace(job, processes=1, spread=(), threads=threads)
 
 
 def _complete(folder: Path, job: TrainConfig, out: Path) -> str:
@@ -171,13 +158,6 @@ def _check_same(run: RunFolder, job: TrainConfig) -> None:
             f"{run.path} was trained with others: {', '.join(changed)}",
             "Choose another folder with --out, or train it again with --force",
         )
-
-
-def _names(text: str, what: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"{what} must be different names separated by commas", f"Got {text!r}")
-    return names
 
 
 def _seed(text: str) -> int:

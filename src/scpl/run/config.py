@@ -83,7 +83,9 @@ class TrainConfig:
     else of equal cost."""
 
     method: str = "scpl"
-    """scpl, early-exit or bp."""
+    """Local learning: scpl, early-exit. End to end: bp (one process), bp-wide (one process with the
+    cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages on several processes), ddp (replicas).
+    """
     temperature: float = 0.1
     """scpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
@@ -92,6 +94,9 @@ class TrainConfig:
     """scpl: projection head; mlp is the paper's, on flattened feature maps."""
     classifier_gradient: bool = False
     """scpl: let the classifier's cross-entropy reach the last stage's layers."""
+
+    micro_batches: int = 4
+    """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
 
     epochs: int = 10
     """Passes over the training samples."""
@@ -158,6 +163,7 @@ class TrainConfig:
             "epochs",
             "batch_size",
             "processes",
+            "micro_batches",
             "keep",
             "lr",
             "temperature",
@@ -201,7 +207,7 @@ class TrainConfig:
                 f"Got {self.depth}",
             )
         stages = len(self.cuts) + 1 if self.cuts else self.stages
-        if self.processes > stages:
+        if self.processes > stages and self.method != "ddp":  # whose replicas hold all stages
             raise InputError(
                 "--processes must not exceed the number of stages",
                 f"Got {self.processes} processes for {stages} stages",

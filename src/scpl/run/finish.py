@@ -6,7 +6,9 @@ from typing import Any
 
 from safetensors.torch import save
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from scpl.methods import MicroBatched
 from scpl.pipeline import Pipeline
 from scpl.run.clock import Clock
 from scpl.run.config import TrainConfig
@@ -43,6 +45,7 @@ def finish(
         "wait": pipeline.timeline.wait_share(),
         "events": pipeline.timeline.events(),
         "stages": len(pipeline.stages),
+        "bytes": pipeline.bytes_per_step,
     }
     ranks = pipeline.control.exchange("finish", mine)
     pipeline.close()
@@ -70,11 +73,35 @@ def finish(
         "wall_seconds": wall,
         "peak_memory_bytes": [rank["memory"] for rank in ranks],
         "wait_share": [rank["wait"] for rank in ranks for _ in range(rank["stages"])],
+        "bytes_per_step": [rank["bytes"] for rank in ranks],
+        "notes": notes(pipeline, config.batch_size * config.views),
         "run": str(folder.path),
     }
     folder.write_json(folder.summary, summary)
     recorder.progress.say(_verdict(test, summary, facts.noun))
     return summary
+
+
+def notes(pipeline: Pipeline, rows: int) -> list[str]:
+    """What a reader must know to compare this run with those of other methods.
+
+    Args:
+        pipeline: The pipeline that trained.
+        rows: Rows of a mini-batch.
+    """
+    method, found = pipeline.method, []
+    seen = rows
+    if isinstance(method, MicroBatched):
+        seen = rows // method.num_micro_batches
+        if method.num_micro_batches > 1:
+            found.append(f"{method.num_micro_batches} micro-batches of {seen} rows")
+    elif method.layout == "replicas":
+        seen = rows // pipeline.mesh.num_ranks
+        found.append(f"{seen} rows of each mini-batch on each replica")
+    normalises = any(isinstance(m, _BatchNorm) for m in pipeline.parts.model.modules())
+    if normalises and seen < rows:
+        found.append(f"BatchNorm sees {seen} rows instead of {rows}, so the numbers differ from bp")
+    return found
 
 
 def save_network(network: nn.Module, folder: RunFolder) -> None:

@@ -39,6 +39,9 @@ class Inputs(Protocol):
     def example(self) -> Tensor:
         """Return two inputs of the right shape and type."""
 
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw ``count`` random inputs of the largest size there is."""
+
     def describe(self) -> dict[str, Any]:
         """Return JSON values, for `inputs_of`."""
 
@@ -74,6 +77,11 @@ class ImageInputs:
     def example(self) -> Tensor:
         """Return two black images ``[2, C, H, W]``."""
         return torch.zeros(2, self.channels, self.image_size, self.image_size)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw normalised images ``float32 [count, C, H, W]``."""
+        shape = (count, self.channels, self.image_size, self.image_size)
+        return torch.randn(*shape, generator=generator)
 
     def describe(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -126,6 +134,10 @@ class TextInputs:
         tokens = torch.ones(2, 8, dtype=torch.int64)
         tokens[1, 5:] = 0
         return tokens
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw texts of full length ``int64 [count, max_tokens]``."""
+        return torch.randint(1, self.vocab_size, (count, self.max_tokens), generator=generator)
 
     def describe(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -11,7 +11,15 @@ import tyro
 from scpl.errors import InputError
 from scpl.run.config import TrainConfig, read_toml
 
-__all__ = ["CompareConfig", "DoctorConfig", "EvalConfig", "ExportConfig", "PredictConfig"]
+__all__ = [
+    "BenchConfig",
+    "CompareConfig",
+    "DoctorConfig",
+    "EvalConfig",
+    "ExportConfig",
+    "PredictConfig",
+    "names",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,48 @@ class CompareConfig:
                     f"{key!r} in {path} must be names separated by commas", f"Got {value!r}"
                 )
         return cls(TrainConfig.from_dict(values, str(path)), **own)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure how fast several methods train the same network, in turns on this machine.
+
+    Every method's processes are started once and sleep; one method at a time trains a block of
+    steps, forth and back through the list, so that a machine that gets slower hits all of them.
+    Nothing is written: flags that concern a run folder have no effect.
+    """
+
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """What every method trains."""
+    methods: str | None = None
+    """Methods, separated by commas; default: scpl,early-exit,bp, and with --processes above 1
+    also bp-wide,bp-cut,gpipe,1f1b,ddp."""
+    repeats: int = 7
+    """Blocks of each method."""
+    steps: int = 10
+    """Timed steps of a block; more of them where a step takes only milliseconds."""
+    synthetic: bool = False
+    """Train on random images of the data set's shape: no files, no loading, no augmentation. Also
+    done, and said, if the data set is not on this machine."""
+
+    @classmethod
+    def from_recipe(cls, path: Path | None) -> BenchConfig:
+        """Read defaults from a recipe; what it says of `scpl compare` is not for a benchmark."""
+        return cls(CompareConfig.from_recipe(path).train)
+
+    def check(self) -> None:
+        """Check the ranges of this command's own values.
+
+        Raises:
+            InputError: naming the flag, its value and what is allowed.
+        """
+        for name in ("repeats", "steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1", f"Got {getattr(self, name)}")
+        for name in ("resume", "dry_run"):
+            if getattr(self.train, name):
+                given = f"--{name.replace('_', '-')}"
+                raise InputError("A benchmark trains anew and writes nothing", f"Got {given}")
 
 
 @dataclass(frozen=True)
@@ -107,3 +157,15 @@ class DoctorConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     json: bool = False
     """Print one JSON object on stdout."""
+
+
+def names(text: str, what: str) -> list[str]:
+    """Read a flag whose value is names separated by commas.
+
+    Raises:
+        InputError: if there is none, or one stands there twice.
+    """
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found or len(set(found)) != len(found):
+        raise InputError(f"{what} must be different names separated by commas", f"Got {text!r}")
+    return found

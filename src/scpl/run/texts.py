@@ -20,7 +20,7 @@ from scpl.run.inputs import TextInputs
 from scpl.run.loaders import Loader, Loaders
 from scpl.run.settings import EvalConfig, PredictConfig
 
-__all__ = ["COLUMNS", "loaders", "pending", "test_loader"]
+__all__ = ["COLUMNS", "loaders", "network_sizes", "pending", "settings_of", "test_loader"]
 
 COLUMNS: tuple[str, ...] = ("source", "row")
 """What names a text in the output of `scpl predict`."""
@@ -43,7 +43,7 @@ def loaders(config: TrainConfig) -> Loaders:
         raise InputError(
             f"{', '.join(wrong)} must go with a data set of images", f"Got {config.data}"
         )
-    sizes = _sizes(config)  # before any reading
+    sizes = network_sizes(config)  # before any reading
     source = text.load_text(
         config.data, settings_of(config), data_dir=config.data_dir, test=config.test_data
     )
@@ -98,7 +98,7 @@ def settings_of(config: TrainConfig) -> text.TextSettings:
     )
 
 
-def _sizes(config: TrainConfig) -> dict[str, Any]:
+def network_sizes(config: TrainConfig) -> dict[str, Any]:
     """Sizes of the network that the configuration gives; the others are the network's own.
 
     Raises:

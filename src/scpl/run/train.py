@@ -58,11 +58,10 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     config = replace(config, processes=mesh.num_ranks)
     threads = set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = choose_device(config.device)
-    stop = GracefulStop()
+    control = connect(mesh, device, config.timeout)
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
-    control = connect(mesh, device, config.timeout)
-    stop.on_signal(lambda name: control.hurry())
+    stop = GracefulStop(control.hurry)
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
             summary = _train(after_restart(config, control), control, threads, stop)

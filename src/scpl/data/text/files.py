@@ -14,7 +14,7 @@ from scpl.data.text.catalogue import TEXT_SETS, TextSet
 from scpl.data.text.tables import SUFFIXES, columns_of, is_table
 from scpl.errors import DataError, unknown_name
 
-__all__ = ["Files", "find_files", "is_text"]
+__all__ = ["Files", "find_files", "is_text", "lies_here"]
 
 _IMAGE_COLUMNS = {"image", "img"}
 _VALID_KINDS = ("validation", "valid", "val", "dev")
@@ -57,6 +57,15 @@ def is_text(name: str) -> bool:
     if not train:
         return False
     return train[0].suffix != ".parquet" or not _IMAGE_COLUMNS & set(columns_of(train[0]))
+
+
+def lies_here(name: str, data_dir: Path | None = None) -> bool:
+    """Whether a data set of ``TEXT_SETS`` lies on this machine.
+
+    Raises:
+        DataError: ``data_dir`` does not exist, or a shard is missing.
+    """
+    return _on_this_machine(name, TEXT_SETS[name], roots(data_dir)) is not None
 
 
 def find_files(
@@ -124,10 +133,8 @@ def _tables(folder: Path, kind: str) -> tuple[Path, ...]:
 
 def _find_known(name: str, spec: TextSet, data_dir: Path | None, download: bool) -> Files:
     folders = roots(data_dir)
-    for root in folders:
-        for folder in _candidates(root, spec):
-            if found := _in_folder(name, spec, folder):
-                return found
+    if found := _on_this_machine(name, spec, folders):
+        return found
     advice = (
         f"Put its files (train-*.parquet and {spec.test}-*.parquet) into a folder {spec.folder} "
         "and name the folder above it with --data-dir or the environment variable SCPL_DATA"
@@ -147,6 +154,11 @@ def _find_known(name: str, spec: TextSet, data_dir: Path | None, download: bool)
             advice,
         )
     return found
+
+
+def _on_this_machine(name: str, spec: TextSet, folders: list[Path]) -> Files | None:
+    places = (place for root in folders for place in _candidates(root, spec))
+    return next((found for place in places if (found := _in_folder(name, spec, place))), None)
 
 
 def _candidates(root: Path, spec: TextSet) -> Iterator[Path]:

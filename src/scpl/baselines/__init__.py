@@ -1,0 +1,1 @@
+"""End-to-end training over several ranks, on the same stream of batches and marks."""

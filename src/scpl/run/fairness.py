@@ -1,0 +1,45 @@
+"""The same means for every method: the processes and threads that each one gets.
+
+Methods that spread over several processes are compared with end-to-end training in one process:
+with the threads of one of theirs (``bp``), and with as many as all of theirs together
+(``bp-wide``, on a CPU the honest rival).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scpl.errors import unknown_name
+from scpl.methods import METHODS, WideBackpropagation
+from scpl.run.build import share_of_cores
+from scpl.run.config import TrainConfig
+from scpl.run.settings import names
+
+__all__ = ["config_for", "method_names"]
+
+
+def method_names(text: str) -> list[str]:
+    """Read ``--methods``.
+
+    Raises:
+        InputError: if one is not known or stands there twice.
+    """
+    methods = names(text, "--methods")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown_name("--methods", method, METHODS)
+    return methods
+
+
+def config_for(base: TrainConfig, method: str) -> TrainConfig:
+    """Give one method of a comparison its share of what all have in common."""
+    kind = METHODS[method]
+    own = replace(base, method=method)
+    if kind.layout == "stages" or base.processes == 1:
+        return own
+    if kind.layout == "replicas":
+        return replace(own, spread=())  # every process has all stages
+    threads = base.threads or share_of_cores(base.processes)
+    if kind is WideBackpropagation:
+        threads *= base.processes
+    return replace(own, processes=1, spread=(), threads=threads)

@@ -1,0 +1,89 @@
+"""One rank that trains a small network with several methods in turn; `test_baselines.py` starts it.
+
+usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm] [--clip] [--resume]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import scpl
+from scpl.methods import METHODS, MicroBatched
+from scpl.ranks import connect
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import data
+
+EPOCHS = 2
+
+
+def network(normalise):
+    torch.manual_seed(5)
+    norm = nn.BatchNorm2d(8) if normalise else nn.GroupNorm(2, 8)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, padding=1),
+        norm, nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 3),
+    )  # fmt: skip
+
+
+def train(out, name, control, options):
+    """Two epochs with plain SGD, so that weights show gradients; the last batch is smaller."""
+    batches = data((2, 8, 8), [16, 16, 16, 6])
+    parts = scpl.split(network(options.norm), before=["2", "4", "6"], example=batches[0][0][:2])
+    kind = METHODS[name]
+    sliced = issubclass(kind, MicroBatched) and name != "bp-cut"
+    method = kind(3, options.micro_batches) if sliced else kind(3)
+    pipeline = scpl.Pipeline(
+        parts,
+        method,
+        lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        clip_norm=0.5 if options.clip else None,
+        checkpoints=out / "checkpoints" / name,
+        control=control,
+    )
+    if options.resume:
+        assert pipeline.restore()["step"] == 4
+    losses, evaluations = {}, []
+    while pipeline.epoch < EPOCHS:
+        for report in pipeline.train(batches):
+            losses[report.step] = report.values()
+        evaluations.append(pipeline.evaluate(batches))
+        if pipeline.epoch == 1:
+            pipeline.checkpoint()
+    results = [vars(scores.result()) for scores in evaluations]
+    logits = pipeline.predict([inputs for inputs, _ in batches])
+    exported = pipeline.export().state_dict()
+    pipeline.close()
+    return {
+        "losses": losses,
+        "evaluations": results,
+        "logits": logits,
+        "exported": exported,
+        "bytes": pipeline.bytes_per_step,
+        "events": pipeline.timeline.events(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("methods", nargs="+", choices=METHODS)
+    parser.add_argument("--micro-batches", type=int, default=4)
+    parser.add_argument("--norm", action="store_true")
+    parser.add_argument("--clip", action="store_true")
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    control = connect(scpl.Mesh.from_env(), torch.device("cpu"), 20.0)
+    found = {name: train(options.out, name, control, options) for name in options.methods}
+    rank = control.mesh.rank
+    control.close()
+    torch.save(found, options.out / f"rank-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""End-to-end training over several ranks: the gradients of backpropagation, on our stream."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import baseline_job
+import scpl
+from networks import data
+from scpl.baselines.replicated import shares
+from scpl.baselines.scheduled import fits, micro_batches
+from scpl.errors import InputError
+from scpl.methods import METHODS, CutBackpropagation, DataParallel, GPipe
+
+pytestmark = pytest.mark.timeout(400)
+JOB = Path(__file__).with_name("baseline_job.py")
+SEVERAL = ["bp-cut", "gpipe", "1f1b", "zero-bubble", "ddp"]
+
+
+def train(out, num_ranks, *arguments):
+    """Train in turns with several methods; returns what every rank found."""
+    out.mkdir(exist_ok=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, *(launcher if num_ranks > 1 else []), str(JOB), str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=150, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def assert_same_gradients(expected, ranks, method):
+    """After eight steps of plain SGD with momentum weights can only agree if gradients do."""
+    last = ranks[-1][method]
+    for rank in ranks:
+        for key, value in expected["exported"].items():
+            torch.testing.assert_close(rank[method]["exported"][key], value, atol=2e-6, rtol=0)
+        assert rank[method]["evaluations"] == last["evaluations"]
+    assert last["losses"].keys() == expected["losses"].keys()
+    for step, (loss,) in expected["losses"].items():
+        assert last["losses"][step][-1]["cross_entropy"] == pytest.approx(
+            loss["cross_entropy"], abs=1e-5
+        )
+    for mine, other in zip(expected["evaluations"], last["evaluations"], strict=True):
+        assert mine["num_samples"] == other["num_samples"]
+        assert mine["accuracy"] == pytest.approx(other["accuracy"])
+        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    torch.testing.assert_close(last["logits"], expected["logits"], atol=1e-5, rtol=0)
+    assert all(rank[method]["logits"] is None for rank in ranks[:-1])
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
+    """All schedules and replicas, with a last batch of six rows that four do not divide."""
+    expected = train(tmp_path / "alone", 1, "bp")[0]["bp"]
+    ranks = train(tmp_path / "two", 2, *SEVERAL)
+    for method in SEVERAL:
+        assert_same_gradients(expected, ranks, method)
+    bits = ranks[1]["bp-cut"]["exported"]
+    assert all(torch.equal(value, bits[key]) for key, value in expected["exported"].items())
+    # What goes down is what comes back up, in each schedule the same; replicas send gradients.
+    sent = {method: [rank[method]["bytes"] for rank in ranks] for method in SEVERAL}
+    assert sent["gpipe"] == sent["1f1b"] == sent["bp-cut"]
+    assert sent["gpipe"][0] > sent["gpipe"][1] > 0
+    size = 4 * sum(value.numel() for value in expected["exported"].values())
+    assert sent["ddp"][1] == pytest.approx(size, rel=0.01)
+    for method in SEVERAL:
+        seen = {event["activity"] for rank in ranks for event in rank[method]["events"]}
+        assert seen >= {"forward", "backward", "update", "wait", "evaluate"}
+
+
+@pytest.mark.slow
+def test_four_ranks_with_clipping_continue_from_a_checkpoint(tmp_path):
+    """Clipping needs the norm of the whole network; the first four steps come from the disk."""
+    methods = ["gpipe", "1f1b", "ddp"]
+    expected = train(tmp_path / "alone", 1, "bp", "--clip")[0]["bp"]
+    out = tmp_path / "four"
+    first = train(out, 4, *methods, "--clip", "--micro-batches", "8")
+    for method in methods:
+        assert_same_gradients(expected, first, method)
+    again = train(out, 4, *methods, "--clip", "--micro-batches", "8", "--resume")
+    for method in methods:
+        assert set(again[-1][method]["losses"]) == {5, 6, 7, 8}
+        for key, value in first[0][method]["exported"].items():
+            found = again[0][method]["exported"][key]
+            # Torch groups gradients anew after its first step, and with the groups the order in
+            # which more than two ranks are added up.
+            exact = method != "ddp"
+            assert torch.equal(found, value) if exact else torch.allclose(found, value, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_replicas_evaluate_with_the_statistics_that_are_saved(tmp_path):
+    """BatchNorm: ranks see different rows, but all must predict and export the same."""
+    ranks = train(tmp_path / "two", 2, "ddp", "bp-cut", "--norm")
+    expected = train(tmp_path / "alone", 1, "bp", "--norm")[0]["bp"]
+    assert_same_gradients(expected, ranks, "bp-cut")
+    network = baseline_job.network(True).eval()
+    network.load_state_dict(ranks[0]["ddp"]["exported"])
+    batches = data((2, 8, 8), [16, 16, 16, 6])
+    with torch.no_grad():
+        logits = torch.cat([network(inputs) for inputs, _ in batches])
+    torch.testing.assert_close(ranks[1]["ddp"]["logits"], logits, atol=1e-5, rtol=0)
+    right = sum(
+        int((part.argmax(1) == target).sum())
+        for part, (_, target) in zip(logits.split([16, 16, 16, 6]), batches, strict=True)
+    )
+    assert ranks[1]["ddp"]["evaluations"][-1]["accuracy"] == pytest.approx(right / 54)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "count"), [(16, 4, 4), (6, 4, 3), (7, 4, 1), (1, 4, 1), (12, 8, 6)]
+)
+def test_micro_batches_are_equal(rows, wanted, count):
+    assert micro_batches(rows, wanted) == count
+    assert rows % count == 0
+
+
+def test_schedules_know_what_they_can_run():
+    assert [fits("1F1B", count, 4) for count in (1, 3, 4, 9)] == [False, False, True, True]
+    assert [fits("InterleavedZeroBubble", count, 2) for count in (1, 3, 4, 5)] == [
+        True, True, True, False,
+    ]  # fmt: skip
+    assert fits("GPipe", 1, 8)
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(8, [4, 4]), (7, [4, 3]), (1, [1, 0])])
+def test_replicas_share_rows(rows, parts):
+    assert shares(rows, 2) == parts
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_one_process_is_refused(name):
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    parts = scpl.split(network, num_stages=1, example=torch.zeros(2, 4))
+    with pytest.raises(InputError, match=rf"{name} needs at least two processes\. Got one"):
+        scpl.Pipeline(parts, METHODS[name](3), lambda p: torch.optim.SGD(p, lr=0.1))
+
+
+def test_bad_numbers_of_micro_batches_are_refused():
+    with pytest.raises(InputError, match=r"must be at least 1\. Got 0"):
+        GPipe(3, 0)
+    with pytest.raises(InputError, match="never slices"):
+        CutBackpropagation(3, 2)
+    assert DataParallel(3).layout == "replicas"

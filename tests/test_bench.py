@@ -1,0 +1,275 @@
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import scpl
+from cli_runs import TINY, refused, start
+from cli_runs import scpl as command
+from scpl.methods import SCPL, Backpropagation, DataParallel, GPipe
+from scpl.report.formats import TIMES
+from scpl.run import bench as module
+from scpl.run.blocks import Block, train_block
+from scpl.run.config import TrainConfig
+from scpl.run.synthetic import synthetic_batches, synthetic_facts
+from scpl.timeline import Timeline
+
+FAST = [*TINY, "--repeats", "2", "--steps", "2"]
+NAMES = {"mean", "sd", "median", "min", "max", "n"}
+
+
+def bench(*arguments):
+    return command("bench", *FAST, *arguments)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Nothing may be written where a benchmark runs."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert list(tmp_path.glob("*")) == []
+
+
+@pytest.fixture
+def actors(monkeypatch, tmp_path_factory):
+    """Processes that only pretend to train: tests of everything around them take no time.
+
+    A method's script is a list of what its process does: first to get ready, then in each round.
+    A number is a rate in steps per second, a text a reason to fail, ``die`` the end.
+    """
+    scripts = {}
+
+    def act(**given):
+        scripts.update({name.replace("_", "-"): script for name, script in given.items()})
+        actor = tmp_path_factory.mktemp("actor") / "actor.py"
+        actor.write_text(
+            "import json, os, sys\n"
+            "config = json.loads(sys.argv[1])['config']\n"
+            f"script = iter({scripts!r}[config['method']])\n"
+            "def say(**values): print(json.dumps(values), flush=True)\n"
+            "def act(part, **ready):\n"
+            "    if part == 'die': os.kill(os.getpid(), 9)\n"
+            "    if isinstance(part, str): say(failed=part)\n"
+            "    else: say(**ready, seconds=2 / part, shares={'wait': 0.25}, peak_memory_bytes=1)\n"
+            "act(next(script), stages=4)\n"
+            "for _ in sys.stdin: act(next(script, 10))\n"
+        )
+        monkeypatch.setattr(module, "JOB", (sys.executable, str(actor)))
+
+    return act
+
+
+class TestNumbers:
+    def test_methods_on_one_and_several_processes(self):
+        """The whole way once, with real processes: the only slow one."""
+        found = bench("--processes", "2", "--methods", "scpl,bp-wide", "--json")
+        assert found.status == 0, found.err
+        answer = json.loads(found.out)
+        assert found.out.count("\n") == 1
+        assert answer["failures"] == {}
+        assert answer["synthetic"] is False
+        assert "versions" in answer["environment"]
+        ours, wide = answer["results"]
+        assert (ours["method"], wide["method"]) == ("scpl", "bp-wide")
+        assert (ours["processes"], ours["threads"], ours["stages"]) == (2, 1, 4)
+        assert (wide["processes"], wide["threads"], wide["stages"]) == (1, 2, 1)
+        for result in answer["results"]:
+            assert set(result["samples_per_second"]) == NAMES
+            assert result["samples_per_second"]["n"] == len(result["rounds"]) == 2
+            assert min(result["rounds"]) > 0
+            assert len(result["peak_memory_bytes"]) == result["processes"]
+            assert all(10e6 < size < 10e9 for size in result["peak_memory_bytes"])
+            assert len(result["wait_share"]) == result["processes"]
+            assert all(0 <= share <= 1 for share in result["wait_share"])
+        assert found.err.count("samples/s:") == 2
+
+    def test_ratios_are_taken_round_by_round(self, actors):
+        actors(scpl=[1, 10, 40], bp=[1, 5, 10])
+        answer = json.loads(bench("--methods", "scpl,bp", "--json").out)
+        ours, bp = answer["results"]
+        assert ours["rounds"] == [200, 800]  # 20 images per mini-batch
+        assert ours["samples_per_second"]["median"] == 500
+        assert bp["samples_per_second"]["median"] == 150
+        assert ours["ratio_to"]["bp"]["median"] == 3  # of 2 and 4, not 500 / 150
+        assert (ours["ratio_to"]["bp"]["min"], ours["ratio_to"]["bp"]["max"]) == (2, 4)
+        assert ours["wait_share"] == [0.25]
+
+    def test_the_table(self, actors):
+        actors(scpl=[1, 10, 40], bp=[1, 5, 10])
+        found = bench("--methods", "scpl,bp")
+        rows = [line.split("  ") for line in found.out.splitlines()]
+        cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+        assert cells[0][:4] == ["method", f"processes {TIMES} threads", "samples/s", "ratio to bp"]
+        assert cells[2][:4] == ["scpl", f"1 {TIMES} 1", "500 (200-800)", "3.00 (2.00-4.00)"]
+        assert cells[3][:4] == ["bp", f"1 {TIMES} 1", "150 (100-200)", "1 (reference)"]
+
+    def test_without_bp_the_first_is_the_reference(self, actors):
+        actors(scpl=[1, 10, 40], early_exit=[1, 20, 80])
+        assert "ratio to scpl" in bench("--methods", "scpl,early-exit").out
+
+
+class TestFailures:
+    def test_a_method_that_cannot_run_is_told_and_the_others_go_on(self, actors):
+        actors(scpl=["It must fit. Got a misfit."], bp=[1, 5, 10])
+        found = bench("--methods", "scpl,bp", "--json")
+        assert found.status == 1
+        answer = json.loads(found.out)
+        assert answer["failures"] == {"scpl": "It must fit. Got a misfit."}
+        assert [result["method"] for result in answer["results"]] == ["bp"]
+        assert answer["results"][0]["ratio_to"] == {}
+        assert "scpl cannot run: It must fit. Got a misfit." in found.err
+
+    def test_one_that_fails_in_the_middle(self, actors):
+        actors(scpl=[1, 10, "The loss must be finite."], bp=[1, 5, 10])
+        found = bench("--methods", "scpl,bp")
+        assert found.status == 1
+        assert "scpl cannot run: The loss must be finite." in found.err
+        assert "500" not in found.out
+        assert "150 (100-200)" in found.out
+
+    def test_when_all_fail_there_is_no_table(self, actors):
+        actors(scpl=["No."], bp=["No."])
+        assert (
+            refused(bench("--methods", "scpl,bp"), "at least one method", "No.").count("No.") == 1
+        )
+
+    def test_one_that_is_killed_ends_the_benchmark(self, actors):
+        actors(scpl=[1, "die"], bp=[1, 5, 10])
+        refused(bench("--methods", "scpl,bp"), "One of scpl", "SIGKILL", status=1)
+
+    def test_a_real_failure_on_several_processes(self):
+        """Not the symptom on the other rank is told, but the cause."""
+        found = bench("--processes", "2", "--methods", "scpl", "--lr", "1e30", "--repeats", "9")
+        refused(found, "loss of every stage must be finite", status=2)
+
+
+class TestEnds:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_all_processes(self, actors, number):
+        """That none is left is checked after every test."""
+        actors(scpl=[1], bp=[1])
+        handler = signal.getsignal(number)
+
+        def press():
+            while len(children(os.getpid())) < 2:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)
+
+        timer = threading.Thread(target=press, daemon=True)
+        timer.start()
+        found = bench("--methods", "scpl,bp", "--repeats", "1000000")
+        timer.join()
+        assert found.status == 128 + number
+        assert found.err.splitlines()[-1] == "The benchmark was interrupted."
+        assert signal.getsignal(number) is handler
+
+    def test_processes_do_not_outlive_a_benchmark_that_is_killed(self):
+        process = start(
+            "bench", *FAST, "--repeats", "1000000", "--methods", "scpl", "--processes", 2
+        )
+        deadline = time.monotonic() + 60
+        while "round 2/" not in process.stderr.readline():
+            assert time.monotonic() < deadline
+        ranks = children(process.pid)
+        assert len(ranks) == 2
+        process.kill()
+        process.communicate()  # their stderr is its own: it ends when they have ended
+        assert not [pid for pid in ranks if alive(pid)]
+
+
+def children(pid):
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split() if alive(int(child))]
+
+
+def alive(pid):
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+class TestData:
+    def test_without_its_files_a_data_set_is_imitated(self, actors):
+        actors(bp=[1, 5, 10])
+        found = bench("--methods", "bp", "--data", "cifar10", "--json")
+        assert found.status == 0
+        assert "random images of the shape of cifar10" in found.err
+        assert "--data-dir" in found.err
+        assert json.loads(found.out)["synthetic"] is True
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "classes"),
+        [
+            ("digits", (1, 8, 8), 10),
+            ("fashion-mnist", (1, 28, 28), 10),
+            ("cifar100", (3, 32, 32), 100),
+            ("tiny-imagenet", (3, 32, 32), 200),
+        ],
+    )
+    def test_imitations_have_the_shape_of_the_set(self, name, shape, classes):
+        config = TrainConfig(data=name, batch_size=4, views=2)
+        facts = synthetic_facts(config)
+        inputs, target = synthetic_batches(config, facts)[0]
+        assert inputs.shape == (8, *shape)
+        assert facts.num_classes == classes
+        assert target.equal(target[:4].repeat(2))
+        assert all(int(t.max()) < classes for _, t in synthetic_batches(config, facts))
+
+    def test_imitated_texts_are_as_long_as_can_be(self):
+        config = TrainConfig(data="imdb", model="lstm", batch_size=4, max_tokens=30, vocab_size=9)
+        facts = synthetic_facts(config)
+        inputs, target = synthetic_batches(config, facts)[0]
+        assert (inputs.shape, inputs.dtype) == ((4, 30), torch.int64)
+        assert 1 <= int(inputs.min()) <= int(inputs.max()) < 9
+        assert (facts.num_classes, target.shape) == (2, (4,))
+
+    def test_a_folder_cannot_be_imitated(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("images")
+        refused(bench("--data", folder, "--synthetic"), "--data must be one of", "folder")
+
+
+class TestBlocks:
+    def test_the_clock_runs_while_the_line_is_full(self):
+        """The first of three ranks may be 2 * 3 mini-batches ahead of the last one."""
+        assert Block.of(10, SCPL(2), 3, 2) == Block(10, warm=6, cool=6)
+
+    @pytest.mark.parametrize(
+        ("method", "num_ranks", "cool"),
+        [(SCPL(2), 1, 0), (Backpropagation(2), 1, 0), (GPipe(2), 3, 1), (DataParallel(2), 2, 1)],
+    )
+    def test_where_all_ranks_end_a_step_together(self, method, num_ranks, cool):
+        assert Block.of(10, method, num_ranks, 2) == Block(10, warm=3, cool=cool)
+
+    def test_a_block_is_timed_without_what_comes_before_and_after(self, monkeypatch):
+        rows = (torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+        network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        parts = scpl.split(network, num_stages=1, example=rows[0])
+        pipeline = scpl.Pipeline(parts, SCPL(2), lambda p: torch.optim.SGD(p, lr=0.1))
+        clock = 0.0
+        monkeypatch.setattr("scpl.run.blocks._now", lambda device: clock)
+
+        def batches():
+            nonlocal clock
+            for index in range(9):
+                clock += 1.0 if 2 <= index < 7 else 100.0
+                yield rows
+
+        answer, reports = train_block(pipeline, batches(), Block(5, warm=2, cool=2))
+        pipeline.close()
+        assert [report.step for report in reports] == list(range(1, 10))
+        assert (answer["steps"], answer["seconds"]) == (9, 5.0)
+
+    def test_shares_are_those_of_the_window(self):
+        timeline = Timeline()
+        for activity, begin, end in [("forward", 0, 4), ("wait", 4, 6), ("forward", 6, 20)]:
+            timeline.add(activity, 0, 1, begin, end)
+        assert timeline.during_window(3, 8) == {"forward": 3, "wait": 2}

@@ -1,0 +1,48 @@
+from dataclasses import replace
+
+import pytest
+
+from scpl.errors import InputError
+from scpl.run.config import TrainConfig
+from scpl.run.fairness import config_for, method_names
+
+SEVERAL = TrainConfig(processes=2, spread=(3, 1), threads=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "processes", "spread", "threads"),
+    [
+        ("scpl", 2, (3, 1), 2),
+        ("early-exit", 2, (3, 1), 2),
+        ("gpipe", 2, (3, 1), 2),
+        ("bp-cut", 2, (3, 1), 2),
+        ("ddp", 2, (), 2),
+        ("bp", 1, (), 2),
+        ("bp-wide", 1, (), 4),
+    ],
+)
+def test_processes_and_threads_of_each_method(method, processes, spread, threads):
+    """One process has the threads of one of the others, or of all of them together."""
+    own = config_for(SEVERAL, method)
+    assert own == replace(
+        SEVERAL, method=method, processes=processes, spread=spread, threads=threads
+    )
+
+
+def test_in_one_process_all_have_the_same():
+    for method in ("scpl", "bp", "bp-wide", "ddp"):
+        assert config_for(TrainConfig(threads=3), method) == TrainConfig(threads=3, method=method)
+
+
+def test_cores_are_divided_where_no_threads_are_given(monkeypatch):
+    monkeypatch.setattr("scpl.run.fairness.share_of_cores", lambda processes: 8 // processes)
+    two = replace(SEVERAL, threads=None)
+    assert config_for(two, "bp").threads == 4
+    assert config_for(two, "bp-wide").threads == 8
+
+
+def test_methods_are_known_and_different():
+    assert method_names("scpl, bp") == ["scpl", "bp"]
+    for wrong, why in [("", "different"), ("bp,bp", "different"), ("bp,scp", "one of: scpl")]:
+        with pytest.raises(InputError, match=why):
+            method_names(wrong)
