@@ -68,8 +68,10 @@ CASES = {
     "vgg": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-uneven": (vgg, ["1", "2", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-partial": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
+    "vgg-al": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
+    "transformer-predsim": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-ragged": (transformer, ["1", "2", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
     # of texts: how long the longest of every batch is
     "lstm": (lstm, models.paper_cuts("lstm"), "text", [9, 4, 12, 1, 7, 9]),
@@ -80,12 +82,20 @@ CASES = {
         [9, 4, 12, 1, 7, 9],
     ),
 }
-EARLY_EXIT = {"transformer", "transformer-ragged", "lstm"}
+METHODS = {
+    "vgg": scpl.SCPL(3),
+    "transformer": scpl.EarlyExit(3),
+    "vgg-al": scpl.AssociatedLearning(3),
+    "transformer-predsim": scpl.PredSim(3),
+    "transformer-masked": scpl.SCPL(3),
+    "lstm": scpl.EarlyExit(3),
+}
+"""By case, or by its first word."""
 
 
 class Slow(nn.Module):
     def forward(self, features):
-        time.sleep(0.02)
+        time.sleep(0.01)
         return features
 
 
@@ -127,7 +137,7 @@ def main():
     torch.set_num_threads(1)
     mesh = scpl.Mesh.from_env()
     parts, batches = build(options.case, options.slow)
-    method = scpl.EarlyExit(3) if options.case in EARLY_EXIT else scpl.SCPL(3)
+    method = METHODS.get(options.case) or METHODS[options.case.partition("-")[0]]
     pipeline = scpl.Pipeline(
         parts,
         method,
@@ -144,7 +154,7 @@ def main():
     losses, evaluations, memory = {}, [], []
     try:
         while pipeline.epoch < EPOCHS:
-            for report in pipeline.train(batches * 25 if options.slow else batches):
+            for report in pipeline.train(batches * 84 if options.slow else batches):
                 losses[report.step] = report.values()
                 memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
                 if mesh.is_first and pipeline.step in (6, 10):
@@ -156,6 +166,8 @@ def main():
                 break
         results = [scores.result() for scores in evaluations]
         exported = pipeline.export().state_dict()
+        if method.has_exits:
+            exported.update(pipeline.export_exits().state_dict())
         pipeline.close()
     except Exception as error:
         pipeline.abort()

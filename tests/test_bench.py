@@ -51,13 +51,14 @@ def actors(monkeypatch, tmp_path_factory):
         actor = tmp_path_factory.mktemp("actor") / "actor.py"
         actor.write_text(
             "import json, os, sys\n"
+            "SIZES = {'peak_memory_bytes': 1, 'bytes_per_step': 3}\n"
             "config = json.loads(sys.argv[1])['config']\n"
             f"script = iter({scripts!r}[config['method']])\n"
             "def say(**values): print(json.dumps(values), flush=True)\n"
             "def act(part, **ready):\n"
             "    if part == 'die': os.kill(os.getpid(), 9)\n"
             "    if isinstance(part, str): say(failed=part)\n"
-            "    else: say(**ready, seconds=2 / part, shares={'wait': 0.25}, peak_memory_bytes=1)\n"
+            "    else: say(**ready, seconds=2 / part, shares={'wait': 0.25}, **SIZES)\n"
             "act(next(script), stages=4)\n"
             "for _ in sys.stdin: act(next(script, 10))\n"
         )
@@ -86,8 +87,10 @@ class TestNumbers:
             assert min(result["rounds"]) > 0
             assert len(result["peak_memory_bytes"]) == result["processes"]
             assert all(10e6 < size < 10e9 for size in result["peak_memory_bytes"])
+            assert len(result["bytes_per_step"]) == result["processes"]
             assert len(result["wait_share"]) == result["processes"]
             assert all(0 <= share <= 1 for share in result["wait_share"])
+        assert ours["bytes_per_step"][0] > 4 * 20 * 8 > ours["bytes_per_step"][1] == 0
         assert found.err.count("samples/s:") == 2
 
     def test_ratios_are_taken_round_by_round(self, actors):
@@ -181,8 +184,10 @@ class TestEnds:
         ranks = children(process.pid)
         assert len(ranks) == 2
         process.kill()
-        process.communicate()  # their stderr is its own: it ends when they have ended
-        assert not [pid for pid in ranks if alive(pid)]
+        process.communicate()  # their stderr is its own: it ends when they end
+        while any(alive(pid) for pid in ranks):
+            assert time.monotonic() < deadline + 30
+            time.sleep(0.05)
 
 
 def children(pid):

@@ -1,16 +1,26 @@
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from cli_runs import NUM_STEPS, TINY, refused, result, scpl, train, tree
+from data_files import write_folder
 from scpl.errors import Interrupted
-from scpl.methods import METHODS
+from scpl.report import write_run_report
 from scpl.run import compare as module
+from scpl.run.config import TrainConfig
+from test_report import check_page
+
+TINY_CONFIG = TrainConfig(
+    model="mlp", limit_train=200, batch_size=20, epochs=1, threads=1, device="cpu", out=Path("all")
+)
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def here(monkeypatch, tmp_path):
             error = Interrupted("interrupted")
             error.signal = found.status - 128
             raise error
-        return f"exit status {found.status}: {found.err}" if found.status else ""
+        return found.status, found.err.strip().rpartition("scpl: ")[2]
 
     monkeypatch.setattr(module, "_run_child", child)
     monkeypatch.chdir(tmp_path)
@@ -43,12 +53,22 @@ def test_three_methods_one_table_one_report(here, tmp_path):
     assert found.status == 0, found.err
     assert found.out.count("\n") == 1
     answer = json.loads(found.out)
-    assert [run["method"] for run in answer["results"]] == ["scpl", "early-exit", "bp"]
-    assert answer["failures"] == {}
+    assert [result["method"] for result in answer["results"]] == ["scpl", "early-exit", "bp"]
+    for one in answer["results"]:
+        (run,) = one["runs"]
+        assert run == json.loads((tmp_path / run["run"] / "summary.json").read_text()) | {
+            "seconds_to_target": run["seconds_to_target"]
+        }
+        assert one["test_accuracy"]["median"] == run["test_accuracy"]
+        assert one["test_accuracy"]["n"] == 1
+        others = {"scpl", "early-exit", "bp"} - {one["method"]}
+        assert set(one["ratio_to"]) == others
+    assert answer["failures"] == answer["not_runnable"] == {}
+    assert 0 < answer["target"]["accuracy"] < 1
     assert "versions" in answer["environment"]
     for name in answer["report"]:
         assert (tmp_path / name).stat().st_size > 0
-    for method in METHODS:
+    for method in ("scpl", "early-exit", "bp"):
         assert method in found.err
         assert (tmp_path / "all" / f"{method}-seed0" / "summary.json").exists()
     assert not list((tmp_path / "all").glob(".*"))
@@ -91,19 +111,21 @@ def test_one_that_fails_is_reported_and_the_others_go_on(here, monkeypatch, tmp_
     child = module._run_child
 
     def failing(command):
-        return "exit status 1: it broke" if ".scpl" in command[4] else child(command)
+        return (1, "exit status 1: it broke") if ".scpl" in command[4] else child(command)
 
     monkeypatch.setattr(module, "_run_child", failing)
     found = compare("--methods", "scpl,bp", "--json")
     assert found.status == 1
     answer = json.loads(found.out)
     assert answer["failures"] == {"scpl-seed0": "exit status 1: it broke"}
-    assert [run["method"] for run in answer["results"]] == ["bp"]
+    assert answer["not_runnable"] == {}
+    assert [result["method"] for result in answer["results"]] == ["bp"]
+    assert "it broke" in (tmp_path / "all" / "report.html").read_text()
     assert "scpl-seed0 failed: exit status 1: it broke" in found.err
 
 
 def test_when_all_fail_there_is_no_table(here, monkeypatch):
-    monkeypatch.setattr(module, "_run_child", lambda command: "exit status 1: it broke")
+    monkeypatch.setattr(module, "_run_child", lambda command: (1, "exit status 1: it broke"))
     refused(compare("--methods", "scpl,bp"), "at least one run", "it broke")
 
 
@@ -117,6 +139,85 @@ def test_other_settings_are_refused(here, tmp_path):
     assert compare("--methods", "bp", "--lr", "0.5", "--force").status == 0
 
 
+def test_other_processes_are_other_settings_too(here):
+    """They change no number of a run, but its speed."""
+    assert compare("--methods", "bp").status == 0
+    refused(compare("--methods", "bp", "--depth", "3"), "--depth 3 (was 2)")
+    assert compare("--methods", "bp", "--keep", "1").status == 0
+
+
+def test_a_method_that_cannot_run_here_is_left_out_and_named(here, monkeypatch, tmp_path):
+    """That is no failure: it is said in the table, in the JSON and in the report."""
+    child, asked = module._run_child, []
+
+    def refusing(command):
+        if ".early-exit" in command[4]:
+            asked.append(command)
+            return 2, "The batch must be divisible. Got 20."
+        return child(command)
+
+    monkeypatch.setattr(module, "_run_child", refusing)
+    found = compare("--methods", "bp,early-exit", "--seeds", "0,1", "--json")
+    assert found.status == 0, found.err
+    answer = json.loads(found.out)
+    assert answer["failures"] == {}
+    assert answer["not_runnable"] == {"early-exit": "The batch must be divisible. Got 20."}
+    assert len(asked) == 1, "another seed would change nothing"
+    said = "cannot run here: The batch must be divisible. Got 20."
+    assert f"early-exit  {said}" in found.err
+    assert said in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_what_breaks_after_its_first_steps_has_failed(here, tmp_path):
+    """A loss that explodes also ends a run with status 2."""
+    found = compare("--methods", "bp,scpl", "--optimizer", "sgd", "--lr", "1e30", "--json")
+    assert found.status in (1, 2)
+    words = "bp-seed0 failed: The loss of every stage must be finite"
+    assert words in found.err
+    assert "cannot run here" not in found.err
+
+
+@pytest.mark.parametrize("target", ["0", "85", "-1", "nan"])
+def test_a_target_is_a_share(here, target):
+    refused(compare("--methods", "bp", "--target", target), "--target", "85 % as 0.85")
+    assert here == []
+
+
+def test_a_target_that_was_asked_for(here):
+    answer = json.loads(compare("--methods", "bp", "--target", "0.01", "--json").out)
+    assert answer["target"] == {"accuracy": 0.01, "origin": "as asked for"}
+    (result,) = answer["results"]
+    assert 0 < result["seconds_to_target"]["median"] <= result["wall_seconds"]["median"]
+
+
+def test_a_narrow_terminal_gets_several_tables(here, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "70")
+    assert compare("--methods", "bp").status == 0
+    err = Terminal()
+    with contextlib.redirect_stderr(err):
+        module.compare(module.CompareConfig(TINY_CONFIG, methods="bp"))
+    table = err.getvalue().partition("method")[2].partition("Accuracy:")[0]
+    assert table.count("method") >= 1
+    assert max(map(len, table.splitlines())) <= 70
+
+
+def test_no_name_of_the_user_becomes_markup(here, tmp_path):
+    """Class folders, the data's path and --out may hold what a browser would run."""
+    evil = """<script>alert('x')<"b">"""
+    write_folder(tmp_path / evil, classes=(evil, "a & b"), n=10)
+    found = scpl("compare", *TINY, "--data", evil, "--out", f"all {evil}", "--methods", "bp",
+                 "--batch-size", "4")  # fmt: skip
+    assert found.status == 0, found.err
+    folder = tmp_path / f"all {evil}"
+    for page in (folder / "report.html", write_run_report(folder / "bp-seed0")[-1]):
+        assert evil in "".join(check_page(page).texts)
+        assert "<script" not in page.read_text()
+
+
 def test_a_folder_that_cannot_be_made(here, tmp_path):
     (tmp_path / "all").write_text("mine")
     refused(compare("--methods", "bp"), "must be writable")
@@ -126,8 +227,14 @@ def test_a_folder_that_cannot_be_made(here, tmp_path):
 class TestChildren:
     def test_what_a_child_says_last_is_why_it_failed(self, capsys):
         code = "import sys; print('one\\ntwo', file=sys.stderr); sys.exit(3)"
-        assert module._run_child([sys.executable, "-c", code]) == "exit status 3: two"
+        assert module._run_child([sys.executable, "-c", code]) == (3, "exit status 3: two")
         assert capsys.readouterr().err == "    one\n    two\n"
+
+    def test_the_verdict_counts_whatever_is_heard_after_it(self):
+        said = "first\nscpl: A batch must be divisible. Got 65.\n[W] gloo lost a connection"
+        code = f"import sys; print({said!r}, file=sys.stderr); sys.exit(2)"
+        found = module._run_child([sys.executable, "-c", code])
+        assert found == (2, "A batch must be divisible. Got 65.")
 
     def test_a_child_that_was_interrupted_ends_the_comparison(self):
         with pytest.raises(Interrupted, match="The same command continues it") as caught:
@@ -136,7 +243,7 @@ class TestChildren:
 
     def test_a_child_that_was_killed_failed(self):
         code = "import os; os.kill(os.getpid(), 9)"
-        assert module._run_child([sys.executable, "-c", code]) == "killed by signal 9 (SIGKILL)"
+        assert module._run_child([sys.executable, "-c", code])[1] == "killed by signal 9 (SIGKILL)"
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_reaches_the_child(self, tmp_path, number):

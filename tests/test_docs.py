@@ -12,6 +12,7 @@ from torch import nn
 
 import scpl
 from scpl.cli import COMMANDS
+from scpl.methods import METHODS
 from scpl.run.config import TrainConfig
 from scpl.run.settings import (
     BenchConfig,
@@ -119,7 +120,15 @@ def test_every_public_name_is_described():
     assert sorted(headings) == sorted(scpl.__all__)
 
 
-@pytest.mark.parametrize("name", ["split", "Pipeline", "Mesh", "SCPL", "EarlyExit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "split",
+        "Pipeline",
+        "Mesh",
+        *(kind.__name__ for kind in METHODS.values() if kind.cuts_gradients),
+    ],
+)
 def test_every_argument_is_described(name):
     text = (ROOT / "docs/api.md").read_text()
     section = text.partition(f"### scpl.{name}\n")[2].partition("\n### ")[0]

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from scpl.errors import InputError
+from scpl.methods import METHODS
 from scpl.run.config import TrainConfig
 from scpl.run.fairness import config_for, method_names
 
@@ -39,6 +40,10 @@ def test_cores_are_divided_where_no_threads_are_given(monkeypatch):
     two = replace(SEVERAL, threads=None)
     assert config_for(two, "bp").threads == 4
     assert config_for(two, "bp-wide").threads == 8
+
+
+def test_all_methods():
+    assert method_names(" all ") == list(METHODS)
 
 
 def test_methods_are_known_and_different():

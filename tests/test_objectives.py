@@ -56,3 +56,26 @@ def test_an_objective_must_say_what_it_minimises():
 
 def test_by_default_nothing_is_handed_on():
     assert CrossEntropy(nn.Linear(5, 2)).hand_on(TARGET, None) is None
+
+
+def test_a_weight_is_a_factor():
+    x, classifier = features(), nn.Linear(5, 2)
+    whole = CrossEntropy(classifier)(x, TARGET, None)["cross_entropy"]
+    half = CrossEntropy(classifier, weight=0.5)(x, TARGET, None)["cross_entropy"]
+    assert torch.equal(half, 0.5 * whole)
+
+
+def test_the_reader_is_what_predicts():
+    one, two = nn.Linear(5, 2), nn.Linear(5, 2)
+    assert CrossEntropy(one).reader([]) is one
+    assert Contrastive(nn.Linear(5, 3)).reader([]) is None
+    assert Sum(CrossEntropy(one), CrossEntropy(two)).reader([]) is two
+    assert Sum(CrossEntropy(one), Contrastive(nn.Linear(5, 3))).reader([]) is one
+    assert Sum(Contrastive(nn.Linear(5, 3))).reader([]) is None
+
+
+def test_by_default_what_is_shared_is_passed_on():
+    received = {"x": torch.ones(1)}
+    assert CrossEntropy(nn.Linear(5, 2)).share(received) is received
+    assert Sum(CrossEntropy(nn.Linear(5, 2))).share(received) is received
+    assert CrossEntropy(nn.Linear(5, 2)).share(None) is None

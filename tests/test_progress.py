@@ -2,8 +2,10 @@ import io
 
 import pytest
 
-from scpl.run.progress import Progress, format_losses, format_seconds
+from scpl.run.progress import Progress, format_losses, format_seconds, format_usage
+from scpl.run.usage import Usage
 
+USAGE = Usage((300 * 2**20, 338 * 2**20), (0.314, 0.05))
 LOSSES = [{"contrastive": 1.25}, {"contrastive": 0.5, "cross_entropy": 2.0}]
 
 
@@ -25,7 +27,7 @@ def clock(monkeypatch):
 
 
 def progress(log, quiet=False):
-    return Progress(epochs=4, steps=10, log=log.append, quiet=quiet)
+    return Progress(epochs=4, steps=10, samples=100, log=log.append, quiet=quiet)
 
 
 def test_an_epoch_is_one_plain_line(monkeypatch, clock):
@@ -42,6 +44,49 @@ def test_an_epoch_is_one_plain_line(monkeypatch, clock):
         "30 s to go\n"
     )
     assert log == err.getvalue().splitlines()
+
+
+def test_memory_and_waiting_end_the_line(monkeypatch, clock):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    log = []
+    shown = progress(log)
+    shown.begin_epoch(1, 0)
+    clock[0] += 10
+    shown.end_epoch(row(0.5), LOSSES, USAGE)
+    assert log[0].endswith("10 s so far, 30 s to go  338 MiB  waits 31 | 5 %")
+
+
+def test_a_live_line_shows_rate_rest_losses_accuracy_memory_and_waiting(monkeypatch, clock):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = progress([])
+    shown.begin_epoch(1, 0)
+    clock[0] += 20
+    shown.end_epoch(row(0.5), LOSSES)
+    shown.begin_epoch(2, 0)
+    clock[0] += 6
+    shown.update(3, LOSSES, USAGE)
+    shown._bar.refresh()
+    live = err.getvalue().rpartition("\r")[2]
+    assert live.rstrip().endswith(
+        " epoch 2/4  step 3/10  5 images/s  54 s to go  loss 1.250 | 0.500+2.000  valid 50.00 %  "
+        "338 MiB  waits 31 | 5 %"
+    )
+    shown.close()
+
+
+def test_a_live_line_never_wraps(monkeypatch, clock):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    shown = progress([])
+    shown.begin_epoch(1, 0)
+    shown._bar.ncols, shown._bar.dynamic_ncols = 60, None
+    clock[0] += 1
+    shown.update(3, LOSSES * 4, USAGE)
+    shown._bar.refresh()
+    assert max(map(len, err.getvalue().split("\r"))) <= 60
+    shown.close()
 
 
 def test_a_long_epoch_says_something_now_and_then(monkeypatch, clock):
@@ -101,7 +146,7 @@ def test_a_terminal_gets_a_live_line_that_goes_away(monkeypatch):
     shown.begin_epoch(2, 0)
     shown.close()
     shown.close()
-    assert "epoch 1/4:" in err.getvalue()
+    assert "epoch 1/4" in err.getvalue()
     assert "hello\n" in err.getvalue()
     assert log[0] == "hello"
     assert not any("\r" in line or "\x1b" in line for line in log)
@@ -114,6 +159,11 @@ def test_a_terminal_gets_a_live_line_that_goes_away(monkeypatch):
 )
 def test_durations(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_usage():
+    assert format_usage(Usage()) == ""
+    assert format_usage(Usage((2**30,))) == "  1 GiB"
 
 
 def test_losses():

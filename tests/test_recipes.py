@@ -25,7 +25,7 @@ PAPER_TEXTS = [
     for model in ("lstm", "transformer")
     for data in ("ag_news", "dbpedia_14", "imdb", "sst2")
 ]
-QUICK = ["quick/cifar10", "quick/digits", "quick/fashion-mnist"]
+QUICK = ["quick/all-methods", "quick/cifar10", "quick/digits", "quick/fashion-mnist"]
 NAMES = sorted([*PAPER_IMAGES, *PAPER_TEXTS, *QUICK])
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -39,7 +39,7 @@ class TestEachRecipe:
     def test_it_is_a_valid_configuration(self, name):
         config = CompareConfig.from_recipe(shipped()[name])
         config.train.check()
-        assert config.methods == "scpl,early-exit,bp"
+        assert config.methods == ("all" if name == "quick/all-methods" else "scpl,early-exit,bp")
         assert config.seeds.split(",")[0] == "0"
 
     @EACH

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cli_runs import in_process_of_its_own, refused, result, scpl
 from scpl.run.folder import RunFolder
-from scpl.run.use import load_network
+from scpl.run.trained import load_network
 from text_files import SUFFIXES, tickets, write_set, write_table
 
 SMALL = [

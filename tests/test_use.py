@@ -20,7 +20,8 @@ from scpl.run.folder import RunFolder
 from scpl.run.predict import predict
 from scpl.run.settings import EvalConfig, ExportConfig, PredictConfig
 from scpl.run.train import train
-from scpl.run.use import evaluate, export, load_network
+from scpl.run.trained import load_exits, load_network
+from scpl.run.use import evaluate, export
 
 BATCH = 100
 EVAL_KEYS = [
@@ -115,7 +116,7 @@ class TestLoad:
     def test_truncated_weights(self, copy, length):
         weights = copy / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:length])
-        one_sentence(copy, "must be intact.*Copy both files")
+        one_sentence(copy, "must be intact.*Copy the files")
 
     def test_weights_that_are_something_else(self, copy):
         (copy / "model.safetensors").write_bytes(b"PK\3\4 this is no such file " * 100)
@@ -163,7 +164,7 @@ def one_sentence(run, message):
 
 
 class TestEvaluate:
-    @pytest.mark.parametrize("method", ["scpl", "early-exit", "bp"])
+    @pytest.mark.parametrize("method", ["scpl", "early-exit", "al", "bp"])
     def test_it_gives_the_number_of_the_run_again(self, runs, method):
         path, summary = runs(method)
         result = evaluate(EvalConfig(path, batch_size=BATCH))
@@ -229,6 +230,96 @@ class TestEvaluate:
         assert json.loads(capsys.readouterr().out)["test_accuracy"] == summary["test_accuracy"]
         assert cli(["eval", str(path.parent)]) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+class TestEarlyExits:
+    @pytest.mark.parametrize("method", ["early-exit", "al"])
+    def test_the_numbers_are_those_of_the_network_with_exits(self, runs, method):
+        """Threshold, shares and accuracy, from all logits of all exits."""
+        path, _ = runs(method)
+        network, description = load_exits(RunFolder(path))
+        source = data.load("digits")
+        mean, std = tuple(description["mean"]), tuple(description["std"])
+        features, target = normalise(source.test.images, mean, std), source.test.labels
+        logits = []
+        with torch.no_grad():
+            for body, reader in zip(network._bodies, network._exits, strict=True):
+                features = body(features)
+                logits.append(reader(features))
+        sure = torch.stack([part.softmax(1).amax(1) for part in logits])
+        threshold = float(sure[0].median())  # so that about half leave at the first stage
+        sure[-1] = 1.0
+        stages = (sure >= threshold).int().argmax(0)
+        answers = torch.stack(logits).argmax(2)[stages, torch.arange(len(target))]
+
+        result = evaluate(EvalConfig(path, exit_threshold=threshold))
+        shares = [float((stages == stage).float().mean()) for stage in range(4)]
+        assert result["exit_share"] == pytest.approx(shares, abs=2 / len(target))
+        assert 0.4 < result["exit_share"][0] < 0.6
+        run = sum(share * number for number, share in enumerate(result["exit_share"], start=1))
+        assert result["stages_per_sample"] == pytest.approx(run)
+        assert result["stages_saved"] == pytest.approx(1 - run / 4)
+        expected = float((answers == target).float().mean())
+        assert result["test_accuracy"] == pytest.approx(expected, abs=2 / len(target))
+        assert torch.equal(logits[-1].argmax(1), network(normalise(
+            source.test.images, mean, std)).argmax(1))  # fmt: skip
+        assert [key for key in result if key not in EVAL_KEYS] == [
+            "exit_threshold", "exit_share", "stages_per_sample", "stages_saved"
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("method", ["early-exit", "al"])
+    def test_at_threshold_one_almost_all_go_to_the_end(self, runs, method):
+        path, summary = runs(method)
+        result = evaluate(EvalConfig(path, exit_threshold=1.0, batch_size=BATCH))
+        assert result["exit_share"] == [0.0, 0.0, 0.0, 1.0]
+        assert result["test_accuracy"] == summary["test_accuracy"]
+        assert result["stages_saved"] == 0.0
+
+    def test_the_command(self, runs, capsys):
+        path, _ = runs("early-exit")
+        assert cli(["eval", str(path), "--exit-threshold", "0.2"]) == 0
+        assert "stages_saved" in capsys.readouterr().out
+        assert cli(["eval", str(path), "--exit-threshold", "2"]) == 2
+        assert "a probability, above 0 and at most 1" in capsys.readouterr().err
+
+    def test_a_run_without_exits(self, runs):
+        with pytest.raises(InputError, match=r"exits\.safetensors.*early-exit, dascpl"):
+            evaluate(EvalConfig(runs()[0], exit_threshold=0.9))
+
+    def test_exits_of_another_network(self, runs, tmp_path):
+        run = shutil.copytree(runs("early-exit")[0], tmp_path / "run")
+        shutil.copy(runs("al")[0] / "exits.safetensors", run)
+        with pytest.raises(CheckpointError, match=r"exits\.safetensors.*must be intact"):
+            load_exits(RunFolder(run))
+
+    def test_a_recipe_that_says_something_else(self, runs, tmp_path):
+        run = shutil.copytree(runs("al")[0], tmp_path / "run")
+        description = json.loads((run / "model.json").read_text())
+        for key, value in (("method", "no-such-method"), ("label_features", 7), ("cuts", ["x"])):
+            wrong = {**description, "recipe": {**description["recipe"], key: value}}
+            (run / "model.json").write_text(json.dumps(wrong))
+            one_sentence(run, "must be intact")
+
+    def test_a_method_with_its_own_read_out_is_rebuilt_from_the_folder(self, runs):
+        path, _ = runs("al")
+        network, description = load_network(RunFolder(path))
+        assert description["recipe"]["method"] == "al"
+        plain = models.build("small-cnn", num_classes=10, in_channels=1, image_size=8)
+        keys = [key for key in plain.state_dict() if not key.startswith("classifier")]
+        state = load_file(path / "model.safetensors")
+        assert {key for key in state if not key.startswith("exits.3.")} == set(keys)
+        assert all(torch.equal(network.state_dict()[key], value) for key, value in state.items())
+
+    def test_predicting_and_exporting_with_a_read_out_of_its_own(self, runs, digit_files, tmp_path):
+        path, _ = runs("al")
+        folder, images = digit_files
+        network, description = load_network(RunFolder(path))
+        inputs = normalise(images, tuple(description["mean"]), tuple(description["std"]))
+        with torch.no_grad():
+            expected = network(inputs).argmax(1).tolist()
+        assert [int(row["label"]) for row in rows_of(path, folder)] == expected
+        export(ExportConfig(path, tmp_path / "net.safetensors"))
+        assert load_file(tmp_path / "net.safetensors").keys() == network.state_dict().keys()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import Adam
 
 from networks import NUM_CLASSES, assert_same_state, mlp, rows
-from scpl import SCPL, EarlyExit, Pipeline, split
+from scpl import SCPL, AssociatedLearning, EarlyExit, Pipeline, split
+from scpl.errors import StageError
 from scpl.message import Kind, Mark, Message, tensors_of
 from scpl.timeline import Timeline
 from scpl.worker import Report, Worker
@@ -112,6 +113,45 @@ def test_every_mark_is_passed_on_and_a_checkpoint_saves_each_stage():
     assert all(m.note == {"x": 1} for m in outbox.sent[:4])
     assert outbox.sent[-1].kind is Kind.STOP
     assert saved == [(0, 4), (1, 4)]
+
+
+def test_what_objectives_share_travels_with_the_mark_of_an_evaluation():
+    worker, outbox, _ = make(AssociatedLearning(NUM_CLASSES, label_features=4))
+    decoders = [stage.objective.decoder.state_dict() for stage in worker.stages]
+    worker.handle(Message(Kind.BARRIER, 0, mark=Mark.EVALUATION_BEGIN))
+    assert_same_state(outbox.sent[-1].carry, [dict(state) for state in decoders])
+    for mark in (Mark.EVALUATION_END, Mark.CHECKPOINT, Mark.EPOCH_END):
+        worker.handle(Message(Kind.BARRIER, 0, mark=mark))
+        assert outbox.sent[-1].carry is None
+
+
+def test_what_was_shared_is_not_changed_by_learning():
+    worker, outbox, _ = make(AssociatedLearning(NUM_CLASSES, label_features=4))
+    worker.handle(Message(Kind.BARRIER, 0, mark=Mark.EVALUATION_BEGIN))
+    before = [
+        {name: value.clone() for name, value in each.items()} for each in outbox.sent[0].carry
+    ]
+    worker.handle(batch())
+    assert_same_state(outbox.sent[0].carry, before)
+    assert not torch.equal(worker.stages[0].objective.decoder[0].weight, before[0]["0.weight"])
+
+
+def test_by_default_what_is_shared_is_passed_on():
+    worker, outbox, _ = make(EarlyExit(NUM_CLASSES))
+    for carry in (None, [torch.ones(2)]):
+        worker.handle(Message(Kind.BARRIER, 0, carry=carry, mark=Mark.EVALUATION_BEGIN))
+        assert_same_state(outbox.sent[-1].carry, carry)
+
+
+def test_an_error_while_sharing_names_the_stage():
+    worker, _, _ = make(EarlyExit(NUM_CLASSES))
+
+    def share(received):
+        raise KeyError("lost")
+
+    worker.stages[1].objective.share = share
+    with pytest.raises(StageError, match=r"Stage 1 \(linear1, relu1\) failed.*KeyError: 'lost'"):
+        worker.handle(Message(Kind.BARRIER, 7, mark=Mark.EVALUATION_BEGIN))
 
 
 def test_an_evaluation_adds_counts_and_trains_nothing():

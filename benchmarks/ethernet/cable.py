@@ -87,6 +87,10 @@ class Cable:
                 limit = ("rate", rate, "burst", "128kb", "latency", "50ms")
                 _run(*queue, "add", "dev", end.device, "root", "tbf", *limit)
 
+    def carried_bytes(self) -> int:
+        """Bytes that went over it so far, both ways."""
+        return sum(end.sent_bytes() for end in self.ends)
+
     def speed(self) -> float:
         """Send some bytes through plain sockets; return bits per second."""
         here, there = self.ends

@@ -67,7 +67,7 @@ def rivals_of(
         jobs: The methods.
         networks: Loopback, and the rates of the cable.
         cable: It is set to the rate before a block.
-        traffic: Filled with the bytes that leave the first rank per step, block by block.
+        traffic: Filled with the bytes that cross the cable per step, both ways, block by block.
     """
     rivals: dict[str, Rival] = {}
     for method, job in jobs.items():
@@ -96,13 +96,13 @@ def start(method: str, job: Job, cable: Cable | None) -> Team:
 def train(
     job: Job, network: str, cable: Cable, traffic: list[float], team: Team
 ) -> tuple[float, Answers]:
-    """Have a team train a block over a network, and count what leaves the first rank."""
+    """Have a team train a block over a network, and count what crosses the cable."""
     if network == LOOPBACK:
         return work(team, job)
     cable.shape(network)
-    before = cable.ends[0].sent_bytes()
+    before = cable.carried_bytes()
     rate, answers = work(team, job)
-    traffic.append((cable.ends[0].sent_bytes() - before) / answers[-1]["steps"])
+    traffic.append((cable.carried_bytes() - before) / answers[-1]["steps"])
     return rate, answers
 
 

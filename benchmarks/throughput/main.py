@@ -192,7 +192,8 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
             cells = " | ".join(f"{100 * shares[key]:.1f} %" for key in ACTIVITIES)
             yield f"| {name}, rank {rank} | {cells} |"
     yield ""
-    yield f"Losses compared bit for bit on {found['equal_losses']} steps: equal."
+    if found["equal_losses"]:
+        yield f"Losses compared bit for bit on {found['equal_losses']} steps: equal."
     for name, reason in found["failures"].items():
         yield f"{name} cannot run: {reason}"
 

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scpl.mesh import Mesh
-    from scpl.methods import SCPL, Backpropagation, EarlyExit, Method
+    from scpl.methods import (
+        DASCPL,
+        DGL,
+        SCPL,
+        AssociatedLearning,
+        Backpropagation,
+        DeInfoReg,
+        EarlyExit,
+        Method,
+        PredSim,
+    )
     from scpl.objectives import Objective
     from scpl.partition import Partition, split
     from scpl.pipeline import Pipeline
@@ -21,9 +31,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Mesh": "scpl.mesh",
+    "DASCPL": "scpl.methods",
+    "DGL": "scpl.methods",
     "SCPL": "scpl.methods",
+    "AssociatedLearning": "scpl.methods",
     "Backpropagation": "scpl.methods",
+    "DeInfoReg": "scpl.methods",
     "EarlyExit": "scpl.methods",
+    "PredSim": "scpl.methods",
     "Method": "scpl.methods",
     "Objective": "scpl.objectives",
     "Partition": "scpl.partition",
@@ -35,8 +50,12 @@ _HOME = {
 }
 
 __all__ = [
+    "DASCPL",
+    "DGL",
     "SCPL",
+    "AssociatedLearning",
     "Backpropagation",
+    "DeInfoReg",
     "EarlyExit",
     "Evaluation",
     "Mesh",
@@ -44,6 +63,7 @@ __all__ = [
     "Objective",
     "Partition",
     "Pipeline",
+    "PredSim",
     "Report",
     "Scores",
     "split",

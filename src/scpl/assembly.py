@@ -21,7 +21,7 @@ from scpl.stage import Stage, StageOptions
 from scpl.timeline import Timeline
 from scpl.worker import CheckpointHook, Worker
 
-__all__ = ["assign", "build_stages", "build_worker"]
+__all__ = ["assign", "build_objective", "build_stages", "build_worker"]
 
 
 def assign(method: Method, mesh: Mesh, num_stages: int) -> tuple[range, list[int]]:
@@ -124,7 +124,7 @@ def build_stages(
             index,
             parts.bodies[index],
             parts.names[index],
-            _build_objective(parts, method, index, seed),
+            build_objective(parts, method, index, seed),
             options,
             seed=derive_seed(seed, "stage", index),
             device=device,
@@ -143,7 +143,8 @@ def _check_factory(name: str, value: object) -> None:
         )
 
 
-def _build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:
+def build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:
+    """Build the objective of one stage; its weights depend on the seed and its index."""
     is_last = index == parts.num_stages - 1
     readout = parts.readout if is_last else None
     site = Site(index, parts.num_stages, parts.feature_shapes[index], readout)

@@ -6,16 +6,14 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scpl.errors import InputError, unknown_name
+from scpl.rows import check_projections, check_target, unit_rows
 
 __all__ = ["supervised_contrastive_loss"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
-
-_NO_DIRECTION = 1e-12  # a row whose largest entry is not above this counts as zero
 
 
 def supervised_contrastive_loss(
@@ -71,7 +69,7 @@ def supervised_contrastive_loss(
     """
     _check(projections, target, temperature, normalization)
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = _unit_rows(projections)
+        unit_ND = unit_rows(projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
         positive_NN = (target[:, None] == target).fill_diagonal_(False)
         num_positives_N = positive_NN.sum(dim=1)
@@ -85,41 +83,10 @@ def supervised_contrastive_loss(
         return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
 
 
-def _unit_rows(rows_ND: Tensor) -> Tensor:
-    """Scale rows to unit length, in at least float32; rows without a direction become zero."""
-    rows_ND = rows_ND.to(torch.promote_types(rows_ND.dtype, torch.float32))
-    # Dividing by the largest entry keeps the squares in range. The direction does not depend on the
-    # divisor, so it is a constant to autograd; an infinite one also stops the gradient.
-    largest_N1 = rows_ND.detach().abs().amax(dim=1, keepdim=True)
-    return F.normalize(rows_ND / largest_N1.masked_fill(largest_N1 <= _NO_DIRECTION, math.inf))
-
-
 def _check(projections: Tensor, target: Tensor, temperature: float, normalization: str) -> None:
     """Raise for arguments the loss is not defined for; looks at shapes and types, not at values."""
-    if projections.ndim != 2 or 0 in projections.shape:
-        raise InputError(
-            "Projections must have the shape [N, D] with at least one row and one column",
-            f"Got {_describe(projections)}",
-            "Flatten the features of each sample, for instance with a head of scpl.heads",
-        )
-    if not projections.is_floating_point():
-        raise InputError(
-            "Projections must be floating point",
-            f"Got {_describe(projections)}",
-            "Convert them with .float()",
-        )
-    if target.shape != projections.shape[:1]:
-        raise InputError(
-            "The target must have one class per row of the projections",
-            f"Got the target {_describe(target)} for the projections {_describe(projections)}",
-            f"Pass a target of the shape [{projections.shape[0]}]",
-        )
-    if target.is_floating_point() or target.is_complex():
-        raise InputError(
-            "The target must hold integer classes",
-            f"Got {_describe(target)}",
-            "Convert class numbers with .long(), one-hot rows with .argmax(dim=1)",
-        )
+    check_projections(projections)
+    check_target(projections, target)
     if not 0 < temperature < math.inf:
         raise InputError(
             "The temperature must be a finite number above zero",
@@ -128,7 +95,3 @@ def _check(projections: Tensor, target: Tensor, temperature: float, normalizatio
         )
     if normalization not in ("paper", "supcon"):
         raise unknown_name("normalization", normalization, ("paper", "supcon"))
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

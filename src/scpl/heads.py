@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = ["MLP", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known"]
+__all__ = ["MLP", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known", "pooled"]
 
 Head: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 
@@ -114,23 +114,7 @@ class PooledMLP:
 
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
-        _check_shape(shape)
-        layers: list[nn.Module]
-        match shape:
-            case (channels,):
-                layers, in_features = [], channels
-            case (_, channels):
-                layers, in_features = [MeanOverPositions()], channels
-            case (channels, height, width):
-                rows, columns = min(self.pool, height), min(self.pool, width)
-                layers = [*_average_pool((height, width), (rows, columns)), nn.Flatten()]
-                in_features = channels * rows * columns
-            case _:
-                raise InputError(
-                    "A pooled head takes features of the shape [C], [L, C] or [C, H, W]",
-                    f"Got {list(shape)} for one sample",
-                    "Use the head 'mlp', which flattens any shape, or pass your own factory",
-                )
+        layers, in_features = pooled(shape, self.pool)
         return nn.Sequential(*layers, *_mlp(in_features, self.hidden_features, self.out_features))
 
 
@@ -167,6 +151,27 @@ def by_name(name: str) -> Head:
     if name not in _BY_NAME:
         raise unknown_name("head", name, _BY_NAME)
     return _BY_NAME[name]()
+
+
+def pooled(shape: tuple[int, ...], pool: int | tuple[int, int]) -> tuple[list[nn.Module], int]:
+    """Summarise positions: the layers, and how many features they leave of a sample."""
+    _check_shape(shape)
+    match shape:
+        case (channels,):
+            return [], channels
+        case (_, channels):
+            return [MeanOverPositions()], channels
+        case (channels, height, width):
+            most = pool if isinstance(pool, tuple) else (pool, pool)
+            rows, columns = min(most[0], height), min(most[1], width)
+            layers = [*_average_pool((height, width), (rows, columns)), nn.Flatten()]
+            return layers, channels * rows * columns
+        case _:
+            raise InputError(
+                "A pooled head takes features of the shape [C], [L, C] or [C, H, W]",
+                f"Got {list(shape)} for one sample",
+                "Use the head 'mlp', which flattens any shape, or pass your own factory",
+            )
 
 
 def _mlp(in_features: int, hidden_features: int, out_features: int) -> tuple[nn.Module, ...]:

@@ -62,7 +62,8 @@ class Message:
             training steps before this point of the stream (barrier).
         features: The detached output of the stage before; the network's input at the start.
         target: Class indices ``[N]``; absent when only predictions are wanted.
-        carry: What an objective hands to the objective of the next stage, else None.
+        carry: What an objective hands to the objective of the next stage, else None: with a
+            batch that is learnt from, and with the mark at which an evaluation begins.
         reports: One dict of scalar tensors per earlier stage. On train messages and barriers:
             the losses of the *previous* step (a message leaves before its own loss exists).
             On the end of an evaluation: its counts.

@@ -8,6 +8,7 @@ on (`carry`); no gradient leaves the stage.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, final
 
 import torch
@@ -49,6 +50,27 @@ class Objective(nn.Module, ABC):
 
     def predict(self, features: Tree) -> Tensor | None:
         """Return logits ``[N, C]`` read out of this stage's features, or None."""
+        return None
+
+    def share(self, received: Tree) -> Tree:
+        """Tell the next stage's objective what it needs for its predictions.
+
+        It is called at the beginning of every evaluation, before the first `predict`, in the order
+        of the stages. What is received is passed on, by default.
+
+        Args:
+            received: What `share` of the stage before returned; None on the first stage.
+        """
+        return received
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:
+        """Return the module from this stage's features to logits that `predict` applies, or None.
+
+        It is put together of modules of this objective and of earlier ones, for export.
+
+        Args:
+            earlier: The objectives of all stages before, in order.
+        """
         return None
 
 
@@ -95,21 +117,27 @@ class CrossEntropy(Objective):
     Args:
         classifier: Maps features to logits ``[N, C]``.
         detach: Keep the gradient of the classifier's loss away from the stage's layers.
+        weight: Factor on the loss.
     """
 
-    def __init__(self, classifier: nn.Module, *, detach: bool = False) -> None:
+    def __init__(self, classifier: nn.Module, *, detach: bool = False, weight: float = 1.0) -> None:
         super().__init__()
         self.classifier = classifier
         self.detach = detach
+        self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
         with torch.autocast(logits.device.type, enabled=False):
-            return {"cross_entropy": functional.cross_entropy(logits.float(), target)}
+            loss = functional.cross_entropy(logits.float(), target)
+        return {"cross_entropy": loss if self.weight == 1.0 else self.weight * loss}
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
         logits: Tensor = self.classifier(features)
         return logits
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+        return self.classifier
 
 
 @final
@@ -150,4 +178,18 @@ class Sum(Objective):
             logits = part.predict(features)
             if logits is not None:
                 return logits
+        return None
+
+    def share(self, received: Tree) -> Tree:  # noqa: D102
+        for part in self.parts:
+            assert isinstance(part, Objective)
+            received = part.share(received)
+        return received
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:  # noqa: D102
+        for part in reversed(self.parts):
+            assert isinstance(part, Objective)
+            reader = part.reader(earlier)
+            if reader is not None:
+                return reader
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from scpl.assembly import assign, build_stages, build_worker
 from scpl.checkpoint import CheckpointWriter
 from scpl.control import Control
 from scpl.errors import DataError, InputError, NonFiniteError
+from scpl.exits import ExitNetwork
+from scpl.export import export_exits, export_network
 from scpl.line import Line, Position
 from scpl.link import open_links
 from scpl.mesh import Mesh
@@ -211,16 +212,15 @@ class Pipeline:
     def export(self) -> nn.Module:
         """Return the user's module with the trained weights: a copy on the CPU, in eval mode.
 
-        Its ``state_dict`` has exactly the keys of the module that was cut; heads are left out.
-        With several ranks all must call it, and each gets all.
+        Its ``state_dict`` has exactly the keys of the module that was cut; heads are left out. A
+        method with a read-out of its own puts that in place of the user's, under keys that begin
+        with ``exits``. With several ranks all must call it, and each gets all.
         """
-        model = copy.deepcopy(self.parts.model).cpu().eval()
-        names = [*self.parts.names[:-1], (*self.parts.names[-1], *self.parts.readout_names)]
-        for owner, layers in zip(self._owners, names, strict=True):
-            for name in layers:
-                for value in model.get_submodule(name).state_dict().values():
-                    self.control.broadcast(value, owner)
-        return model
+        return export_network(self.parts, self.method, self.stages, self.control, self._owners)
+
+    def export_exits(self) -> ExitNetwork:
+        """Return the network with an exit after every stage, if all predict; else as `export`."""
+        return export_exits(self.parts, self.method, self.stages, self.control, self._owners)
 
     @property
     def step(self) -> int:

@@ -168,6 +168,11 @@ class Stage:
             logits = self.objective.predict(self._summary(output))
         return None if logits is None else logits.float()
 
+    def share(self, received: Tree) -> Tree:
+        """Return copies of what the objective tells the next stage's for its predictions."""
+        with torch.no_grad(), self.random.active():
+            return tree_map(lambda t: t.detach().clone(), self.objective.share(received))
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything the stage needs to continue, under the user's layer names."""
         body = {
@@ -255,7 +260,7 @@ class Stage:
 
     def explain(self, error: Exception, features: Tree, step: int) -> StageError:
         """Name stage, step and input of an error that user code raised."""
-        shapes = ", ".join(str(TensorSpec.of(tensor)) for tensor in tensors_of(features))
+        shapes = ", ".join(map(str, map(TensorSpec.of, tensors_of(features)))) or "nothing"
         layers = ", ".join(self._names) or "no layers"
         return StageError(
             f"Stage {self.index} ({layers}) failed at step {step}",

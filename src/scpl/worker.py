@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from scpl.errors import ScplError
 from scpl.link import Outbox
-from scpl.message import Kind, Mark, Message
+from scpl.message import Kind, Mark, Message, Tree
 from scpl.stage import Stage
 from scpl.timeline import Timeline
 
@@ -190,6 +190,7 @@ class Worker:
             message = replace(message, reports=self._losses)
         if message.mark is Mark.EVALUATION_BEGIN:
             self.counts = Counts([{} for _ in self.stages], keep=bool(message.note.get("keep")))
+            message = replace(message, carry=self._share(message))
         self._outbox.send(message)
         if message.mark is Mark.CHECKPOINT:
             self._save(message)
@@ -201,6 +202,18 @@ class Worker:
         for stage in self.stages:
             with self.timeline.during("snapshot", stage.index, message.step):
                 self._on_checkpoint(stage, message)
+
+    def _share(self, message: Message) -> Tree:
+        """Let each stage's objective tell the next one what it needs for its predictions."""
+        shared = message.carry
+        for stage in self.stages:
+            try:
+                shared = stage.share(shared)
+            except ScplError:
+                raise
+            except Exception as error:
+                raise stage.explain(error, shared, message.step) from error
+        return shared
 
 
 def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:

@@ -86,7 +86,7 @@ class ReplicatedWorker(Worker):
     def _train(self, message: Message) -> Losses:
         """Take this rank's rows, send the others on, and learn together with all ranks."""
         stage, step = self._stage, message.step
-        features, target, weight = self._share(message)
+        features, target, weight = self._own_rows(message)
         stage.set_mode(training=True)
         try:
             with stage.random.active():
@@ -114,7 +114,7 @@ class ReplicatedWorker(Worker):
             stage.update()
         return ({"cross_entropy": loss.detach() / self._mesh.num_ranks},)
 
-    def _share(self, message: Message) -> tuple[Tree, Tensor, float]:
+    def _own_rows(self, message: Message) -> tuple[Tree, Tensor, float]:
         """Split a batch between this rank and the later ones.
 
         Returns:
@@ -174,7 +174,7 @@ class ReplicatedWorker(Worker):
                 self._outbox.send(message)
             return
         sent = self.bytes_sent
-        features, target, weight = self._share(message)
+        features, target, weight = self._own_rows(message)
         self.bytes_sent = sent  # of training only
         if weight > 0:
             super()._evaluate(replace(message, features=features, target=target), pass_on=False)

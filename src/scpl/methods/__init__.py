@@ -1,5 +1,6 @@
 """The methods: one file each."""
 
+from scpl.methods.associated import AssociatedLearning
 from scpl.methods.backpropagation import (
     Backpropagation,
     CutBackpropagation,
@@ -11,15 +12,23 @@ from scpl.methods.backpropagation import (
     ZeroBubble,
 )
 from scpl.methods.base import Layout, Method, Site
+from scpl.methods.dascpl import DASCPL
+from scpl.methods.deinforeg import DeInfoReg
+from scpl.methods.dgl import DGL
 from scpl.methods.early_exit import EarlyExit
+from scpl.methods.predsim import PredSim
 from scpl.methods.supervised_contrastive import SCPL, HeadFactory
 
 __all__ = [
+    "DASCPL",
+    "DGL",
     "METHODS",
     "SCPL",
+    "AssociatedLearning",
     "Backpropagation",
     "CutBackpropagation",
     "DataParallel",
+    "DeInfoReg",
     "EarlyExit",
     "GPipe",
     "HeadFactory",
@@ -27,6 +36,7 @@ __all__ = [
     "Method",
     "MicroBatched",
     "OneForwardOneBackward",
+    "PredSim",
     "Site",
     "WideBackpropagation",
     "ZeroBubble",
@@ -37,6 +47,11 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         SCPL,
         EarlyExit,
+        AssociatedLearning,
+        PredSim,
+        DeInfoReg,
+        DASCPL,
+        DGL,
         Backpropagation,
         WideBackpropagation,
         CutBackpropagation,

@@ -52,12 +52,19 @@ class Method(ABC):
     """False: the network is trained end to end (backpropagation)."""
     layout: ClassVar[Layout] = "stages"
     """Who holds the network when there are several ranks."""
+    replaces_readout: ClassVar[bool] = False
+    """Whether the last stage's `reader` predicts instead of the network's own read-out."""
 
     num_classes: int
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise InputError("num_classes must be at least 2", f"Got {self.num_classes}")
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether every stage can predict: its objective has a `reader`."""
+        return False
 
     @abstractmethod
     def objective(self, site: Site) -> Objective:

@@ -35,6 +35,10 @@ class EarlyExit(Method):
     hidden_features: int = 512
     classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)
 
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
+
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is not None:
             return CrossEntropy(site.readout)

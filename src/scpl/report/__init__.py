@@ -6,16 +6,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scpl.errors import InputError
+from scpl.report.comparison import Comparison
+from scpl.report.comparison_page import comparison_page
 from scpl.report.comparisons import comparison_panels
-from scpl.report.pages import comparison_page, run_page
 from scpl.report.panels import Panel, can_draw, panels_png
 from scpl.report.plots import run_panels
 from scpl.report.reading import RunRecord
-from scpl.report.tables import comparison_table
+from scpl.report.run_page import run_page
+from scpl.report.tables import Absent, comparison_table
 from scpl.report.throughput import throughput_table
 
 __all__ = [
+    "Absent",
+    "Comparison",
     "RunRecord",
     "comparison_table",
     "throughput_table",
@@ -43,27 +46,19 @@ def write_run_report(folder: Path) -> tuple[Path, ...]:
     return _write(run.folder, run_page(run), run_panels(run), heading)
 
 
-def write_comparison_report(
-    folder: Path, runs: Sequence[Path], title: str = "Comparison of methods"
-) -> tuple[Path, ...]:
+def write_comparison_report(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
     """Write ``results.png`` and ``report.html`` about several runs into a folder.
 
     Args:
         folder: Where to write; made if it is not there.
-        runs: Run folders. Runs that differ only in their seed are put together.
-        title: Heading of the report.
+        comparison: The runs.
 
     Returns:
         The files written.
-
-    Raises:
-        InputError: There is no run, or one of the folders is not a run folder or is damaged.
     """
-    if not runs:
-        raise InputError("A comparison needs at least one run folder", "Got none")
-    records = [RunRecord.read(run) for run in runs]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return _write(Path(folder), comparison_page(records, title), comparison_panels(records), title)
+    panels = comparison_panels(comparison.runs, comparison.target)
+    return _write(Path(folder), comparison_page(comparison), panels, comparison.title)
 
 
 def _write(folder: Path, page: str, panels: Sequence[Panel], heading: str) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["DASH", "TIMES", "count", "duration", "memory", "percent", "time_axis"]
+__all__ = ["DASH", "TIMES", "count", "duration", "memory", "percent", "time_axis", "traffic"]
 
 DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -44,6 +44,15 @@ def memory(num_bytes: float) -> str:
         return DASH
     mebibytes = num_bytes / 2**20
     return f"{mebibytes:.3g} MiB" if mebibytes < 999.5 else f"{mebibytes / 1024:.3g} GiB"
+
+
+def traffic(num_bytes: float) -> str:
+    """Write an amount of data that was sent: ``0``, ``64 KiB``, ``1.44 MiB``."""
+    if not math.isfinite(num_bytes):
+        return DASH
+    if num_bytes == 0:
+        return "0"
+    return f"{num_bytes / 1024:.3g} KiB" if num_bytes < 999.5 * 1024 else memory(num_bytes)
 
 
 def time_axis(seconds: Sequence[float]) -> tuple[float, str]:

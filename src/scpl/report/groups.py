@@ -1,8 +1,8 @@
 """Group runs that differ only in their seed, and compare the groups pair by pair.
 
 A ratio of two means mixes the change between methods with the change between seeds and between
-hours of the day. So throughput is compared run by run: a run of one method with the run of the
-baseline on the same data, network and seed; of several such runs, the first with the first.
+hours of the day. So throughput is compared run by run: a run of one method with the run of another
+on the same data, network and seed; of several such runs, the first with the first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from scpl.report.reading import as_number, as_numbers
 
-__all__ = ["Group", "Sample", "group_runs", "paired_ratio"]
+__all__ = ["BASELINE", "Group", "Sample", "baseline", "group_runs", "paired_ratio"]
 
 BASELINE = "bp"
 _NAMING = ("data", "model", "stages", "processes", "epochs")
@@ -60,6 +60,17 @@ class Sample:
         """Largest value; NaN of nothing."""
         return max(self.values, default=math.nan)
 
+    def statistics(self) -> dict[str, float | int | None]:
+        """Give all of it as JSON values; None where there are too few values."""
+        found = {
+            "mean": self.mean,
+            "sd": self.sd,
+            "median": self.median,
+            "min": self.low,
+            "max": self.high,
+        }
+        return {k: v if math.isfinite(v) else None for k, v in found.items()} | {"n": len(self)}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -83,9 +94,29 @@ class Group:
 
     def memory(self) -> tuple[Sample, Sample]:
         """Collect peak memory in bytes: of the largest process, and of all processes together."""
-        peaks = [as_numbers(summary.get("peak_memory_bytes")) for summary in self.summaries]
-        known = [values for values in peaks if values and all(map(math.isfinite, values))]
+        known = self._lists("peak_memory_bytes")
         return Sample.of(map(max, known)), Sample.of(map(sum, known))
+
+    def traffic(self) -> Sample:
+        """Collect the bytes that all processes together send per training step."""
+        return Sample.of(map(sum, self._lists("bytes_per_step")))
+
+    def waiting(self) -> tuple[Sample, Sample]:
+        """Collect shares of time spent waiting: the mean over the stages, and the largest."""
+        known = self._lists("wait_share")
+        return Sample.of(map(statistics.fmean, known)), Sample.of(map(max, known))
+
+    def notes(self) -> list[str]:
+        """Collect what the runs say must be known of them, each note once."""
+        noted = [summary.get("notes") for summary in self.summaries]
+        return list(
+            dict.fromkeys(str(n) for notes in noted if isinstance(notes, list) for n in notes)
+        )
+
+    def _lists(self, key: str) -> list[list[float]]:
+        """Collect the lists of numbers that are complete."""
+        every = [as_numbers(summary.get(key)) for summary in self.summaries]
+        return [values for values in every if values and all(map(math.isfinite, values))]
 
 
 def group_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Group]:
@@ -105,23 +136,27 @@ def group_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Group]:
     ]
 
 
-def paired_ratio(group: Group, groups: Sequence[Group], key: str = "samples_per_second") -> Sample:
-    """Divide a group's values by the baseline's on the same data, network and seed.
+def paired_ratio(group: Group, rivals: Iterable[Group], key: str = "samples_per_second") -> Sample:
+    """Divide a group's values by those of its rivals on the same data, network and seed.
 
     Returns:
-        One ratio per pair; empty where the baseline was not run.
+        One ratio per pair; empty where no rival was run.
     """
-    rivals: dict[tuple[str, ...], list[float]] = {}
-    for rival in groups:
-        if rival.method == BASELINE:
-            for summary in rival.summaries:
-                rivals.setdefault(_pair(summary), []).append(as_number(summary.get(key)))
+    below: dict[tuple[str, ...], list[float]] = {}
+    for rival in rivals:
+        for summary in rival.summaries:
+            below.setdefault(_pair(summary), []).append(as_number(summary.get(key)))
     ratios = []
     for summary in group.summaries:
-        waiting = rivals.get(_pair(summary))
-        below = waiting.pop(0) if waiting else math.nan
-        ratios.append(as_number(summary.get(key)) / below if below else math.nan)
+        waiting = below.get(_pair(summary))
+        divisor = waiting.pop(0) if waiting else math.nan
+        ratios.append(as_number(summary.get(key)) / divisor if divisor else math.nan)
     return Sample.of(ratios)
+
+
+def baseline(groups: Iterable[Group]) -> list[Group]:
+    """Pick the groups of plain backpropagation, which others are measured against."""
+    return [group for group in groups if group.method == BASELINE]
 
 
 def _pair(summary: Mapping[str, Any]) -> tuple[str, ...]:

@@ -68,6 +68,9 @@ thead th { color: var(--soft); font-weight: 600; font-size: 13px;
   border-bottom: 1px solid var(--line); }
 th:first-child, .words td, .words th { text-align: left; }
 tbody th { font-weight: 600; }
+.results th, .results td { white-space: normal; padding: 7px 9px; vertical-align: top; }
+.results tbody th, .results span { white-space: nowrap; }
+td.remark { text-align: left; white-space: normal; color: var(--soft); max-width: 60ch; }
 .words td { white-space: normal; overflow-wrap: anywhere; }
 .words th { font-weight: 400; color: var(--soft); width: 30%; }
 pre { margin: 0; padding: 14px 16px; overflow-x: auto; background: var(--card);
@@ -130,14 +133,30 @@ def fold(title: str, *blocks: str) -> Html:
     return tag("details", tag("summary", title), *blocks)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """Make a table whose first column names the rows."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    remarks: Iterable[tuple[str, str]] = (),
+    **attributes: str,
+) -> Html:
+    """Make a table whose first column names the rows.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        remarks: Rows that have one long text in place of cells.
+        attributes: Of the table.
+    """
     head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
     body = [
         tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
         for row in rows
     ]
-    return tag("div", tag("table", head, tag("tbody", *body)), class_="scroll")
+    span = {"colspan": str(max(1, len(header) - 1)), "class_": "remark"}
+    body += [
+        tag("tr", tag("th", name, scope="row"), tag("td", text, **span)) for name, text in remarks
+    ]
+    return tag("div", tag("table", head, tag("tbody", *body), **attributes), class_="scroll")
 
 
 def definitions(pairs: Mapping[str, str]) -> Html:

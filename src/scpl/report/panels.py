@@ -85,9 +85,12 @@ class Panel:
 
 
 def balanced(panels: Iterable[Panel]) -> list[Panel]:
-    """Widen every panel that would stand alone in a row of two."""
-    rows = _rows(panels)
-    return [replace(panel, wide=panel.wide or len(row) == 1) for row in rows for panel in row]
+    """Widen every panel that would stand alone in a row of two; two in a row get one height."""
+    return [
+        replace(panel, wide=len(row) == 1, height=max(neighbour.height for neighbour in row))
+        for row in _rows(panels)
+        for panel in row
+    ]
 
 
 def can_draw() -> bool:

@@ -22,7 +22,6 @@ from scpl.report.formats import DASH
 
 __all__ = ["Event", "RunRecord", "StepRow", "as_number", "as_numbers"]
 
-ACTIVITIES = ("forward", "learn", "evaluate", "snapshot", "wait", "receive")
 _TRAIN_COLUMN = re.compile(r"train_(?P<term>.+)_stage(?P<stage>\d+)")
 _READOUT_COLUMN = re.compile(r"valid_accuracy_stage(?P<stage>\d+)")
 
@@ -283,8 +282,6 @@ def _read_timeline(path: Path) -> tuple[Event, ...]:
             raise _damaged(
                 path, "events with rank, stage, step, activity, begin, end", got
             ) from error
-        if event.activity not in ACTIVITIES:
-            raise _damaged(path, f"activities {', '.join(ACTIVITIES)}", f"{event.activity!r}")
         if math.isfinite(event.begin) and event.begin <= event.end < math.inf:
             events.append(event)
     return tuple(events)

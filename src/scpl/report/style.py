@@ -3,37 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "INK",
     "MUTED",
+    "Style",
     "Styles",
     "method_styles",
     "percent_axis",
     "short_label",
     "side_legend",
+    "spread",
     "stage_colours",
     "whole_axis",
 ]
 
-Styles = dict[str, tuple[str, str]]  # label to colour and line style
 INK, MUTED, GRID = "#1b1f24", "#57606a", "#e3e7ec"
 # Light to dark with rising contrast on white; told apart with every kind of colour blindness.
 _STAGE_ANCHORS = ("#74c05a", "#1f9e89", "#2c728e", "#414487", "#2b0b45")
-# Okabe and Ito's colours; a method keeps its colour and dashes in every picture.
+
+
+class Style(NamedTuple):
+    """How a method looks in every picture of a page: colour, kind of line, mark."""
+
+    colour: str
+    line: str
+    mark: str
+
+
+Styles = dict[str, Style]
+"""By label of a group."""
+
+# Okabe and Ito's colours and shades of grey. Solid lines learn locally, others end to end: who
+# sees no colours still tells the families apart, and the marks tell apart the members.
 _METHODS = {
-    "scpl": ("#0072b2", "-"),
-    "bp": ("#1b1f24", "--"),
-    "early-exit": ("#d55e00", "-"),
-    "al": ("#009e73", "-"),
-    "bp-wide": ("#6e7781", "--"),
-    "bp-cut": ("#6e7781", ":"),
-    "gpipe": ("#cc79a7", "-."),
-    "1f1b": ("#56b4e9", "-."),
-    "ddp": ("#e69f00", "--"),
+    "scpl": Style("#0072b2", "-", "o"),
+    "early-exit": Style("#d55e00", "-", "s"),
+    "al": Style("#009e73", "-", "D"),
+    "bp": Style("#1b1f24", "--", "o"),
+    "bp-wide": Style("#6e7781", "--", "s"),
+    "bp-cut": Style("#8a6d3b", ":", "D"),
+    "gpipe": Style("#cc79a7", "-.", "^"),
+    "1f1b": Style("#56b4e9", "-.", "v"),
+    "zero-bubble": Style("#882255", "-.", "P"),
+    "ddp": Style("#e69f00", "--", "X"),
 }
-_SPARE = ("#332288", "#88ccee", "#117733", "#999933", "#cc6677", "#882255", "#44aa99", "#aa4499")
+_SPARE = tuple(
+    Style(colour, "-", mark)
+    for colour, mark in zip(
+        ("#332288", "#117733", "#aa4499", "#44aa99", "#999933", "#cc6677", "#88ccee", "#661100"),
+        "^vPX<>*h",
+        strict=True,
+    )
+)
 
 
 def stage_colours(num_stages: int) -> list[str]:
@@ -49,13 +72,39 @@ def stage_colours(num_stages: int) -> list[str]:
 
 
 def method_styles(labels: Sequence[str], methods: Sequence[str]) -> Styles:
-    """Give every label a colour and a line style; the first of a known method gets its own."""
+    """Give every label a style; the first of a known method gets its own."""
     spare = iter(_SPARE * len(labels))
     chosen: Styles = {}
     for label, method in zip(labels, methods, strict=True):
         own = _METHODS.get(method)
-        chosen[label] = own if own and own not in chosen.values() else (next(spare), "-")
+        chosen[label] = own if own and own not in chosen.values() else next(spare)
     return chosen
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move places as little as needed so that neighbours are ``gap`` apart, for labels.
+
+    Example:
+        >>> spread([1.0, 1.0, 9.0], 2.0)
+        [0.0, 2.0, 9.0]
+    """
+    order = sorted(range(len(places)), key=places.__getitem__)
+    clusters: list[tuple[list[int], float]] = []  # members, and the middle of their places
+    for member in order:
+        members, middle = [member], places[member]
+        while (
+            clusters and middle - clusters[-1][1] < gap * (len(members) + len(clusters[-1][0])) / 2
+        ):
+            before, centre = clusters.pop()
+            total = len(before) + len(members)
+            middle = (centre * len(before) + middle * len(members)) / total
+            members = before + members
+        clusters.append((members, middle))
+    moved = list(places)
+    for members, middle in clusters:
+        for position, member in enumerate(members):
+            moved[member] = middle + gap * (position - (len(members) - 1) / 2)
+    return moved
 
 
 def side_legend(axes: Any, handles: Sequence[Any] = (), title: str | None = None) -> None:
@@ -72,10 +121,14 @@ def side_legend(axes: Any, handles: Sequence[Any] = (), title: str | None = None
     )
 
 
-def percent_axis(axes: Any) -> None:
-    """Label the vertical axis as accuracy in percent."""
+def percent_axis(axes: Any, floor: float | None = None) -> None:
+    """Label the vertical axis as accuracy in percent; it begins at ``floor``, if there is one."""
     axes.set_ylabel("accuracy (%)")
-    axes.margins(y=0.08)
+    if floor is None:
+        axes.margins(y=0.08)
+        return
+    top = axes.dataLim.y1
+    axes.set_ylim(floor, top + 0.05 * (top - floor))
 
 
 def whole_axis(axes: Any, name: str) -> None:

@@ -3,79 +3,197 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from scpl.report.formats import DASH, count, memory, percent
-from scpl.report.groups import BASELINE, Group, Sample, group_runs, paired_ratio
+from scpl.report.formats import DASH, count, memory, percent, traffic
+from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
+from scpl.report.target import SECONDS_TO_TARGET, Target
 
-__all__ = ["FOOTNOTE", "comparison_rows", "comparison_table"]
-
-FOOTNOTE = (
-    "Accuracy: mean ± standard deviation over the seeds. "
-    "Wall-clock seconds and rates: median (lowest-highest). "
-    "Ratio: samples/s against bp, run by run with the same data, network and seed. "
-    "Memory: largest process (all processes together)."
-)
-_HEADER = (
-    "method",
-    "runs",
-    "test accuracy",
-    "seconds",
-    "samples/s",
-    "ratio to bp",
-    "peak memory",
-)
+__all__ = ["Absent", "ComparisonTable", "comparison_table"]
 
 
-def comparison_table(summaries: Sequence[Mapping[str, Any]], markdown: bool = False) -> str:
+@dataclass(frozen=True)
+class Absent:
+    """A run that is missing from a comparison.
+
+    Attributes:
+        run: Name of the run, or the method if none of its runs could begin.
+        reason: Why, in one sentence.
+        failed: True: it began and broke; False: the method cannot run in this setting.
+    """
+
+    run: str
+    reason: str
+    failed: bool
+
+    @property
+    def words(self) -> str:
+        """What happened to it."""
+        return f"{'failed' if self.failed else 'cannot run here'}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cell: Callable[[Group], str]
+    note: str
+
+
+class ComparisonTable:
+    """What runs came to, by method; columns that no run has a value for are left out.
+
+    Args:
+        summaries: What the ``summary.json`` of each run holds.
+        target: The accuracy of the column ``seconds to ...``.
+        absent: Runs that are missing.
+    """
+
+    def __init__(
+        self,
+        summaries: Sequence[Mapping[str, Any]],
+        target: Target | None = None,
+        absent: Sequence[Absent] = (),
+    ) -> None:
+        groups = group_runs(summaries)
+        rows = [[(column, column.cell(group)) for column in _columns(groups, target)]
+                for group in groups]  # fmt: skip
+        used = {column.title for row in rows for column, cell in row if cell != DASH}
+        kept = [column for column, _ in rows[0] if column.title in used] if rows else []
+        self.header = ("method", *(column.title for column in kept))
+        self.rows = [
+            (group.label, *(cell for column, cell in row if column.title in used))
+            for group, row in zip(groups, rows, strict=True)
+        ]
+        self.notes = tuple(column.note for column in kept if column.note)
+        self.absent = tuple(absent)
+
+    @property
+    def footnote(self) -> str:
+        """How the columns were measured."""
+        return " ".join(self.notes)
+
+    def markdown(self) -> str:
+        """Write a Markdown table."""
+        empty = [""] * (len(self.header) - 2)
+        lines = [[_cell(text) for text in row] for row in (self.header, *self.rows)]
+        lines += [[_cell(absent.run), _cell(absent.words), *empty] for absent in self.absent]
+        lines.insert(1, ["---", *["---:"] * (len(self.header) - 1)])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{self.footnote}\n"
+
+    def text(self, width: int | None = None) -> str:
+        """Write aligned columns, as several tables if they are wider than ``width``."""
+        clean = [[_one_line(text) for text in row] for row in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+        tables = [_aligned(clean, widths, columns) for columns in _pages(widths, width)]
+        return "\n\n".join([*tables, *self._missing(width)]) + "\n"
+
+    def _missing(self, width: int | None) -> Iterator[str]:
+        if not self.absent:
+            return
+        names = [_one_line(absent.run) for absent in self.absent]
+        indent = max(map(len, names)) + 2
+        room = max(40, (width or 100))
+        lines = [
+            textwrap.fill(
+                _one_line(absent.words),
+                room,
+                initial_indent=name.ljust(indent),
+                subsequent_indent=" " * indent,
+                break_on_hyphens=False,
+            )
+            for name, absent in zip(names, self.absent, strict=True)
+        ]
+        yield "\n".join(lines)
+
+
+def comparison_table(
+    summaries: Sequence[Mapping[str, Any]], markdown: bool = False, width: int | None = None
+) -> str:
     """Compare runs in a table of plain text or Markdown, one row per method.
 
     Args:
         summaries: What the ``summary.json`` of each run holds.
         markdown: Whether to write a Markdown table instead of aligned columns.
+        width: Characters per line of the plain text; default: as many as it takes.
     """
-    header, rows = comparison_rows(summaries)
-    if markdown:
-        rule = ["---" if column == 0 else "---:" for column in range(len(header))]
-        lines = [[_cell(text) for text in row] for row in (header, *rows)]
-        lines.insert(1, rule)
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{FOOTNOTE}\n"
-    clean = [[_one_line(text) for text in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
-    lines = [_aligned(row, widths) for row in clean]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(line).rstrip() for line in lines) + "\n"
+    table = ComparisonTable(summaries)
+    return table.markdown() if markdown else table.text(width)
 
 
-def comparison_rows(
-    summaries: Sequence[Mapping[str, Any]],
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Give the header and the cells; without a run of bp there is no column for the ratio."""
-    groups = group_runs(summaries)
-    has_baseline = any(group.method == BASELINE for group in groups)
-    keep = [name != "ratio to bp" or has_baseline for name in _HEADER]
-    table = [_HEADER, *(_row(group, groups) for group in groups)]
-    kept = [tuple(c for c, kept in zip(row, keep, strict=True) if kept) for row in table]
-    return kept[0], kept[1:]
-
-
-def _row(group: Group, groups: Sequence[Group]) -> tuple[str, ...]:
-    largest, together = group.memory()
-    peak = memory(largest.median)
-    if together.median > largest.median:
-        peak = f"{peak} ({memory(together.median)})"
-    ratio = paired_ratio(group, groups)
-    is_baseline = group.method == BASELINE
-    return (
-        group.label,
-        str(len(group.summaries)),
-        accuracy_with_deviation(group.sample("test_accuracy")),
-        median_with_range(group.sample("wall_seconds"), _seconds),
-        median_with_range(group.sample("samples_per_second"), count),
-        "1 (reference)" if is_baseline else median_with_range(ratio, lambda value: f"{value:.2f}"),
-        peak,
+def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column]:
+    rivals = baseline(groups)
+    yield _Column("runs", lambda group: str(len(group.summaries)), "")
+    yield _Column(
+        "test accuracy",
+        lambda group: accuracy_with_deviation(group.sample("test_accuracy")),
+        "Accuracy: mean ± standard deviation over the seeds, of the last epoch.",
     )
+    yield _Column(
+        "seconds",
+        lambda group: median_with_range(group.sample("wall_seconds"), _seconds),
+        "Seconds: wall-clock time of the training, data loading and validation included. Times "
+        "and rates: median (lowest-highest).",
+    )
+    if target is not None:
+        yield _Column(
+            f"seconds to {target.words}",
+            _time_to_target,
+            f"Seconds to {target.words}: until the validation accuracy was that "
+            f"high ({target.origin}), on a straight line between the ends of two epochs; at the "
+            "earliest the end of the first.",
+        )
+    yield _Column(
+        "samples/s", lambda group: median_with_range(group.sample("samples_per_second"), count), ""
+    )
+    if rivals:
+        yield _Column(
+            "ratio to bp",
+            lambda group: _ratio(group, rivals),
+            "Ratio: samples/s against bp, run by run with the same data, network and seed.",
+        )
+    yield _Column("peak memory", _memory, "Memory: largest process (all processes together).")
+    yield _Column(
+        "sent per step",
+        lambda group: median_with_range(group.traffic(), traffic),
+        "Sent: bytes from process to process per training step, all processes together.",
+    )
+    yield _Column(
+        "waiting",
+        _waiting,
+        "Waiting: share of the time in which a stage had nothing to do, mean (most) of the stages.",
+    )
+
+
+def _time_to_target(group: Group) -> str:
+    if not any(SECONDS_TO_TARGET in summary for summary in group.summaries):
+        return DASH
+    sample, runs = group.sample(SECONDS_TO_TARGET), len(group.summaries)
+    if not len(sample):
+        return "not reached"
+    share = "" if len(sample) == runs else f", {len(sample)} of {runs}"
+    return f"{median_with_range(sample, _seconds)}{share}"
+
+
+def _ratio(group: Group, rivals: Sequence[Group]) -> str:
+    if group.method == BASELINE:
+        return "1 (reference)"
+    return median_with_range(paired_ratio(group, rivals), lambda value: f"{value:.2f}")
+
+
+def _memory(group: Group) -> str:
+    largest, together = group.memory()
+    one = memory(largest.median)
+    several = together.median > largest.median
+    return f"{one} ({memory(together.median)})" if several else one
+
+
+def _waiting(group: Group) -> str:
+    mean, most = group.waiting()
+    one = percent(mean.median, 0)
+    return f"{one} ({percent(most.median, 0)})" if most.median > mean.median else one
 
 
 def accuracy_with_deviation(sample: Sample) -> str:
@@ -87,18 +205,37 @@ def accuracy_with_deviation(sample: Sample) -> str:
 
 def median_with_range(sample: Sample, write: Callable[[float], str]) -> str:
     """Write the median, and the range where there is more than one value."""
-    if len(sample) < 2:
-        return write(sample.median) if len(sample) else DASH
-    return f"{write(sample.median)} ({write(sample.low)}-{write(sample.high)})"
+    if not len(sample):
+        return DASH
+    low, high = write(sample.low), write(sample.high)
+    return f"{write(sample.median)} ({low}-{high})" if low != high else low
 
 
 def _seconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first = row[0].ljust(widths[0])
-    return [first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+def _pages(widths: Sequence[int], width: int | None) -> Iterator[list[int]]:
+    """Share out the columns so that no table is too wide; the first column begins each."""
+    columns: list[int] = []
+    for column in range(1, len(widths)):
+        if columns and width and _total(widths, [0, *columns, column]) > width:
+            yield [0, *columns]
+            columns = []
+        columns.append(column)
+    yield [0, *columns]
+
+
+def _total(widths: Sequence[int], columns: Sequence[int]) -> int:
+    return sum(widths[column] + 2 for column in columns) - 2
+
+
+def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+    table = [[line[c].rjust(widths[c]) for c in columns] for line in lines]
+    for line, full in zip(table, lines, strict=True):
+        line[0] = full[0].ljust(widths[0])
+    table.insert(1, ["-" * widths[c] for c in columns])
+    return "\n".join("  ".join(line).rstrip() for line in table)
 
 
 def _one_line(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scpl.report.formats import DASH, TIMES, count, memory, percent
+from scpl.report.formats import DASH, TIMES, count, memory, percent, traffic
 from scpl.report.groups import BASELINE
 
 __all__ = ["throughput_table"]
@@ -26,6 +26,7 @@ def throughput_table(results: Sequence[Mapping[str, Any]]) -> str:
         f"ratio to {reference}",
         "peak memory",
         "waiting",
+        "sent per step",
         "other load",
     )
     rows = [_row(result, reference) for result in results]
@@ -33,7 +34,8 @@ def throughput_table(results: Sequence[Mapping[str, Any]]) -> str:
     note = (
         f"Samples/s and ratios: median (lowest-highest) of {num_rounds} rounds; a ratio is taken "
         "round by round.\n"
-        "Memory and waiting: one number per process. Other load: cores that other programs used."
+        "Memory, waiting and bytes sent to other processes: one number per process. Other load: "
+        "cores that other\nprograms used meanwhile."
     )
     return f"{_aligned((header, *rows))}\n{note}\n"
 
@@ -48,6 +50,7 @@ def _row(result: Mapping[str, Any], reference: str) -> tuple[str, ...]:
         "1 (reference)" if is_reference else _spread(result["ratio_to"][reference], _ratio),
         " | ".join(map(memory, result["peak_memory_bytes"])),
         " | ".join(percent(share, 0) for share in result["wait_share"]),
+        " | ".join(map(traffic, result["bytes_per_step"])),
         DASH if load is None else _spread(load, _ratio),
     )
 

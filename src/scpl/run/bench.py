@@ -141,6 +141,7 @@ def _result(own: TrainConfig, record: Record, records: Mapping[str, Record]) -> 
         },
         "peak_memory_bytes": [answer["peak_memory_bytes"] for answer in last],
         "wait_share": [shares["wait"] for shares in record.mean_shares()],
+        "bytes_per_step": [answer["bytes_per_step"] for answer in last],
         "other_load": spread(others) if others else None,
     }
 

@@ -133,6 +133,7 @@ def train_block(
         "seconds": seconds,
         "shares": shares,
         "peak_memory_bytes": peak_memory(pipeline.device),
+        "bytes_per_step": pipeline.bytes_per_step,
     }
     return answer, reports
 

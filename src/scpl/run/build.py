@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,17 +15,27 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from scpl import heads, models
 from scpl.control import Control
 from scpl.errors import InputError, unknown_name
-from scpl.methods import METHODS, SCPL, CutBackpropagation, Method, MicroBatched
+from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
-from scpl.run.facts import Facts
+from scpl.run.inputs import Inputs
 from scpl.run.kinds import kind_of
 from scpl.run.loaders import Loaders
 
-__all__ = ["build_loaders", "build_method", "build_partition", "build_pipeline",
-           "choose_device", "set_threads"]  # fmt: skip
+__all__ = ["METHOD_FLAGS", "build_loaders", "build_method", "build_partition",
+           "build_pipeline", "choose_device", "set_threads"]  # fmt: skip
+
+_CONTRASTIVE = ("temperature", "normalization", "head", "classifier_gradient")
+METHOD_FLAGS: dict[str, tuple[str, ...]] = {
+    "scpl": _CONTRASTIVE,
+    "dascpl": _CONTRASTIVE,
+    "al": ("label_features",),
+    "predsim": ("similarity_weight",),
+    "dgl": ("auxiliary",),
+}
+"""The fields of a configuration that belong to a method."""
 
 
 def build_loaders(config: TrainConfig) -> Loaders:
@@ -47,14 +57,9 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     kind = METHODS.get(config.method)
     if kind is None:
         raise unknown_name("--method", config.method, METHODS)
-    if kind is SCPL:
-        return SCPL(
-            num_classes,
-            temperature=config.temperature,
-            normalization=config.normalization,
-            head=heads.by_name(config.head),
-            classifier_gradient=config.classifier_gradient,
-        )
+    options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
+    if "head" in options:
+        options["head"] = heads.by_name(config.head)
     if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
         rows, count = config.batch_size * config.views, config.micro_batches
         if rows % count:
@@ -63,18 +68,30 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
                 f"Got {rows} rows and {count} micro-batches",
                 "Change --batch-size or --micro-batches",
             )
-        return kind(num_classes, count)
-    return kind(num_classes)
+        options["num_micro_batches"] = count
+    return kind(num_classes, **options)
+
+
+class Outline(Protocol):
+    """What a network depends on."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What goes into it."""
 
 
 def build_partition(
-    config: TrainConfig, facts: Facts, initial: Mapping[str, Any] | None = None
+    config: TrainConfig, facts: Outline, initial: Mapping[str, Any] | None = None
 ) -> Partition:
     """Build the network with seeded weights and cut it.
 
     Args:
         config: Which network, and how to cut it.
-        facts: The data in numbers.
+        facts: The data in numbers, or what of it the network depends on.
         initial: What to begin with instead of drawn weights, on the rank that has the data.
 
     Raises:

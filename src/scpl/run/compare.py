@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,88 +18,138 @@ from types import FrameType
 from typing import Any
 
 from scpl.errors import InputError, Interrupted
-from scpl.report import comparison_table, write_comparison_report
+from scpl.report import Absent, Comparison, write_comparison_report
 from scpl.run.config import TrainConfig, read_toml, write_toml
 from scpl.run.fairness import config_for, method_names
 from scpl.run.folder import RunFolder
+from scpl.run.launch import BAD_INPUT
 from scpl.run.resume import changed_settings
 from scpl.run.settings import CompareConfig, names
 
 __all__ = ["compare"]
+
+VERDICT = "scpl: "  # how the command line begins the sentence that it ends with
+FREE = frozenset(
+    {"data_dir", "timeout", "max_restarts", "out", "force", "resume", "keep", "trace", "json",
+     "quiet", "dry_run"}
+)  # fmt: skip
+"""What may differ between runs of one table: neither numbers nor speed depend on it."""
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
     """Train every method with every seed, and write one report.
 
     Each run is a process of its own, so that its memory is its own and a failure ends nothing
-    else. For each seed all methods run before the next seed begins.
+    else. For each seed all methods run before the next seed begins. A method that cannot run in
+    this setting (too few processes, a batch that cannot be divided) is left out and named.
 
     Args:
         config: Methods, seeds and what the runs have in common.
 
     Returns:
-        ``{"results": [summary of each run], "failures": {...}, "report": [...]}``.
+        ``results`` (one per method, see `scpl.report.Comparison.results`), ``target``,
+        ``not_runnable`` (method to reason), ``failures`` (run to reason), ``report`` (files),
+        ``command`` and ``environment``.
 
     Raises:
         InputError: for bad settings, or if no run succeeded.
         Interrupted: after Ctrl-C; the same command continues.
     """
-    base = config.train
-    base.check()
-    methods = method_names(config.methods)
-    seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
+    base, methods, seeds = _checked(config)
     out = base.out or Path("runs/compare")
-    jobs = [
-        (out / f"{method}-seed{seed}", replace(config_for(base, method), seed=seed))
-        for seed in seeds
-        for method in methods
-    ]
     RunFolder(out).ensure()
-    failures: dict[str, str] = {}
-    for number, (folder, job) in enumerate(jobs, 1):
-        if not base.quiet:
-            sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
-        problem = _complete(folder, job, out)
-        if problem:
-            failures[folder.name] = problem
-            sys.stderr.write(f"{folder.name} failed: {problem}\n")
-    done = [RunFolder(folder) for folder, _ in jobs if folder.name not in failures]
+    done, absent = _run_all(base, methods, seeds, out)
     if not done:
-        raise InputError("A comparison needs at least one run that ends", f"Got {failures}")
-    summaries = [folder.read_json(folder.summary) for folder in done]
-    title = f"{base.model} on {base.data}: {', '.join(methods)}"
-    written = write_comparison_report(out, [folder.path for folder in done], title)
-    sys.stderr.write(f"\n{comparison_table(summaries)}\n\n{', '.join(map(str, written))}\n")
-    environment = done[0].read_json(done[0].environment)
+        reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
+        raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
+    comparison = Comparison.read(
+        done,
+        f"{base.model} on {base.data}: {', '.join(methods)}",
+        target=config.target,
+        absent=absent,
+        command=shlex.join(["scpl", *sys.argv[1:]]),
+    )
+    written = write_comparison_report(out, comparison)
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    table = comparison.table()
+    notes = "" if base.quiet else f"\n{textwrap.fill(table.footnote, width or 100)}\n"
+    sys.stderr.write(f"\n{table.text(width)}{notes}\n{', '.join(map(str, written))}\n")
+    target = comparison.target
     return {
-        "results": summaries,
-        "failures": failures,
+        "results": comparison.results(),
+        "target": target and {"accuracy": target.accuracy, "origin": target.origin},
+        "not_runnable": {one.run: one.reason for one in absent if not one.failed},
+        "failures": {one.run: one.reason for one in absent if one.failed},
         "report": [str(path) for path in written],
-        "environment": environment,
+        "command": comparison.command,
+        "environment": dict(comparison.runs[0].environment),
     }
 
 
-def _complete(folder: Path, job: TrainConfig, out: Path) -> str:
+def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
+    """Check everything before the first run: common settings, methods, seeds."""
+    config.train.check()
+    if config.target is not None and not 0 < config.target <= 1:
+        raise InputError(
+            "--target must be an accuracy above 0 and at most 1",
+            f"Got {config.target:g}",
+            "Write 85 % as 0.85",
+        )
+    seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
+    return config.train, method_names(config.methods), seeds
+
+
+def _run_all(
+    base: TrainConfig, methods: Sequence[str], seeds: Sequence[int], out: Path
+) -> tuple[list[Path], list[Absent]]:
+    """Do all runs; returns the folders of those that ended well, and the others."""
+    done: list[Path] = []
+    absent: list[Absent] = []
+    jobs = [(method, seed) for seed in seeds for method in methods]
+    for number, (method, seed) in enumerate(jobs, 1):
+        if any(one.run == method for one in absent):
+            continue  # another seed changes nothing
+        folder = out / f"{method}-seed{seed}"
+        if not base.quiet:
+            sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
+        problem = _complete(folder, replace(config_for(base, method), seed=seed), out)
+        if problem is None:
+            done.append(folder)
+            continue
+        name = folder.name if problem.failed else method
+        absent.append(Absent(name, problem.reason, problem.failed))
+        sys.stderr.write(f"{name} {absent[-1].words}\n")
+    return done, absent
+
+
+def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
     """Make sure that a run is finished; return why it is not."""
     run = RunFolder(folder)
     if run.config.is_file() and not job.force:
         _check_same(run, job)
         if run.summary.is_file():
-            return ""
+            return None
         arguments = ["--resume", str(folder), *(["--quiet"] if job.quiet else [])]
     else:
         recipe = out / f".{folder.name}.toml"
         plain = replace(job, out=folder, resume=None, json=True, dry_run=False, force=False)
         recipe.write_text(write_toml(plain), encoding="utf-8")
         arguments = [str(recipe), *(["--force"] if folder.exists() else [])]
-    problem = _run_child([sys.executable, "-m", "scpl", "train", *arguments])
+    status, reason = _run_child([sys.executable, "-m", "scpl", "train", *arguments])
     if arguments[0] != "--resume":
         recipe.unlink(missing_ok=True)
-    return problem
+    if not status:
+        return None
+    # A setting is refused before the first step; what breaks later has failed.
+    began = run.steps.is_file() and run.steps.stat().st_size > 0
+    return Absent(folder.name, reason, failed=began or status != BAD_INPUT)
 
 
-def _run_child(command: list[str]) -> str:
-    """Run one training process; return the last line it said if it failed.
+def _run_child(command: list[str]) -> tuple[int, str]:
+    """Run one training process.
+
+    Returns:
+        Its exit status, and what it said last if that is not 0.
 
     Raises:
         Interrupted: if it was, or if a signal came that was passed on to it.
@@ -108,7 +161,9 @@ def _run_child(command: list[str]) -> str:
         last = ""
         with _pass_on(child) as received:
             for line in child.stderr:
-                last = line.strip() or last
+                # Whatever else is heard while several ranks end, ours is the verdict.
+                if line.strip() and (line.startswith(VERDICT) or not last.startswith(VERDICT)):
+                    last = line.strip()
                 sys.stderr.write(f"    {line}")
             status = child.wait()
     if received or status in (130, 143):
@@ -119,8 +174,9 @@ def _run_child(command: list[str]) -> str:
         error.signal = received[0] if received else status - 128
         raise error
     if status < 0:
-        return f"killed by signal {-status} ({signal.Signals(-status).name})"
-    return f"exit status {status}: {last}" if status else ""
+        return status, f"killed by signal {-status} ({signal.Signals(-status).name})"
+    said = last.removeprefix(VERDICT)
+    return status, said if status == BAD_INPUT else f"exit status {status}: {said}"
 
 
 @contextmanager
@@ -151,7 +207,7 @@ def _pass_on(child: subprocess.Popen[str]) -> Iterator[list[int]]:
 def _check_same(run: RunFolder, job: TrainConfig) -> None:
     """A kept run must be of the same configuration: two settings never share a table."""
     before = TrainConfig.from_dict(read_toml(run.config), str(run.config))
-    changed = changed_settings(before, job)
+    changed = changed_settings(before, job, ignored=FREE)
     if changed:
         raise InputError(
             "All runs of a comparison must have the same settings",

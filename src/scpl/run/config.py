@@ -83,18 +83,24 @@ class TrainConfig:
     else of equal cost."""
 
     method: str = "scpl"
-    """Local learning: scpl, early-exit. End to end: bp (one process), bp-wide (one process with the
-    cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages on several processes), ddp (replicas).
-    """
+    """Local learning: scpl, early-exit, al, predsim, deinforeg, dascpl, dgl. End to end: bp (one
+    process), bp-wide (one process with the cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages
+    on several processes), ddp (replicas)."""
     temperature: float = 0.1
-    """scpl: temperature of the contrastive loss."""
+    """scpl, dascpl: temperature of the contrastive loss."""
     normalization: Literal["paper", "supcon"] = "paper"
-    """scpl: divide an anchor's loss by its positives + 1 (paper) or by its positives (supcon)."""
+    """scpl, dascpl: divide an anchor's loss by its positives + 1 (paper) or by its positives
+    (supcon)."""
     head: Literal["pooled-mlp", "mlp", "linear", "identity"] = "pooled-mlp"
-    """scpl: projection head; mlp is the paper's, on flattened feature maps."""
+    """scpl, dascpl: projection head; mlp is the paper's, on flattened feature maps."""
     classifier_gradient: bool = False
-    """scpl: let the classifier's cross-entropy reach the last stage's layers."""
-
+    """scpl, dascpl: let the classifier's cross-entropy reach the last stage's layers."""
+    label_features: int = 128
+    """al: length of a label's code."""
+    similarity_weight: float = 0.99
+    """predsim: weight of the similarities; the rest goes to the local classifier."""
+    auxiliary: Literal["mlp", "mlp-sr", "cnn"] = "mlp"
+    """dgl: network between a stage and its loss, on feature maps."""
     micro_batches: int = 4
     """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
 
@@ -167,6 +173,7 @@ class TrainConfig:
             "keep",
             "lr",
             "temperature",
+            "label_features",
             "timeout",
             "vocab_size",
             "max_tokens",
@@ -182,6 +189,10 @@ class TrainConfig:
         for name in ("weight_decay", "end_lr", "max_restarts"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
+        if not 0.0 <= self.similarity_weight <= 1.0:
+            raise InputError(
+                "--similarity-weight must lie in 0 .. 1", f"Got {self.similarity_weight}"
+            )
         if not 0.0 <= self.validation < 1.0:
             raise InputError(
                 "--validation must be a share, from 0 to below 1", f"Got {self.validation}"

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+import shlex
 import sys
 from typing import Any
 
@@ -33,7 +34,7 @@ def describe_environment(device: torch.device, threads: int) -> dict[str, Any]:
         },
         "hardware": hardware,
         "system": platform.platform(),
-        "command": " ".join(["scpl", *sys.argv[1:]]),
+        "command": shlex.join(["scpl", *sys.argv[1:]]),
     }
 
 

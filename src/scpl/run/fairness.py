@@ -19,15 +19,17 @@ __all__ = ["config_for", "method_names"]
 
 
 def method_names(text: str) -> list[str]:
-    """Read ``--methods``.
+    """Read ``--methods``: names separated by commas, or ``all``.
 
     Raises:
         InputError: if one is not known or stands there twice.
     """
+    if text.strip() == "all":
+        return list(METHODS)
     methods = names(text, "--methods")
     for method in methods:
         if method not in METHODS:
-            raise unknown_name("--methods", method, METHODS)
+            raise unknown_name("--methods", method, [*METHODS, "all"])
     return methods
 
 

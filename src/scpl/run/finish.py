@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from safetensors.torch import save
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scpl.methods import MicroBatched
@@ -18,6 +16,7 @@ from scpl.run.folder import RunFolder
 from scpl.run.loaders import Loaders
 from scpl.run.recorder import Recorder
 from scpl.run.trace import chrome_trace
+from scpl.run.trained import save_exits, save_network
 from scpl.scores import Evaluation
 
 __all__ = ["finish"]
@@ -40,6 +39,7 @@ def finish(
     wall = clock.now()
     test = pipeline.evaluate(loaders.test if loaders else ()).peek()
     network = pipeline.export()
+    exits = pipeline.export_exits() if pipeline.method.has_exits else None
     mine = {
         "memory": peak_memory(pipeline.device),
         "wait": pipeline.timeline.wait_share(),
@@ -53,6 +53,8 @@ def finish(
         return None
     assert test is not None, "the last rank has the result"
     save_network(network, folder)
+    if exits is not None:
+        save_exits(exits, network, folder)
     events = [event for rank in ranks for event in rank["events"]]
     folder.write_json(folder.path / "timeline.json", events)
     if config.trace:
@@ -102,12 +104,6 @@ def notes(pipeline: Pipeline, rows: int) -> list[str]:
     if normalises and seen < rows:
         found.append(f"BatchNorm sees {seen} rows instead of {rows}, so the numbers differ from bp")
     return found
-
-
-def save_network(network: nn.Module, folder: RunFolder) -> None:
-    """Write the plain network, under its own keys, whole or not at all."""
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    folder.write_bytes(folder.weights, save(state, metadata={"format": "pt"}))
 
 
 def _verdict(test: Evaluation, summary: dict[str, Any], noun: str) -> str:

@@ -29,6 +29,7 @@ class RunFolder:
         self.config = path / "config.toml"
         self.checkpoints = path / "checkpoints"
         self.weights = path / "model.safetensors"
+        self.exits = path / "exits.safetensors"
         self.description = path / "model.json"
         self.tokenizer = path / "tokenizer.json"
         self.summary = path / "summary.json"

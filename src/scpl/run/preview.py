@@ -61,5 +61,9 @@ def describe_stages(pipeline: Pipeline) -> list[str]:
             f"{extra:,} in its objective"
         )
     if pipeline.mesh.is_last:
-        lines.append(f"  read-out: {', '.join(pipeline.parts.readout_names)}")
+        replaced = pipeline.method.replaces_readout
+        own = ", ".join(pipeline.parts.readout_names)
+        lines.append(
+            f"  read-out: that of {pipeline.method.name}" if replaced else f"  read-out: {own}"
+        )
     return lines

@@ -9,9 +9,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "format_losses"]
+from scpl.report.formats import memory
+from scpl.run.usage import Usage
+
+__all__ = ["Progress", "format_losses", "format_usage"]
 
 SECONDS_BETWEEN_LINES = 30.0
+LIVE = "{bar:10} {desc}"  # what does not fit the terminal is cut off at the end
+NOTHING = Usage()
 
 
 class Progress:
@@ -20,6 +25,7 @@ class Progress:
     Args:
         epochs: Epochs of the whole run.
         steps: Steps per epoch.
+        samples: Samples per epoch.
         log: Takes every line.
         quiet: Print nothing (lines still go to `log`).
         noun: What is learnt from, in the plural.
@@ -29,15 +35,16 @@ class Progress:
         self,
         epochs: int,
         steps: int,
+        samples: int,
         log: Callable[[str], None],
         *,
         quiet: bool,
         noun: str = "images",
     ) -> None:
-        self._epochs, self._steps = epochs, steps
+        self._epochs, self._steps, self._samples = epochs, steps, samples
         self._log, self._quiet, self._noun = log, quiet, noun
         self._bar: tqdm[Any] | None = None
-        self._epoch = 0
+        self._epoch = self._begun_at = 0
         self._valid = ""
         self._first = self._since = self._printed = time.perf_counter()
         self._done_at_start = 0
@@ -55,7 +62,7 @@ class Progress:
 
     def begin_epoch(self, epoch: int, batch: int) -> None:
         """Start epoch ``epoch`` (from 1) at mini-batch ``batch``."""
-        self._epoch, self._since = epoch, time.perf_counter()
+        self._epoch, self._since, self._begun_at = epoch, time.perf_counter(), batch
         if epoch == 1 or self._done_at_start == 0:
             self._done_at_start = (epoch - 1) * self._steps + batch
             self._first = self._since
@@ -64,32 +71,40 @@ class Progress:
                 total=self._steps,
                 initial=batch,
                 desc=f"epoch {epoch}/{self._epochs}",
-                unit="batch",
+                bar_format=LIVE,
                 leave=False,
                 dynamic_ncols=True,
                 file=sys.stderr,
             )
 
-    def update(self, batch: int, losses: Sequence[Mapping[str, float]]) -> None:
+    def update(
+        self, batch: int, losses: Sequence[Mapping[str, float]], usage: Usage = NOTHING
+    ) -> None:
         """Show the state after mini-batch ``batch`` of the epoch."""
+        now = time.perf_counter()
+        place = f"epoch {self._epoch}/{self._epochs}  step {batch}/{self._steps}"
         if self._bar is not None:
             self._bar.n = batch
-            self._bar.set_postfix_str(f"loss {format_losses(losses)}{self._valid}")
-            return
-        now = time.perf_counter()
-        if now - self._printed >= SECONDS_BETWEEN_LINES and batch < self._steps:
+            self._bar.set_description_str(
+                f"{place}  {self._rate(batch, now):,.0f} {self._noun}/s  {self._to_go(batch, now)}  "
+                f"loss {format_losses(losses)}{self._valid}{format_usage(usage)}"
+            )
+        elif now - self._printed >= SECONDS_BETWEEN_LINES and batch < self._steps:
             self.say(
-                f"epoch {self._epoch}/{self._epochs}  step {batch}/{self._steps}  "
-                f"loss {format_losses(losses)}"
+                f"{place}  loss {format_losses(losses)}  {self._to_go(batch, now)}"
+                f"{format_usage(usage)}"
             )
             self._printed = now
 
-    def end_epoch(self, row: Mapping[str, Any], losses: Sequence[Mapping[str, float]]) -> None:
+    def end_epoch(
+        self,
+        row: Mapping[str, Any],
+        losses: Sequence[Mapping[str, float]],
+        usage: Usage = NOTHING,
+    ) -> None:
         """Print the line of a finished epoch."""
         self._close_bar()
         now = self._printed = time.perf_counter()
-        done = self._epoch * self._steps - self._done_at_start
-        left = (self._epochs - self._epoch) * self._steps
         accuracy = row.get("valid_accuracy")
         valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
         self._valid = valid  # stays in sight while the next epoch runs
@@ -97,8 +112,19 @@ class Progress:
             f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}  "
             f"{row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
-            f"{format_seconds((now - self._first) / max(done, 1) * left)} to go"
+            f"{self._to_go(self._steps, now)}{format_usage(usage)}"
         )
+
+    def _rate(self, batch: int, now: float) -> float:
+        """Samples per second since the epoch began, or went on after a resume."""
+        samples = (batch - self._begun_at) / self._steps * self._samples
+        return samples / max(now - self._since, 1e-9)
+
+    def _to_go(self, batch: int, now: float) -> str:
+        """What is left, judged by all that was done here, validation included."""
+        at = (self._epoch - 1) * self._steps + batch
+        per_step = (now - self._first) / max(at - self._done_at_start, 1)
+        return f"{format_seconds(per_step * (self._epochs * self._steps - at))} to go"
 
     def close(self) -> None:
         """Leave the terminal clean."""
@@ -113,6 +139,16 @@ class Progress:
 def format_losses(losses: Sequence[Mapping[str, float]]) -> str:
     """Write every stage's loss; several terms of one stage are joined by a plus sign."""
     return " | ".join("+".join(f"{value:.3f}" for value in part.values()) for part in losses)
+
+
+def format_usage(usage: Usage) -> str:
+    """Write the memory of the largest process, and for each stage how much it waited."""
+    parts = []
+    if usage.memory:
+        parts.append(f"  {memory(max(usage.memory))}")
+    if usage.waits:
+        parts.append(f"  waits {' | '.join(f'{100 * share:.0f}' for share in usage.waits)} %")
+    return "".join(parts)
 
 
 def format_seconds(seconds: float) -> str:

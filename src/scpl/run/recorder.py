@@ -8,8 +8,9 @@ from scpl.run.clock import Clock
 from scpl.run.config import TrainConfig
 from scpl.run.facts import Facts
 from scpl.run.folder import RunFolder
-from scpl.run.progress import Progress
+from scpl.run.progress import NOTHING, Progress
 from scpl.run.rows import loss_columns, mean_losses, number, valid_columns
+from scpl.run.usage import Usage
 from scpl.scores import Scores
 from scpl.worker import Report
 
@@ -35,7 +36,12 @@ class Recorder:
         self._table: list[dict[str, Any]] = []  # finished epochs
         self._board: Any = None
         self.progress = Progress(
-            config.epochs, facts.steps, folder.append_log, quiet=quiet, noun=facts.noun
+            config.epochs,
+            facts.steps,
+            facts.train_samples,
+            folder.append_log,
+            quiet=quiet,
+            noun=facts.noun,
         )
         if config.tensorboard:
             self._board = _open_board(folder)
@@ -62,8 +68,12 @@ class Recorder:
         """Take a report; its numbers are read later, all at once."""
         self._waiting.append((seconds, report))
 
-    def flush(self) -> None:
-        """Read the losses that are waiting (one device sync) and log them."""
+    def flush(self, usage: Usage = NOTHING) -> None:
+        """Read the losses that are waiting (one device sync) and log them.
+
+        Args:
+            usage: What to show of memory and waiting.
+        """
         steps = self._facts.steps
         rows: list[dict[str, Any]] = [
             {
@@ -79,10 +89,16 @@ class Recorder:
         if rows:
             self._folder.append_steps(rows)
             self._rows += rows
-            self.progress.update((rows[-1]["step"] - 1) % steps + 1, rows[-1]["losses"])
+            self.progress.update((rows[-1]["step"] - 1) % steps + 1, rows[-1]["losses"], usage)
 
     def end_epoch(
-        self, epoch: int, clock: Clock, seconds: float, lr: float, scores: Scores | None
+        self,
+        epoch: int,
+        clock: Clock,
+        seconds: float,
+        lr: float,
+        scores: Scores | None,
+        usage: Usage = NOTHING,
     ) -> None:
         """Write the row of an epoch.
 
@@ -92,6 +108,7 @@ class Recorder:
             seconds: What the epoch's training took.
             lr: The learning rate at its end.
             scores: Its validation.
+            usage: What to show of memory and waiting.
         """
         self.flush()
         losses = mean_losses(self._rows)
@@ -109,7 +126,7 @@ class Recorder:
         self._rows = []
         self._table.append(row)
         self._folder.write_metrics(self._table)
-        self.progress.end_epoch(row, losses)
+        self.progress.end_epoch(row, losses, usage)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name not in ("epoch", "step"):

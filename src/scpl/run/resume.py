@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ __all__ = [
 ]
 
 
-def changed_settings(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """List the settings that differ and decide the numbers of a run."""
+def changed_settings(
+    before: TrainConfig, now: TrainConfig, ignored: Set[str] = RUNTIME_FIELDS
+) -> list[str]:
+    """List the settings that differ; by default those that decide the numbers of a run."""
     old, new = before.to_dict(), now.to_dict()
     return [
         f"{flag(name)} {new.get(name)} (was {old.get(name)})"
         for name in sorted(new.keys() | old.keys())
-        if name not in RUNTIME_FIELDS
+        if name not in ignored
         and new.get(name) != old.get(name)
         # Without a wish for a number of threads, that of the run is as good as any.
         and not (name == "threads" and name not in new)
@@ -77,7 +79,8 @@ def check_same_data(
     if not folder.description.is_file():
         return
     now, before = json.loads(json.dumps(description)), folder.read_json(folder.description)
-    changed = [key for key in sorted(now.keys() | before.keys()) if now.get(key) != before.get(key)]
+    # What only one version of scpl writes down says nothing of the data.
+    changed = [key for key in sorted(now.keys() & before.keys()) if now[key] != before[key]]
     changed += [name for name, text in files.items() if text.encode() != folder.read_bytes(name)]
     if changed:
         raise CheckpointError(

@@ -34,19 +34,25 @@ class CompareConfig:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """What every run has in common."""
     methods: str = "scpl,early-exit,bp"
-    """Methods, separated by commas."""
+    """Methods, separated by commas; or all."""
     seeds: str = "0"
     """Seeds, separated by commas."""
+    target: float | None = None
+    """Validation accuracy to measure the time to, e.g. 0.85; default: 0.99 of the lowest that a
+    run of bp ends with."""
 
     @classmethod
     def from_recipe(cls, path: Path | None) -> CompareConfig:
-        """Read defaults from a recipe; ``methods`` and ``seeds`` may be keys of it."""
+        """Read defaults from a recipe; ``methods``, ``seeds`` and ``target`` may be keys of it."""
         if path is None:
             return cls()
         values = read_toml(path)
-        own = {key: values.pop(key) for key in ("methods", "seeds") if key in values}
+        own = {key: values.pop(key) for key in ("methods", "seeds", "target") if key in values}
         for key, value in own.items():
-            if not isinstance(value, str):
+            if key == "target":
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise InputError(f"{key!r} in {path} must be a number", f"Got {value!r}")
+            elif not isinstance(value, str):
                 raise InputError(
                     f"{key!r} in {path} must be names separated by commas", f"Got {value!r}"
                 )
@@ -108,6 +114,9 @@ class EvalConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
     """Samples per mini-batch; default: as in training."""
+    exit_threshold: float | None = None
+    """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
+    for runs whose stages all predict."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False

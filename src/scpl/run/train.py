@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from scpl.run.preview import describe_stages
 from scpl.run.recorder import Recorder
 from scpl.run.resume import after_restart, check_same_data, launcher, restore
 from scpl.run.signals import GracefulStop
+from scpl.run.trained import describe_network
+from scpl.run.usage import Meter
 
 __all__ = ["train"]
 
@@ -94,7 +96,8 @@ def _train(
     parts = build_partition(config, facts, initial)
     method = build_method(config, facts.num_classes)
     if loaders is not None:
-        made = _prepare_folder(config, facts, loaders.files, device, threads)
+        description = describe_network(config, facts, parts)
+        made = _prepare_folder(config, description, loaders.files, device, threads)
         control.share("folder", {"path": str(made.path), "files": made.read_about()})
     shared = control.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
@@ -113,10 +116,13 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _prepare_folder(
-    config: TrainConfig, facts: Facts, files: Mapping[str, str], device: Any, threads: int
+    config: TrainConfig,
+    description: dict[str, Any],
+    files: Mapping[str, str],
+    device: Any,
+    threads: int,
 ) -> RunFolder:
     """Make or open the run folder; a resumed one keeps what it says of the run."""
-    description = facts.describe_model(config.model)
     if config.resume is not None:
         folder = RunFolder.open(config.resume)
         check_same_data(folder, description, files)
@@ -153,6 +159,7 @@ class _Run:
         self.config, self.facts, self.folder = config, facts, folder
         self.loaders, self.pipeline, self.stop = loaders, pipeline, stop
         self.clock = Clock()
+        self.meter = Meter(pipeline)
         self.recorder: Recorder | None = None
         if pipeline.mesh.is_last:
             folder.ensure()  # on a disk of its own
@@ -180,6 +187,9 @@ class _Run:
             raise
         except Exception:
             self.pipeline.abort()
+            if self.recorder is not None:
+                with suppress(Exception):  # what went wrong first is what counts
+                    self.recorder.flush()
             raise
         finally:
             if self.recorder is not None:
@@ -213,21 +223,24 @@ class _Run:
         if recorder is not None:
             recorder.progress.begin_epoch(epoch, pipeline.batch)
         self.clock.begin_epoch()
+        self.meter.begin_epoch()
         flushed = time.perf_counter()
         for report in pipeline.train(self.loaders.train if self.loaders else ()):
             if recorder is not None:
                 recorder.add(self.clock.now(), report)
                 if time.perf_counter() - flushed >= SECONDS_BETWEEN_FLUSHES:
-                    recorder.flush()
+                    recorder.flush(self.meter.live())
                     flushed = time.perf_counter()
             if pipeline.mesh.is_first:
                 self._checkpoint_if_due()
         seconds = self.clock.end_epoch()
+        self.meter.end_epoch(epoch)
         scores = None
         if self.facts.valid_samples:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
-            recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores)
+            usage = self.meter.collect(epoch)
+            recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores, usage)
         if pipeline.mesh.is_first and (self.config.checkpoint_every is None or self.stop.received):
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
         if pipeline.mesh.is_first and self.stop.received and epoch < self.config.epochs:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 from scpl.errors import Interrupted
+from scpl.report.groups import Sample
 from scpl.run.teams import Team, Teams, Unable
 
 __all__ = ["Answers", "Record", "Rival", "paired", "spread", "take_turns"]
@@ -136,14 +137,7 @@ def _forth_and_back(names: Sequence[str], repeats: int) -> Iterator[list[str]]:
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:
     """Mean, standard deviation (None of one value), median, least, most, and how many."""
-    return {
-        "mean": statistics.fmean(values),
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
-    }
+    return Sample.of(values).statistics()
 
 
 def paired(above: Sequence[float], below: Sequence[float]) -> list[float]:

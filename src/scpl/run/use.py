@@ -1,88 +1,58 @@
 """What a finished run is good for: `scpl eval` and `scpl export`; `scpl predict` is beside it.
 
-All need only the plain network, which a run leaves behind as ``model.json`` (what to build)
-and ``model.safetensors`` (its weights, under its own keys).
+All need only what `scpl.run.trained` reads: the plain network, or the one with exits.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl.errors import CheckpointError, InputError
+from scpl.errors import InputError
 from scpl.run.build import choose_device, set_threads
 from scpl.run.config import TrainConfig, read_toml
+from scpl.run.early import Exits
 from scpl.run.environment import peak_memory
 from scpl.run.folder import RunFolder
 from scpl.run.inputs import inputs_of
 from scpl.run.kinds import kind_named
 from scpl.run.settings import EvalConfig, ExportConfig, PredictConfig
+from scpl.run.trained import load_exits, load_network
 
-__all__ = ["compute_logits", "evaluate", "export", "load_network", "open_run"]
-
-
-def load_network(folder: RunFolder) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network of a finished run and load its weights.
-
-    Returns:
-        The plain network on the CPU, in eval mode, and its description (``model.json``).
-
-    Raises:
-        CheckpointError: if the run is not finished, or a file is damaged or of another network.
-    """
-    if not folder.weights.is_file():
-        lost = folder.summary.is_file()  # which is written after the weights
-        raise CheckpointError(
-            "A run must be finished and complete to be used",
-            f"{folder.path} {'lost its' if lost else 'is not finished: no'} {folder.weights.name}",
-            "Train it again" if lost else f"Finish it with: scpl train --resume {folder.path}",
-        )
-    description = folder.read_json(folder.description)
-    try:
-        num_classes, classes = description["num_classes"], description["classes"]
-        if len(classes) != num_classes:
-            raise ValueError(f"classes has {len(classes)} entries, not {num_classes}")
-        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
-            network = inputs_of(description).build(description["model"], num_classes)
-        network.load_state_dict(load_file(folder.weights))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder.weights} and {folder.description.name} beside it must be intact, and the "
-            "weights those of the network that is described",
-            f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}",
-            "Copy both files from the run again, or train it again",
-        ) from error
-    return network.eval(), description
+__all__ = ["compute_logits", "evaluate", "export", "open_run"]
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Test a finished run, by default exactly as it was tested at its end.
 
     Returns:
-        The result, with the keys of ``summary.json`` that apply to a test.
+        The result, with the keys of ``summary.json`` that apply to a test. With an exit threshold
+        also the share of the samples that left after each stage, how many stages a sample went
+        through on average, and the share of all stages that was saved.
 
     Raises:
         CheckpointError: if the run is not finished or damaged.
         DataError: if the data is missing, or does not fit the network.
+        InputError: for an exit threshold that is none, or a run without early exits.
     """
     started = time.perf_counter()
-    folder, trained, network, description, device = open_run(config)
+    folder, trained, network, description, device = open_run(config, config.exit_threshold)
     set_threads(trained.threads, trained.processes)  # thread counts decide the last bit of a sum
     loader = kind_named(description).test_loader(config, trained, folder, description)
     loaded = time.perf_counter()
     correct, loss, count = 0, 0.0, 0
+    exits = Exits(network, config.exit_threshold)
     for inputs, target in loader:
-        logits = compute_logits(network, inputs, device, trained.precision)
+        logits = compute_logits(exits, inputs, device, trained.precision)
         target = target.to(device)
         correct += int((logits.argmax(1) == target).sum())
         loss += float(functional.cross_entropy(logits, target, reduction="sum"))
@@ -98,6 +68,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         **{name: getattr(trained, name) for name in ("processes", "epochs", "seed")},
         "test_accuracy": correct / count,
         "test_loss": loss / count,
+        **exits.result(count),
         "samples_per_second": count / max(ended - loaded, 1e-9),
         "wall_seconds": ended - started,
         "peak_memory_bytes": [peak_memory(device)],
@@ -153,22 +124,21 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def open_run(
-    config: EvalConfig | PredictConfig,
+    config: EvalConfig | PredictConfig, threshold: float | None = None
 ) -> tuple[RunFolder, TrainConfig, nn.Module, dict[str, Any], torch.device]:
     """Open a finished run: its folder, configuration, network, description and device."""
     folder = RunFolder.open(config.run)
     trained = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
-    network, description = load_network(folder)
+    network, description = load_network(folder) if threshold is None else load_exits(folder)
     # By default the device of the run, so that its numbers come out again.
     device = choose_device(trained.device if config.device == "auto" else config.device)
     return folder, trained, network.to(device), description, device
 
 
 def compute_logits(
-    network: nn.Module, inputs: Tensor, device: torch.device, precision: str
+    network: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, precision: str
 ) -> Tensor:
     """Compute float32 logits ``[N, C]`` in the precision the network was trained in."""
     dtype = None if precision == "float32" else getattr(torch, precision)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits: Tensor = network(inputs.to(device)).float()
-    return logits
+        return network(inputs.to(device)).float()

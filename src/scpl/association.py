@@ -1,0 +1,96 @@
+"""Associated Learning: features and label are encoded alike, stage by stage (Kao & Chen 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from scpl.errors import InputError
+from scpl.message import Tree
+from scpl.objectives import Objective
+from scpl.row_losses import squared_error
+
+__all__ = ["Association"]
+
+
+@final
+class Association(Objective):
+    """Associate the features with a code of the label, and keep the code decodable.
+
+    The code of the stage before, or the one-hot label, is encoded further by each stage. Two
+    losses, whose gradients meet in no parameter: the bridge brings the features near the code,
+    which is a constant to it, and the decoder brings the code back to the one it was made of.
+
+    A prediction goes from the features over the bridge to a code, and through the decoders of this
+    and all earlier stages back to logits. As nothing travels up the line, the decoders travel down
+    it, at the beginning of every evaluation.
+
+    Args:
+        bridge: Maps features to ``[N, D]``, where this stage's code lives.
+        encoder: Maps the code before, ``[N, D']`` (on the first stage one-hot rows), to ``[N, D]``.
+        decoder: Maps ``[N, D]`` back to ``[N, D']``, on the first stage to logits ``[N, C]``.
+        num_classes: C.
+        earlier: Decoders like those of the stages before, in order. Only their structure is used.
+    """
+
+    def __init__(
+        self,
+        bridge: nn.Module,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        num_classes: int,
+        earlier: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        self.bridge, self.encoder, self.decoder = bridge, encoder, decoder
+        self._num_classes = num_classes
+        self._earlier = tuple(earlier)  # in a tuple, so that they are none of our own modules
+        self._received: list[dict[str, Tensor]] = []
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        before = self._code_before(target, carry)
+        code = self.encoder(before)
+        decoded = self.decoder(code)
+        return {
+            "association": squared_error(self.bridge(features), code),
+            # The label itself is a class, not a point: cross-entropy makes the decoder's output
+            # logits, and teaches codes of different classes to keep apart.
+            "reconstruction": squared_error(decoded, before)
+            if self._earlier
+            else functional.cross_entropy(decoded.float(), target),
+        }
+
+    def hand_on(self, target: Tensor, carry: Tree) -> Tensor:  # noqa: D102
+        code: Tensor = self.encoder(self._code_before(target, carry))
+        return code
+
+    def share(self, received: Tree) -> Tree:  # noqa: D102
+        self._received = received or []
+        if len(self._received) != len(self._earlier):
+            raise InputError(
+                "Every stage before must share its decoder",
+                f"Got {len(self._received)} of {len(self._earlier)}",
+                "Give all stages the objective of Associated Learning",
+            )
+        return [*self._received, dict(self.decoder.state_dict())]
+
+    def predict(self, features: Tree) -> Tensor:  # noqa: D102
+        code: Tensor = self.decoder(self.bridge(features))
+        for decoder, weights in zip(reversed(self._earlier), reversed(self._received), strict=True):
+            code = functional_call(decoder, weights, (code,))
+        return code
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+        before = [m for each in earlier for m in each.modules() if isinstance(m, Association)]
+        decoders = [self.decoder, *(each.decoder for each in reversed(before))]
+        return nn.Sequential(self.bridge, *decoders)
+
+    def _code_before(self, target: Tensor, carry: Tree) -> Tensor:
+        if not self._earlier:
+            return functional.one_hot(target, self._num_classes).float()
+        assert isinstance(carry, Tensor), "the stage before hands its code on"
+        return carry

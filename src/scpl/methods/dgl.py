@@ -1,0 +1,44 @@
+"""DGL: every stage learns from cross-entropy through a small auxiliary network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from scpl import auxiliary
+from scpl.auxiliary import Auxiliary
+from scpl.errors import unknown_name
+from scpl.methods.base import Method, Site
+from scpl.objectives import CrossEntropy, Objective
+
+__all__ = ["DGL"]
+
+
+@dataclass(frozen=True)
+class DGL(Method):
+    """Decoupled greedy learning (Belilovsky et al. 2020), without its replay buffer.
+
+    The last stage learns through the network's own read-out.
+
+    Attributes:
+        num_classes: Number of classes.
+        auxiliary: Kind of the auxiliary networks on feature maps, see `scpl.auxiliary.build`.
+    """
+
+    name: ClassVar[str] = "dgl"
+
+    auxiliary: Auxiliary = "mlp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.auxiliary not in get_args(Auxiliary):
+            raise unknown_name("auxiliary", self.auxiliary, get_args(Auxiliary))
+
+    @property
+    def has_exits(self) -> bool:  # noqa: D102
+        return True
+
+    def objective(self, site: Site) -> Objective:  # noqa: D102
+        if site.readout is not None:
+            return CrossEntropy(site.readout)
+        return CrossEntropy(auxiliary.build(self.auxiliary, site.feature_shape, self.num_classes))

@@ -1,0 +1,68 @@
+"""Rows of a mini-batch as the losses see them: checked, precise, of unit length."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scpl.errors import InputError
+
+__all__ = ["check_projections", "check_target", "describe", "precise", "unit_rows"]
+
+# Shape suffixes: N = mini-batch, D = projected features.
+
+_NO_DIRECTION = 1e-12  # a row whose largest entry is not above this counts as zero
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """In at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def unit_rows(rows_ND: Tensor) -> Tensor:
+    """Scale rows to unit length, in at least float32; rows without a direction become zero."""
+    rows_ND = precise(rows_ND)
+    # Dividing by the largest entry keeps the squares in range. The direction does not depend on the
+    # divisor, so it is a constant to autograd; an infinite one also stops the gradient.
+    largest_N1 = rows_ND.detach().abs().amax(dim=1, keepdim=True)
+    return F.normalize(rows_ND / largest_N1.masked_fill(largest_N1 <= _NO_DIRECTION, math.inf))
+
+
+def check_projections(projections: Tensor) -> None:
+    """Raise for projections that no loss is defined for; looks at shape and type, not at values."""
+    if projections.ndim != 2 or 0 in projections.shape:
+        raise InputError(
+            "Projections must have the shape [N, D] with at least one row and one column",
+            f"Got {describe(projections)}",
+            "Flatten the features of each sample, for instance with a head of scpl.heads",
+        )
+    if not projections.is_floating_point():
+        raise InputError(
+            "Projections must be floating point",
+            f"Got {describe(projections)}",
+            "Convert them with .float()",
+        )
+
+
+def check_target(projections: Tensor, target: Tensor) -> None:
+    """Raise for targets that do not fit; values are not looked at, as that would wait."""
+    if target.shape != projections.shape[:1]:
+        raise InputError(
+            "The target must have one class per row of the projections",
+            f"Got the target {describe(target)} for the projections {describe(projections)}",
+            f"Pass a target of the shape [{projections.shape[0]}]",
+        )
+    if target.is_floating_point() or target.is_complex():
+        raise InputError(
+            "The target must hold integer classes",
+            f"Got {describe(target)}",
+            "Convert class numbers with .long(), one-hot rows with .argmax(dim=1)",
+        )
+
+
+def describe(tensor: Tensor) -> str:
+    """Write shape and type for a message."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
