@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,12 +15,7 @@ from typing import Any, Literal, get_type_hints
 import tomli_w
 
 from scpl.errors import InputError, unknown_name
-from scpl.run.values import convert
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from scpl.run.values import convert, read_toml
 
 __all__ = ["RUNTIME_FIELDS", "TrainConfig", "flag", "given", "read_toml", "write_toml"]
 
@@ -283,22 +277,6 @@ def given(config: TrainConfig, names: Iterable[str]) -> list[str]:
 def flag(name: str) -> str:
     """Write a field as the flag a user types."""
     return f"--{name.replace('_', '-')}"
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: if it is missing, unreadable or no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
-        ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
 
 
 def write_toml(config: TrainConfig) -> str:

@@ -85,8 +85,9 @@ class Progress:
         place = f"epoch {self._epoch}/{self._epochs}  step {batch}/{self._steps}"
         if self._bar is not None:
             self._bar.n = batch
+            rate = f"{self._rate(batch, now):,.0f} {self._noun}/s"
             self._bar.set_description_str(
-                f"{place}  {self._rate(batch, now):,.0f} {self._noun}/s  {self._to_go(batch, now)}  "
+                f"{place}  {rate}  {self._to_go(batch, now)}  "
                 f"loss {format_losses(losses)}{self._valid}{format_usage(usage)}"
             )
         elif now - self._printed >= SECONDS_BETWEEN_LINES and batch < self._steps:

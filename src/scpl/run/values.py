@@ -1,13 +1,35 @@
-"""Values of a recipe, checked against the types of the configuration."""
+"""Recipes as files: TOML, and values checked against the types of the configuration."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from scpl.errors import InputError
 
-__all__ = ["convert"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["convert", "read_toml"]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: if it is missing, unreadable or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
 
 
 def convert(value: Any, hint: Any, what: str) -> Any:
