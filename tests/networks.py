@@ -7,6 +7,7 @@ from torch import nn
 
 NUM_CLASSES = 3
 IMAGE = (2, 8, 8)
+VOCABULARY = 20
 
 
 def seeded(build, seed=7):
@@ -85,6 +86,21 @@ def images(sizes=(9, 9, 9, 9, 9, 9, 4), seed=1):
 def rows(sizes=(8, 8, 5), seed=1):
     """Batches of table rows for `mlp`."""
     return data((5,), sizes, seed)
+
+
+def texts(longest=(7, 4, 9), rows=6, seed=1):
+    """Batches of token ids, each as wide as its longest text; one of them has an empty text."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for number, length in enumerate(longest):
+        lengths = torch.randint(1, length + 1, (rows,), generator=generator)
+        lengths[0] = length
+        lengths[1] = 0 if number == 0 else lengths[1]
+        tokens = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
+        tokens[torch.arange(length) >= lengths[:, None]] = 0
+        target = torch.randint(NUM_CLASSES, (rows,), generator=generator)
+        batches.append((tokens, target))
+    return batches
 
 
 class Indexed:

@@ -18,7 +18,8 @@ import scpl
 from scpl.message import tree_map
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import data
+from networks import NUM_CLASSES, VOCABULARY, data, texts
+from scpl import models
 
 BATCHES = 6
 EPOCHS = 4
@@ -52,6 +53,16 @@ def transformer():
     )
 
 
+def lstm():
+    sizes = {"depth": 3, "width": 8, "dropout": 0.2, "hand_over": True}
+    return models.build_text("lstm", num_classes=NUM_CLASSES, vocab_size=VOCABULARY, **sizes)
+
+
+def masked_transformer():
+    sizes = {"depth": 3, "width": 16, "heads": 2, "feed_forward": 16, "dropout": 0.2}
+    return models.build_text("transformer", num_classes=NUM_CLASSES, vocab_size=VOCABULARY, **sizes)
+
+
 CASES = {
     # name: network, cuts, shape of a sample, rows of every batch
     "vgg": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
@@ -62,14 +73,22 @@ CASES = {
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-predsim": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-ragged": (transformer, ["1", "2", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
+    # of texts: how long the longest of every batch is
+    "lstm": (lstm, models.paper_cuts("lstm"), "text", [9, 4, 12, 1, 7, 9]),
+    "transformer-masked": (
+        masked_transformer,
+        models.paper_cuts("transformer"),
+        "text",
+        [9, 4, 12, 1, 7, 9],
+    ),
 }
-
-
 METHODS = {
     "vgg": scpl.SCPL(3),
     "transformer": scpl.EarlyExit(3),
     "vgg-al": scpl.AssociatedLearning(3),
     "transformer-predsim": scpl.PredSim(3),
+    "transformer-masked": scpl.SCPL(3),
+    "lstm": scpl.EarlyExit(3),
 }
 """By case, or by its first word."""
 
@@ -84,7 +103,7 @@ def build(case, slow):
     network, cuts, shape, sizes = CASES[case]
     torch.manual_seed(11)
     model = network()
-    batches = data(shape, sizes)
+    batches = texts(sizes) if shape == "text" else data(shape, sizes)
     if case.endswith("views"):  # a batch holds two views of each image
         batches = [(x, torch.cat([y[: len(y) // 2]] * 2)) for x, y in batches]
     if slow:

@@ -229,6 +229,14 @@ class TestData:
         assert target.equal(target[:4].repeat(2))
         assert all(int(t.max()) < classes for _, t in synthetic_batches(config, facts))
 
+    def test_imitated_texts_are_as_long_as_can_be(self):
+        config = TrainConfig(data="imdb", model="lstm", batch_size=4, max_tokens=30, vocab_size=9)
+        facts = synthetic_facts(config)
+        inputs, target = synthetic_batches(config, facts)[0]
+        assert (inputs.shape, inputs.dtype) == ((4, 30), torch.int64)
+        assert 1 <= int(inputs.min()) <= int(inputs.max()) < 9
+        assert (facts.num_classes, target.shape) == (2, (4,))
+
     def test_a_folder_cannot_be_imitated(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("images")
         refused(bench("--data", folder, "--synthetic"), "--data must be one of", "folder")

@@ -76,7 +76,10 @@ class TestHelp:
     [
         (["trian"], ["command must be one of: train, ", "'trian'"]),
         (["--data"], ["command must be one of"]),
-        (["train", *TINY, "--data", "digit"], ["must be one of: digits, cifar10", "'digit'"]),
+        (
+            ["train", *TINY, "--data", "digit"],
+            ["must be one of: digits, ag_news, cifar10", "'digit'"],
+        ),
         (["train", *TINY, "--model", "vgg9"], ["must be one of: vgg8, ", "Did you mean 'vgg8'?"]),
         (["train", *TINY, "--method", "scp"], ["must be one of: scpl, ", "Did you mean 'scpl'?"]),
         (["train", *TINY, "--processes", "5"], ["--processes", "5 processes for 4 stages"]),

@@ -3,6 +3,7 @@
 import copy
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from networks import (
     NUM_CLASSES,
     UNEVEN_CUTS,
+    VOCABULARY,
     Indexed,
     assert_same_state,
     cnn,
@@ -23,13 +25,16 @@ from networks import (
     images,
     mlp,
     rows,
+    seeded,
     seeded_layers,
     states,
+    texts,
 )
-from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, split
+from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, models, split
 from scpl.auxiliary import Convolutional
 from scpl.functional import supervised_contrastive_loss
 from scpl.heads import Identity, Linear, PooledMLP
+from scpl.message import tree_map
 from scpl.objectives import Objective
 from scpl.randomness import derive_seed
 
@@ -110,7 +115,8 @@ class HandStage:
         self.schedule.step()
         self.random = torch.get_rng_state()
         torch.set_rng_state(outer)
-        return output.detach(), {name: term.item() for name, term in terms.items()}
+        onward = tree_map(lambda tensor: tensor.detach().contiguous(), output)
+        return onward, {name: term.item() for name, term in terms.items()}
 
 
 def drawn(index, make, shape):
@@ -215,6 +221,56 @@ def test_training_equals_a_loop_written_by_hand(name):
         for found, wanted in zip(stage.parameters, hand.parameters, strict=True):
             assert torch.equal(found, wanted)
     assert losses[-1] != losses[0]
+
+
+TEXT_NETWORKS = {
+    "lstm": {"width": 6, "dropout": 0.2, "hand_over": True},
+    "transformer": {"width": 8, "heads": 2, "feed_forward": 12, "dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", TEXT_NETWORKS)
+def test_training_on_texts_equals_a_loop_written_by_hand(name):
+    """Batches of other lengths, masks, dropout, states handed over: as in the paper."""
+
+    def network():
+        return models.build_text(
+            name, num_classes=NUM_CLASSES, vocab_size=VOCABULARY, **TEXT_NETWORKS[name]
+        )
+
+    model, by_hand, batches = seeded(network), seeded(network), texts()
+    parts = split(model, models.paper_cuts(name), example=batches[0][0])
+    method = SCPL(NUM_CLASSES, head=Identity())
+    pipeline = Pipeline(parts, method, adam, scheduler=cosine, clip_norm=CLIP, seed=SEED)
+    losses = train(pipeline, batches, EPOCHS)
+
+    layers = dict(by_hand.named_children())
+    names = [["embedding"], ["layer1"], ["layer2"], ["layer3", "pool"]]
+    stages = [
+        HandStage([layers[n] for n in group], k, None, by_hand.classifier if k == 3 else None)
+        for k, group in enumerate(names)
+    ]
+
+    def loss_of(stage, output, target):
+        is_last = stage.classifier is not None
+        seen = output if is_last else stage.layers[-1].summarize(output)
+        terms = {"contrastive": supervised_contrastive_loss(seen, target)}
+        if is_last:
+            terms["cross_entropy"] = F.cross_entropy(stage.classifier(seen.detach()), target)
+        return terms
+
+    expected = []
+    for features, target in batches * EPOCHS:
+        step = []
+        for stage in stages:
+            features, terms = stage.step(features, partial(loss_of, target=target))
+            step.append(terms)
+        expected.append(step)
+    assert losses == expected
+    assert_same_state(dict(model.state_dict()), dict(by_hand.state_dict()))
+    for stage, hand in zip(pipeline.stages, stages, strict=True):
+        assert_same_state(stage.optimizer.state_dict(), hand.optimizer.state_dict())
+        assert torch.equal(stage.state_dict()["random"]["cpu"], hand.random)
 
 
 def test_the_comparison_can_fail():

@@ -33,7 +33,7 @@ def clock(monkeypatch):
 
 
 def progress(log, quiet=False):
-    return Progress(epochs=4, steps=10, images=100, log=log.append, quiet=quiet)
+    return Progress(epochs=4, steps=10, samples=100, log=log.append, quiet=quiet)
 
 
 def test_an_epoch_is_one_plain_line(monkeypatch, clock):

@@ -8,18 +8,25 @@ import pytest
 
 import scpl
 from scpl.cli import run as cli
+from scpl.data.text.catalogue import TEXT_SETS
 from scpl.errors import InputError
 from scpl.run.config import TrainConfig, read_toml
 from scpl.run.recipes import find_recipe, recipes, shipped
 from scpl.run.settings import CompareConfig
 from scpl.run.train import train
 
-PAPER = [
+PAPER_IMAGES = [
     f"paper/{model}-{data}"
     for model in ("resnet18", "vgg8")
     for data in ("cifar10", "cifar100", "tiny-imagenet")
 ]
-NAMES = [*PAPER, "quick/all-methods", "quick/cifar10", "quick/digits", "quick/fashion-mnist"]
+PAPER_TEXTS = [
+    f"paper/{model}-{data}"
+    for model in ("lstm", "transformer")
+    for data in ("ag_news", "dbpedia_14", "imdb", "sst2")
+]
+QUICK = ["quick/all-methods", "quick/cifar10", "quick/digits", "quick/fashion-mnist"]
+NAMES = sorted([*PAPER_IMAGES, *PAPER_TEXTS, *QUICK])
 EACH = pytest.mark.parametrize("name", NAMES)
 
 
@@ -40,8 +47,9 @@ class TestEachRecipe:
         from scpl import data, heads, models
 
         config = CompareConfig.from_recipe(shipped()[name]).train
-        assert config.data in data.known()
-        assert config.model in models.known()
+        texts = name in PAPER_TEXTS
+        assert config.data in (TEXT_SETS if texts else data.known())
+        assert config.model in (models.known_text() if texts else models.known())
         assert config.head in {"conv", *heads.known()}
 
     @EACH
@@ -56,7 +64,7 @@ class TestEachRecipe:
         own = {"out", "data_dir", "device", "json", "quiet", "force", "resume", "processes"}
         assert not own & set(read_toml(shipped()[name]))
 
-    @pytest.mark.parametrize("name", PAPER)
+    @pytest.mark.parametrize("name", PAPER_IMAGES)
     def test_the_paper_recipes_have_the_settings_of_the_published_code(self, name):
         config = CompareConfig.from_recipe(shipped()[name]).train
         model, _, data = name.removeprefix("paper/").partition("-")
@@ -80,6 +88,31 @@ class TestEachRecipe:
             optimizer="adam",
             lr=1e-3,
             end_lr=1e-5,
+        )
+        assert config == expected
+
+    @pytest.mark.parametrize("name", PAPER_TEXTS)
+    def test_the_paper_text_recipes_have_the_settings_of_the_published_code(self, name):
+        config = CompareConfig.from_recipe(shipped()[name]).train
+        model, _, data = name.removeprefix("paper/").partition("-")
+        expected = TrainConfig(
+            data=data,
+            validation=0.0,
+            tokens="paper-words",
+            vocab_size=30_000,
+            max_tokens={"ag_news": 60, "dbpedia_14": 400, "imdb": 350, "sst2": 15}[data],
+            model=model,
+            hand_over=model == "lstm",
+            stages=4,
+            method="scpl",
+            temperature=0.1,
+            normalization="paper",
+            head="identity",
+            epochs=50,
+            batch_size=1024,
+            optimizer="adam",
+            lr=1e-3,
+            end_lr=1e-3,
         )
         assert config == expected
 

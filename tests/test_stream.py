@@ -98,6 +98,10 @@ def alone(tmp_path_factory):
         ("transformer-predsim", 3),
         ("transformer-ragged", 2),
         ("transformer-ragged", 4),
+        ("lstm", 2),
+        ("lstm", 4),
+        ("transformer-masked", 2),
+        ("transformer-masked", 4),
     ],
 )
 def test_any_number_of_ranks_gives_the_same_bits(tmp_path, alone, case, num_ranks):

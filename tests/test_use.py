@@ -17,10 +17,11 @@ from scpl.data.augment import normalise
 from scpl.errors import CheckpointError, DataError, InputError
 from scpl.run.config import TrainConfig, write_toml
 from scpl.run.folder import RunFolder
+from scpl.run.predict import predict
 from scpl.run.settings import EvalConfig, ExportConfig, PredictConfig
 from scpl.run.train import train
 from scpl.run.trained import load_exits, load_network
-from scpl.run.use import evaluate, export, predict
+from scpl.run.use import evaluate, export
 
 BATCH = 100
 EVAL_KEYS = [

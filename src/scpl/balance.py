@@ -7,6 +7,8 @@ same cuts by itself, on any hardware, every time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +98,7 @@ def _costs(model: nn.Module, example: Tensor) -> dict[str, float]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
             model(example.clone())
     except Exception as error:
         raise PartitionError(
@@ -113,6 +115,38 @@ def _costs(model: nn.Module, example: Tensor) -> dict[str, float]:
         name.removeprefix(f"{root}."): float(sum(operations.values()))
         for name, operations in counter.get_flop_counts().items()
     }
+
+
+Shape: TypeAlias = Sequence[int]
+
+
+def _lookup(*_: Any, out_shape: Shape, **__: Any) -> int:
+    """Count an embedding as one operation per entry, so that it is a layer that computes."""
+    return prod(out_shape)
+
+
+def _recurrent(inputs: Shape, first: Any, second: Any, *_: Any, **__: Any) -> int:
+    """Count every matrix of a recurrent layer once per time step and row.
+
+    Matrices and biases come as a list (CUDA), or the two matrices of one direction (CPU).
+    """
+    shapes: list[Shape] = [first, second] if isinstance(first[0], int) else first
+    matrices: int = sum(prod(shape) for shape in shapes if len(shape) == 2)
+    return 2 * prod(inputs[:-1]) * matrices
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Count the two products of attention: ``[N, heads, L, C]`` each."""
+    return 2 * prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+_FORMULAS = {
+    torch.ops.aten.embedding: _lookup,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten._cudnn_rnn: _recurrent,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
+"""Operations that torch counts as none."""
 
 
 def _without_readout(

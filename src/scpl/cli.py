@@ -189,7 +189,7 @@ def _predict(arguments: list[str]) -> int:
     from scpl.run.settings import PredictConfig
 
     config = _parse(PredictConfig, "predict RUN INPUT...", arguments)
-    from scpl.run.use import predict
+    from scpl.run.predict import predict
 
     predict(config, sys.stdout)
     return 0

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from scpl.balance import balanced_cuts
 from scpl.chain import explain_unknown, open_chain
 from scpl.errors import PartitionError
-from scpl.message import tensors_of, tree_map
+from scpl.probe import probe
 
 __all__ = ["Partition", "split"]
 
@@ -33,7 +32,7 @@ class Partition:
         names: For each stage the dotted names of its layers in `model`.
         readout: The classifier at the end of the network, ``features -> logits [N, C]``.
         readout_names: The dotted names of the readout's layers.
-        feature_shapes: For each stage the shape of one sample of its output.
+        feature_shapes: For each stage the shape of one sample of what its objective sees.
         num_outputs: Number of logits C.
     """
 
@@ -131,7 +130,7 @@ def split(
     layers = [layer for _, layer in chain]
     bodies = tuple(nn.Sequential(*layers[part]) for part in ranges)
     head = nn.Sequential(*layers[first_readout:])
-    shapes, num_outputs = _check_on_example(model, bodies, head, example)
+    shapes, num_outputs = probe(model, bodies, head, example)
     return Partition(
         model,
         bodies,
@@ -197,79 +196,3 @@ def _refuse_shared_parameters(chain: Sequence[tuple[str, nn.Module]], edges: Seq
                     f"{known[1]!r} and '{name}.{key}' are the same tensor in two stages",
                     "Move the cut, or give each layer its own copy",
                 )
-
-
-def _check_on_example(
-    model: nn.Module, bodies: Sequence[nn.Sequential], readout: nn.Sequential, example: Tensor
-) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Run model and stages on the example; return the shapes of one sample."""
-    modes = {module: module.training for module in model.modules()}
-    shapes: list[tuple[int, ...]] = []
-    try:
-        model.eval()
-        devices = [example.device] if example.is_cuda else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            expected = _run(model, example, "The network must accept the example batch", _EXAMPLE)
-            features: Tensor = _fresh(example)
-            for index, body in enumerate(bodies):
-                features = _run(body, features, f"{_CHAIN} (stage {index})", _ADVICE)
-                shapes.append(_sample_shape(features, index))
-            found = _run(readout, features, f"{_CHAIN} (read-out)", _ADVICE)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if not _same(expected, found):
-        raise PartitionError(
-            "The chained layers must give exactly the network's output on the example",
-            f"{type(model).__name__}.forward gives {_describe(expected)}, "
-            f"its layers in order give {_describe(found)}",
-            _ADVICE,
-        )
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise PartitionError("The network must end in logits [N, C]", f"Got {_describe(found)}")
-    return tuple(shapes), found.shape[1]
-
-
-_EXAMPLE = "Check the shape of the example against the network's first layer"
-_CHAIN = "The network's layers must accept the example batch one after the other"
-_ADVICE = (
-    "Its forward does more than call its children in order: make such steps layers "
-    "(torch.flatten -> nn.Flatten, a residual sum -> a block module)"
-)
-
-
-def _run(module: nn.Module, inputs: Tensor, rule: str, fix: str) -> Tensor:
-    try:
-        result: Tensor = module(_fresh(inputs))
-    except Exception as error:
-        raise PartitionError(
-            rule,
-            f"On {_describe(inputs)} it raised {type(error).__name__}: {error}",
-            fix,
-        ) from error
-    return result
-
-
-def _fresh(tree: Tensor) -> Tensor:
-    """Copy, because a first layer that works in place would change the caller's tensor."""
-    copied: Tensor = tree_map(Tensor.clone, tree)
-    return copied
-
-
-def _sample_shape(features: Tensor, index: int) -> tuple[int, ...]:
-    tensors = tensors_of(features)
-    if not tensors:
-        raise PartitionError("A stage must hand on a tensor", f"Stage {index} hands on none")
-    return tuple(tensors[0].shape[1:])
-
-
-def _same(expected: Tensor, found: Tensor) -> bool:
-    pairs = list(zip(tensors_of(expected), tensors_of(found), strict=False))
-    return len(tensors_of(expected)) == len(tensors_of(found)) and all(
-        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
-    )
-
-
-def _describe(tree: Tensor) -> str:
-    found = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors_of(tree)]
-    return " and ".join(found) or "nothing"

@@ -19,6 +19,7 @@ from scpl.message import TensorSpec, Tree, tensors_of, tree_map
 from scpl.objectives import Objective
 from scpl.randomness import RandomState
 from scpl.state import broken_values, copy_to_cpu, differences
+from scpl.summary import summary_of
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
 
@@ -74,14 +75,13 @@ class Stage:
         self._options = options
         self._names = names
         self.random = RandomState(seed, device)
+        self._summary = summary_of(body) or (lambda output: output)
         self._output: Tree = None
         self._output_version = 0
         self.guard = LossGuard(index)
         self._modules = [*self.body.modules(), *self.objective.modules()]
         # A user's objective could hold a layer of the body: count its parameters once.
-        self.parameters = list(
-            dict.fromkeys(p for p in [*body.parameters(), *objective.parameters()])
-        )
+        self.parameters = list(dict.fromkeys([*body.parameters(), *objective.parameters()]))
         trained = [p for p in self.parameters if p.requires_grad]
         self.optimizer = options.optimizer(trained) if trained else None
         self.scheduler = (
@@ -130,7 +130,7 @@ class Stage:
         output, self._output = self._output, None
         with self.random.active():
             with self.autocast():
-                terms = self.objective(output, target, carry)
+                terms = self.objective(self._summary(output), target, carry)
             if _version(output) != self._output_version:
                 raise StageError(
                     "An objective must not change the features in place: they are on their way "
@@ -165,7 +165,7 @@ class Stage:
     def predict(self, output: Tree) -> Tensor | None:
         """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
         with torch.no_grad(), self.random.active(), self.autocast():
-            logits = self.objective.predict(output)
+            logits = self.objective.predict(self._summary(output))
         return None if logits is None else logits.float()
 
     def share(self, received: Tree) -> Tree:

@@ -1,8 +1,8 @@
-"""Decoded images kept on disk, so that the next run does not decode them again.
+"""What took long to prepare is kept on disk: decoded images, encoded texts.
 
 Decoding 60,000 small JPEGs takes seconds, reading them back a fraction of one. The cache is an aid
-and never a reason to fail: a missing, damaged or unwritable one means decoding, nothing else. It
-lives in ``$SCPL_CACHE``, else ``~/.cache/scpl``; ``SCPL_CACHE=off`` turns it off.
+and never a reason to fail: a missing, damaged or unwritable one means doing the work, nothing else.
+It lives in ``$SCPL_CACHE``, else ``~/.cache/scpl``; ``SCPL_CACHE=off`` turns it off.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from scpl.data.extras import require
 
-__all__ = ["remember"]
+__all__ = ["keep", "recall", "remember"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,16 +40,75 @@ def remember(
         num_images: How many there are; a few are not worth a file.
         decode: Makes the images, ``uint8 [N, C, H, W]``.
     """
-    folder = _folder()
-    if folder is None or num_images < _MIN_IMAGES:
+    if _folder() is None or num_images < _MIN_IMAGES:
         return decode()
     key = _key(files, image_size)
-    path = folder / f"images-{key[:32]}.safetensors"
-    images = _read(path, key)
-    if images is None or len(images) != num_images:
-        images = decode()
-        _write(path, key, images)
+    found = recall("images", key)
+    if found is not None and len(found[0]["images"]) == num_images:
+        return found[0]["images"]
+    images = decode()
+    keep("images", key, {"images": images})
     return images
+
+
+def recall(kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return the tensors and texts kept under a key; None if there are none, or damaged ones.
+
+    Args:
+        kind: What they are, the beginning of the file's name.
+        key: A digest, as hexadecimal digits, of all that they depend on.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = _path(kind, key)
+    if path is None:
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        if path.exists():
+            _log.info("the cache file %s is damaged and will be made again: %s", path, error)
+        return None
+    if about.pop("key", None) != key or about.pop("crc32", None) != _checksum(tensors):
+        _log.info("the cache file %s is damaged and will be made again", path)
+        return None
+    return tensors, about
+
+
+def keep(
+    kind: str, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> None:
+    """Keep tensors and texts under a key, for `recall`; a failure is logged, no more."""
+    from safetensors.torch import save_file
+
+    path = _path(kind, key)
+    if path is None:
+        return
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if shutil.disk_usage(path.parent).free < 2 * size:
+            _log.info("no room in %s to keep %s", path.parent, kind)
+            return
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        os.close(handle)
+        stored = {**(about or {}), "key": key, "crc32": _checksum(tensors)}
+        save_file(dict(tensors), temporary, stored)
+        os.replace(temporary, path)  # readers see the old file or the new one, never half of one
+        _log.info("kept %s in %s (%d MB)", kind, path, size // 10**6)
+    except Exception as error:
+        _log.info("could not keep %s in %s: %s", kind, path.parent, error)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _path(kind: str, key: str) -> Path | None:
+    folder = _folder()
+    return None if folder is None else folder / f"{kind}-{key[:32]}.safetensors"
 
 
 def _folder() -> Path | None:
@@ -72,43 +131,8 @@ def _key(files: Sequence[Path], image_size: int | None) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, key: str) -> Tensor | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = file.metadata() or {}
-            images: Tensor = file.get_tensor("images")
-    except (OSError, SafetensorError) as error:
-        if path.exists():
-            _log.info("the cache file %s is damaged and will be made again: %s", path, error)
-        return None
-    if stored.get("key") != key or stored.get("crc32") != _checksum(images):
-        _log.info("the cache file %s is damaged and will be made again", path)
-        return None
-    return images
-
-
-def _write(path: Path, key: str, images: Tensor) -> None:
-    from safetensors.torch import save_file
-
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(path.parent).free < 2 * images.nbytes:
-            _log.info("no room in %s to keep the decoded images", path.parent)
-            return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        save_file({"images": images}, temporary, {"key": key, "crc32": _checksum(images)})
-        os.replace(temporary, path)  # readers see the old file or the new one, never half of one
-        _log.info("kept the decoded images in %s (%d MB)", path, images.nbytes // 10**6)
-    except Exception as error:
-        _log.info("could not keep the decoded images in %s: %s", path.parent, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _checksum(images: Tensor) -> str:
-    return str(zlib.crc32(images.contiguous().numpy().data))
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(tensors[name].contiguous().numpy().data, total)
+    return str(total)

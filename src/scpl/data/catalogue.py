@@ -18,7 +18,10 @@ from scpl.data.images import Parts
 from scpl.data.parquet import has_parquet, read_parquet
 from scpl.data.tiny_imagenet import has_tiny_imagenet, read_tiny_imagenet
 
-__all__ = ["ANY_FORMATS", "FOLDER", "KNOWN", "Format", "Known"]
+__all__ = ["ANY_FORMATS", "EMBEDDED", "FOLDER", "KNOWN", "Format", "Known"]
+
+EMBEDDED = "digits"
+"""The set that comes with the package; all others are files."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from scpl.data.extras import require
@@ -12,17 +13,18 @@ __all__ = ["fetch"]
 
 _log = logging.getLogger(__name__)
 
-_PATTERNS = ["*.parquet", "**/*.parquet"]
+_PATTERNS = ("*.parquet", "**/*.parquet")
 _TIMEOUT_SECONDS = 5.0  # for the question whether something newer exists, not for the download
 
 
-def fetch(repo: str, name: str, advice: str) -> Path:
+def fetch(repo: str, name: str, advice: str, patterns: Sequence[str] = _PATTERNS) -> Path:
     """Download the parquet files of a data set, or find them where they were downloaded before.
 
     Args:
         repo: The repository on the hub, e.g. ``"uoft-cs/cifar10"``.
         name: Name of the data set, for messages.
         advice: What the user can do if the download fails.
+        patterns: Which files; by default all parquet files.
 
     Returns:
         The folder with the files.
@@ -38,7 +40,7 @@ def fetch(repo: str, name: str, advice: str) -> Path:
     _log.info("getting %s from the Hugging Face hub (%s)", name, repo)
     try:
         folder = hub.snapshot_download(
-            repo, repo_type="dataset", allow_patterns=_PATTERNS, etag_timeout=_TIMEOUT_SECONDS
+            repo, repo_type="dataset", allow_patterns=list(patterns), etag_timeout=_TIMEOUT_SECONDS
         )
     except Exception as error:  # its errors have no common base: OSError, ValueError, httpx's own
         reason = str(error).strip().partition("\n")[0]

@@ -7,7 +7,6 @@ that as ``float32``.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scpl.data.seeding import generator
+from scpl.data.strata import stratified
 from scpl.errors import DataError, InputError
 
 __all__ = ["ImageData", "Parts", "Split", "carve_validation", "channel_stats", "limit", "resize"]
@@ -176,7 +176,7 @@ def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
             f"Got a fraction of {fraction} of {len(split)} images",
             "Use more images or another fraction",
         )
-    chosen = _stratified(split.labels, count, generator("carve", seed))
+    chosen = stratified(split.labels, count, generator("carve", seed))
     return split.take(torch.nonzero(~chosen)[:, 0]), split.take(torch.nonzero(chosen)[:, 0])
 
 
@@ -190,7 +190,7 @@ def limit(split: Split, n: int, seed: int) -> Split:
         raise InputError("the number of images to keep must be at least 1", f"Got {n}")
     if n >= len(split):
         return split
-    chosen = _stratified(split.labels, n, generator("limit", seed))
+    chosen = stratified(split.labels, n, generator("limit", seed))
     return split.take(torch.nonzero(chosen)[:, 0])
 
 
@@ -215,21 +215,3 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     variance = (squares / count - mean.square()).clamp(min=0)
     std = variance.sqrt().clamp(min=1 / 255)  # a constant channel must not divide by zero
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _stratified(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """Choose ``count`` places, each class within one of its exact share; bool ``[N]``."""
-    sizes = torch.bincount(labels)
-    quota = sizes * count // len(labels)
-    remainder = sizes * count % len(labels)
-    # Places that rounding left over go to the largest remainders; ties are broken at random.
-    shuffled = torch.randperm(len(sizes), generator=draws)
-    largest = shuffled[torch.argsort(remainder[shuffled], descending=True, stable=True)]
-    quota[largest[: count - int(quota.sum())]] += 1
-    order = torch.randperm(len(labels), generator=draws)
-    by_class = order[torch.argsort(labels[order], stable=True)]
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    ends = list(itertools.accumulate(sizes.tolist()))
-    for end, size, keep in zip(ends, sizes.tolist(), quota.tolist(), strict=True):
-        chosen[by_class[end - size : end - size + keep]] = True
-    return chosen

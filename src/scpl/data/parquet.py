@@ -21,7 +21,7 @@ from scpl.data.extras import require
 from scpl.data.images import Parts, Split
 from scpl.errors import DataError
 
-__all__ = ["has_parquet", "read_parquet"]
+__all__ = ["check_shards", "has_parquet", "read_parquet", "shards"]
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -75,20 +75,21 @@ def read_parquet(folder: Path, image_size: int | None = None) -> Parts:
 
 def _locate(folder: Path) -> tuple[list[Path], list[Path]] | None:
     for subfolder in _SUBFOLDERS:
-        train = _shards(folder / subfolder, "train")
-        tests = (_shards(folder / subfolder, kind) for kind in _TEST_KINDS)
+        train = shards(folder / subfolder, "train")
+        tests = (shards(folder / subfolder, kind) for kind in _TEST_KINDS)
         test = next((files for files in tests if files), None)
         if train and test:
             return train, test
     return None
 
 
-def _shards(folder: Path, kind: str) -> list[Path]:
+def shards(folder: Path, kind: str) -> list[Path]:
+    """List ``kind.parquet`` and ``kind-*.parquet`` in a folder, sorted."""
     return sorted([*folder.glob(f"{kind}.parquet"), *folder.glob(f"{kind}-*.parquet")])
 
 
 def _read_files(files: list[Path]) -> _Rows:
-    _check_shards(files)
+    check_shards(files)
     parts = [_read_file(file) for file in files]
     return _Rows(
         [image for part in parts for image in part.images],
@@ -98,7 +99,12 @@ def _read_files(files: list[Path]) -> _Rows:
     )
 
 
-def _check_shards(files: list[Path]) -> None:
+def check_shards(files: list[Path]) -> None:
+    """Check that all files are there that the numbers in their names promise.
+
+    Raises:
+        DataError: Naming the missing ones.
+    """
     numbers = [(int(m[1]), int(m[2])) for file in files if (m := _SHARD.search(file.name))]
     missing = sorted(
         set(range(max((of for _, of in numbers), default=0))) - {n for n, _ in numbers}

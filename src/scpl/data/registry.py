@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from scpl.data import hub
-from scpl.data.catalogue import ANY_FORMATS, FOLDER, KNOWN, Format, Known
+from scpl.data.catalogue import ANY_FORMATS, EMBEDDED, FOLDER, KNOWN, Format, Known
 from scpl.data.digits import load_digits
 from scpl.data.images import ImageData, Parts, channel_stats, resize
+from scpl.data.places import roots
+from scpl.data.text.catalogue import TEXT_SETS
+from scpl.data.text.files import lies_here
 from scpl.errors import DataError, InputError, unknown_name
 
 __all__ = ["is_here", "known", "load"]
 
-_EMBEDDED = "digits"
-
 
 def known() -> tuple[str, ...]:
     """Names of the data sets that ``load`` knows."""
-    return (_EMBEDDED, *KNOWN)
+    return (EMBEDDED, *KNOWN)
 
 
 def is_here(name: str, data_dir: Path | None = None) -> bool:
@@ -28,8 +28,10 @@ def is_here(name: str, data_dir: Path | None = None) -> bool:
     Raises:
         DataError: ``data_dir`` does not exist.
     """
+    if name in TEXT_SETS:
+        return lies_here(name, data_dir)
     spec = KNOWN.get(name)
-    return spec is None or any(locate(root, name, spec) for root in _roots(data_dir))
+    return spec is None or any(locate(root, name, spec) for root in roots(data_dir))
 
 
 def load(
@@ -61,29 +63,32 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise InputError("the image size must be at least 1 pixel", f"Got {image_size}")
-    if name == _EMBEDDED:
+    if name == EMBEDDED:
         return _resized(load_digits(), image_size)
     if name in KNOWN:
         return _load_known(name, KNOWN[name], data_dir, image_size, download)
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, image_size)
-    advice = "The path of a folder works too: one folder of images per class, or parquet files"
-    raise unknown_name("data set", name, known(), advice)
+    advice = (
+        "The path of a folder works too: one folder of images per class, or parquet files; or that "
+        "of a table of texts (CSV, TSV, JSON lines, parquet)"
+    )
+    raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
 
 
 def _load_known(
     name: str, spec: Known, data_dir: Path | None, image_size: int | None, download: bool
 ) -> ImageData:
     size = image_size or spec.image_size
-    roots = _roots(data_dir)
-    for root in roots:
+    folders = roots(data_dir)
+    for root in folders:
         found = locate(root, name, spec)
         if found is not None:
             return _read_known(name, spec, *found, size)
     advice = _advice(spec)
     if not download:
-        looked = " and ".join(str(root) for root in roots) or "no folder, as none was given"
+        looked = " and ".join(str(root) for root in folders) or "no folder, as none was given"
         raise DataError(
             f"the data set {name} must be on this machine", f"Searched {looked}", advice
         )
@@ -94,13 +99,6 @@ def _load_known(
             f"{spec.repo} must hold train and test parquet files", f"Not so in {snapshot}", advice
         )
     return _read_known(name, spec, *found, size)
-
-
-def _roots(data_dir: Path | None) -> list[Path]:
-    if data_dir is not None and not data_dir.expanduser().is_dir():
-        raise DataError("--data-dir must be an existing folder", f"Got {data_dir}")
-    settings = [data_dir, os.environ.get("SCPL_DATA")]
-    return list(dict.fromkeys(Path(setting).expanduser() for setting in settings if setting))
 
 
 def locate(root: Path, name: str, spec: Known) -> tuple[Path, Format] | None:

@@ -1,4 +1,4 @@
-"""The networks: VGG8 and the ResNets of the paper, a small CNN and an MLP, as plain modules.
+"""The networks: those of the paper, a small CNN and an MLP, as plain modules.
 
 Each is an ``nn.Sequential`` with named children, so its forward pass is the chain of the children
 and it can be cut before any of them. Importing this package does not import torch.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scpl.errors import InputError, unknown_name
 
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 
     from scpl.models.resnet import Shortcut
 
-__all__ = ["build", "known", "paper_cuts", "readout"]
+__all__ = ["build", "build_text", "known", "known_text", "paper_cuts", "readout", "text_sizes"]
+
+_READOUT = "classifier"
 
 
 class _Entry(NamedTuple):
     make: Callable[[int, int, int, float], nn.Sequential]
     cuts: tuple[str, ...]
-    readout: str = "classifier"
+
+
+class _TextEntry(NamedTuple):
+    make: Callable[..., nn.Sequential]
+    cuts: tuple[str, ...]
+    sizes: tuple[str, ...]
 
 
 # Each network is imported by its own function, so that the names are known before torch is loaded.
@@ -62,6 +69,18 @@ def _mlp(num_classes: int, in_channels: int, image_size: int, width: float) -> n
     return MLP(num_classes, in_channels * image_size**2, hidden=max(1, round(256 * width)))
 
 
+def _lstm(num_classes: int, vocab_size: int, **sizes: Any) -> nn.Sequential:
+    from scpl.models.lstm import LSTM
+
+    return LSTM(num_classes, vocab_size, **sizes)
+
+
+def _transformer(num_classes: int, vocab_size: int, **sizes: Any) -> nn.Sequential:
+    from scpl.models.transformer import Transformer
+
+    return Transformer(num_classes, vocab_size, **sizes)
+
+
 _BLOCKS = ("block2", "block3", "block4")
 _LAYERS = ("layer2", "layer3", "layer4")
 _MODELS = {
@@ -73,11 +92,22 @@ _MODELS = {
     "small-cnn": _Entry(_small_cnn, _BLOCKS),
     "mlp": _Entry(_mlp, _LAYERS),
 }
+_TEXT_CUTS = ("layer1", "layer2", "layer3")
+_SIZES = ("depth", "width", "dropout", "vectors")
+_TEXT_MODELS = {
+    "lstm": _TextEntry(_lstm, _TEXT_CUTS, (*_SIZES, "embedding_size", "hand_over")),
+    "transformer": _TextEntry(_transformer, _TEXT_CUTS, (*_SIZES, "heads", "feed_forward")),
+}
 
 
 def known() -> tuple[str, ...]:
     """Names of the networks that :func:`build` makes."""
     return tuple(_MODELS)
+
+
+def known_text() -> tuple[str, ...]:
+    """Names of the networks that :func:`build_text` makes."""
+    return tuple(_TEXT_MODELS)
 
 
 def build(
@@ -109,13 +139,49 @@ def build(
     return _entry(name).make(num_classes, in_channels, image_size, width)
 
 
+def build_text(name: str, *, num_classes: int, vocab_size: int, **sizes: Any) -> nn.Sequential:
+    """Build a text network with freshly drawn weights.
+
+    Args:
+        name: One of :func:`known_text`.
+        num_classes: Number of logits.
+        vocab_size: Number of token ids, with 0 (padding) and 1 (unknown).
+        sizes: Sizes other than the paper's, by name: ``depth``, ``width``, ``dropout``, and for
+            ``"transformer"`` ``heads`` and ``feed_forward``, for ``"lstm"`` ``embedding_size`` and
+            ``hand_over``; also ``vectors``, the initial word vectors ``[vocab_size, width]``.
+
+    Returns:
+        A module from token ids ``[N, L]``, padded at the end with 0, to logits
+        ``[N, num_classes]``.
+
+    Raises:
+        InputError: An unknown name, or a size the network does not have or cannot take.
+    """
+    known = text_sizes(name)
+    for size in sizes:
+        if size not in known:
+            raise unknown_name(f"A size of {name!r}", size, known)
+    return _TEXT_MODELS[name].make(num_classes, vocab_size, **sizes)
+
+
+def text_sizes(name: str) -> tuple[str, ...]:
+    """Names of the sizes that :func:`build_text` takes for a network.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    if name not in _TEXT_MODELS:
+        raise unknown_name("text model", name, _TEXT_MODELS)
+    return _TEXT_MODELS[name].sizes
+
+
 def paper_cuts(name: str) -> tuple[str, ...]:
     """Children that stages 2, 3 and 4 of the paper's four-stage partition begin with.
 
     Raises:
         InputError: An unknown name.
     """
-    return _entry(name).cuts
+    return _TEXT_MODELS[name].cuts if name in _TEXT_MODELS else _entry(name).cuts
 
 
 def readout(name: str) -> str:
@@ -124,7 +190,9 @@ def readout(name: str) -> str:
     Raises:
         InputError: An unknown name.
     """
-    return _entry(name).readout
+    if name not in _TEXT_MODELS:
+        _entry(name)
+    return _READOUT
 
 
 def _entry(name: str) -> _Entry:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl.data import is_here, known
+from scpl.data.text import TEXT_SETS
 from scpl.errors import InputError
 from scpl.run.build import build_partition, choose_device, share_of_cores
 from scpl.run.config import TrainConfig
@@ -50,7 +51,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     methods = method_names(config.methods or (TOGETHER if base.processes > 1 else ALONE))
     synthetic = config.synthetic or not is_here(base.data, base.data_dir)
     device = choose_device(base.device)
-    if synthetic or base.data in known() or not Path(base.data).is_dir():
+    if synthetic or base.data in (*known(), *TEXT_SETS) or not Path(base.data).exists():
         build_partition(base, synthetic_facts(base))  # a fault of the network is told once
 
     def say(line: str) -> None:

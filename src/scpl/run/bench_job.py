@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import Any
 
 from scpl.control import Control
-from scpl.data import Loader
 from scpl.errors import DataError, Interrupted
 from scpl.mesh import Mesh
 from scpl.ranks import connect
@@ -30,6 +29,7 @@ from scpl.run.build import (
 )
 from scpl.run.config import TrainConfig
 from scpl.run.facts import Facts
+from scpl.run.loaders import Loader
 from scpl.run.orders import Orders
 from scpl.run.synthetic import synthetic_batches, synthetic_facts
 
@@ -75,19 +75,19 @@ def _data(
         if loaders.train.num_samples < config.batch_size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
-                f"Got {loaders.train.num_samples} images and --batch-size {config.batch_size}",
+                f"Got {loaders.train.num_samples} samples and --batch-size {config.batch_size}",
             )
         control.share("facts", Facts.of(loaders).to_json())
-        batches = _endless(loaders.train)
+        batches = _endless(loaders.train, config.batch_size * config.views)
     return Facts.from_json(control.fetch("facts")), batches
 
 
-def _endless(loader: Loader) -> Iterator[Batch]:
-    """All full mini-batches, epoch after epoch, prepared as in training."""
+def _endless(loader: Loader, full: int) -> Iterator[Batch]:
+    """All full mini-batches, epoch after epoch, prepared as in training; ``full`` is their rows."""
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         for inputs, target in loader:
-            if len(target) == loader.batch_size * loader.views:
+            if len(target) == full:
                 yield inputs, target
 
 

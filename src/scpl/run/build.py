@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from scpl import data, heads, models
+from scpl import heads, models
 from scpl.auxiliary import Convolutional
 from scpl.control import Control
-from scpl.errors import DataError, InputError, unknown_name
+from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.randomness import RandomState, derive_seed
 from scpl.run.config import TrainConfig
+from scpl.run.inputs import Inputs
+from scpl.run.kinds import kind_of
+from scpl.run.loaders import Loaders
 
-__all__ = ["METHOD_FLAGS", "Loaders", "build_loaders", "build_method", "build_partition",
+__all__ = ["METHOD_FLAGS", "build_loaders", "build_method", "build_partition",
            "build_pipeline", "choose_device", "cut_network", "set_threads"]  # fmt: skip
 
 _CONTRASTIVE = ("temperature", "normalization", "head", "head_depth", "head_width",
@@ -31,7 +33,7 @@ _CONTRASTIVE = ("temperature", "normalization", "head", "head_depth", "head_widt
                 "classifier_gradient")  # fmt: skip
 METHOD_FLAGS: dict[str, tuple[str, ...]] = {
     "scpl": _CONTRASTIVE,
-    "dascpl": _CONTRASTIVE,
+    "dascpl": ("temperature", "normalization", "head", "head_depth", "head_width", "standardise"),
     "al": ("label_features",),
     "predsim": ("similarity_weight",),
     "dgl": ("auxiliary",),
@@ -39,53 +41,14 @@ METHOD_FLAGS: dict[str, tuple[str, ...]] = {
 """The fields of a configuration that belong to a method."""
 
 
-@dataclass(frozen=True)
-class Loaders:
-    """The data of a run.
-
-    Attributes:
-        source: The data set.
-        train: Shuffled and augmented mini-batches.
-        valid: The held-out share of the training images, or None.
-        test: The test images; used once, at the end.
-    """
-
-    source: data.ImageData
-    train: data.Loader
-    valid: data.Loader | None
-    test: data.Loader
-
-
 def build_loaders(config: TrainConfig) -> Loaders:
     """Load the data set and make its loaders.
 
     Raises:
         DataError: if it is missing or damaged.
+        InputError: if a setting is for data of another kind.
     """
-    source = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size)
-    train, valid = source.train, None
-    if config.limit_train is not None and config.limit_train < len(train):
-        train = data.limit(train, config.limit_train, derive_seed(config.seed, "limit"))
-    if config.validation > 0:
-        train, valid = data.carve_validation(
-            train, config.validation, derive_seed(config.seed, "validation")
-        )
-    return Loaders(
-        source,
-        data.Loader(
-            train,
-            batch_size=config.batch_size,
-            mean=source.mean,
-            std=source.std,
-            augmentation=config.augmentation,
-            views=config.views,
-            flip=source.flip,
-            shuffle=True,
-            seed=config.seed,
-        ),
-        None if valid is None else _plain_loader(valid, source, config.batch_size),
-        _plain_loader(source.test, source, config.batch_size),
-    )
+    return kind_of(config).loaders(config)
 
 
 def build_method(config: TrainConfig, num_classes: int) -> Method:
@@ -114,50 +77,47 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     return kind(num_classes, **options)
 
 
-class Images(Protocol):
-    """The numbers of a data set that a network depends on."""
+class Outline(Protocol):
+    """What a network depends on."""
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
 
     @property
-    def channels(self) -> int:
-        """Channels of an image."""
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of an image."""
+    def inputs(self) -> Inputs:
+        """What goes into it."""
 
 
-def build_partition(config: TrainConfig, source: Images) -> Partition:
+def build_partition(
+    config: TrainConfig, facts: Outline, initial: Mapping[str, Any] | None = None
+) -> Partition:
     """Build the network with seeded weights and cut it.
+
+    Args:
+        config: Which network, and how to cut it.
+        facts: The data in numbers, or what of it the network depends on.
+        initial: What to begin with instead of drawn weights, on the rank that has the data.
 
     Raises:
         InputError: for an unknown network or cuts that do not fit it.
     """
     with RandomState(derive_seed(config.seed, "network"), torch.device("cpu")).active():
-        model = models.build(
-            config.model,
-            num_classes=source.num_classes,
-            in_channels=source.channels,
-            image_size=source.image_size,
-            width=config.width,
-        )
-    return cut_network(config, model, source)
+        model = facts.inputs.build(config.model, facts.num_classes, **(initial or {}))
+    return cut_network(config, model, facts.inputs)
 
 
-def cut_network(config: TrainConfig, model: nn.Module, source: Images) -> Partition:
+def cut_network(config: TrainConfig, model: nn.Module, inputs: Inputs) -> Partition:
     """Cut a network as configured.
 
     Raises:
         PartitionError: for cuts that do not fit it.
     """
-    example = torch.zeros(2, source.channels, source.image_size, source.image_size)
+    example = inputs.example()
     readout = models.readout(config.model)
     if config.cuts:
         return split(model, before=config.cuts, readout=readout, example=example)
-    if config.stages == 4:
+    if config.stages == 4 and config.layers is None:
         return split(
             model, before=models.paper_cuts(config.model), readout=readout, example=example
         )
@@ -233,21 +193,3 @@ def share_of_cores(processes: int) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     )
     return max(1, available // processes)
-
-
-def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: str) -> None:
-    """Check that a trained network can take the images of a data set.
-
-    Raises:
-        DataError: naming both shapes.
-    """
-    if (source.channels, source.image_size) != (channels, image_size):
-        raise DataError(
-            f"{name} takes images of {channels} x {image_size} x {image_size}",
-            f"Got {source.channels} x {source.image_size} x {source.image_size}",
-            f"Pass --image-size {image_size}, or another data set",
-        )
-
-
-def _plain_loader(part: data.Split, source: data.ImageData, batch_size: int) -> data.Loader:
-    return data.Loader(part, batch_size=batch_size, mean=source.mean, std=source.std)

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
 from scpl.errors import InputError, unknown_name
+from scpl.run.values import convert, read_toml
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["RUNTIME_FIELDS", "TrainConfig", "read_toml", "write_toml"]
+__all__ = ["RUNTIME_FIELDS", "TrainConfig", "flag", "given", "read_toml", "write_toml"]
 
 
 @dataclass(frozen=True)
@@ -29,25 +25,53 @@ class TrainConfig:
     """Train one network."""
 
     data: str = "digits"
-    """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet), or a
-    folder of images with one folder per class."""
+    """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet; ag_news,
+    dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table of texts (CSV,
+    TSV, JSON lines, parquet), or a folder with tables train and test."""
     data_dir: Path | None = None
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     limit_train: int | None = None
-    """Use only this many training images (before the validation split), equally per class."""
+    """Use only this many training samples (before the validation split), equally per class."""
     image_size: int | None = None
     """Resize images to this many pixels."""
     validation: float = 0.1
-    """Share of the training images that is held out to validate on."""
+    """Share of the training samples that is held out to validate on."""
     augmentation: Literal["none", "basic", "strong"] = "none"
     """none; basic: random crop and flip; strong: basic with colour jitter and random grey."""
     views: Literal[1, 2] = 1
     """2: every batch holds a weakly and a `augmentation`-augmented view of each image."""
+    text: tuple[str, ...] = ()
+    """texts: columns that make a text; default: text, sentence or content."""
+    label: str | None = None
+    """texts: column of the class; default: label."""
+    test_data: Path | None = None
+    """texts: a table to test on; default: the data set's own test split, or a share of it."""
+    test_share: float = 0.2
+    """texts: share that is tested on, where there is no test split; the same in every run."""
+    tokens: Literal["words", "paper-words", "subwords"] = "words"
+    """texts: words; words cut as the paper's code does; or byte-pair encoding."""
+    vocab_size: int = 30_000
+    """texts: at most so many tokens are known, the most common ones of the training texts."""
+    max_tokens: int = 350
+    """texts: so many tokens of a text are read."""
+    vectors: Path | None = None
+    """texts: file of word vectors to begin with, in the text format of GloVe or fastText."""
 
     model: str = "small-cnn"
-    """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3, ..."""
+    """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3, ...; texts: lstm,
+    transformer."""
     width: float = 1.0
-    """Factor on the channels of the network (hidden features of mlp)."""
+    """images: factor on the channels of the network (hidden features of mlp)."""
+    hidden: int | None = None
+    """texts: width of the layers; default: 300."""
+    layers: int | None = None
+    """texts: layers between embedding and classifier; default: 3."""
+    dropout: float | None = None
+    """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
+    heads: int | None = None
+    """transformer: attention heads, which share the width equally; default: 6."""
+    hand_over: bool = False
+    """lstm: begin each layer in the final state of the one before, as the paper does."""
     stages: int = 4
     """How many stages the network is cut into."""
     cuts: tuple[str, ...] = ()
@@ -71,14 +95,14 @@ class TrainConfig:
     head_width: float = 1.0
     """scpl, dascpl: channels of the conv head, as a factor on those of the features."""
     cross_entropy: float = 0.8
-    """scpl, dascpl: share of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to
+    """scpl: share of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to
     1 (no contrast)."""
     standardise: bool = True
     """scpl, dascpl: standardise projections over the mini-batch before they are contrasted."""
     label_smoothing: float = 0.0
-    """scpl, dascpl: share of the target that cross-entropies spread over all classes."""
+    """scpl: share of the target that cross-entropies spread over all classes."""
     classifier_gradient: bool = True
-    """scpl, dascpl: let the network's own classifier teach the last stage's layers."""
+    """scpl: let the network's own classifier teach the last stage's layers."""
     label_features: int = 128
     """al: length of a label's code."""
     similarity_weight: float = 0.99
@@ -89,9 +113,9 @@ class TrainConfig:
     """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
 
     epochs: int = 10
-    """Passes over the training images."""
+    """Passes over the training samples."""
     batch_size: int = 128
-    """Images per mini-batch."""
+    """Samples per mini-batch."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Each stage has its own; sgd has momentum 0.9."""
     lr: float = 1e-3
@@ -149,9 +173,10 @@ class TrainConfig:
             InputError: naming the flag, its value and what is allowed.
         """
         positive = ("stages", "epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
-                    "width", "head_width", "temperature", "label_features",
-                    "timeout")  # fmt: skip
-        optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm")
+                    "width", "head_width", "temperature", "label_features", "timeout",
+                    "vocab_size", "max_tokens")  # fmt: skip
+        optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm",
+                    "hidden", "layers", "heads")  # fmt: skip
         for name in positive + optional:
             value = getattr(self, name)
             if value is None and name in optional:
@@ -169,6 +194,10 @@ class TrainConfig:
                 raise InputError(
                     f"{flag(name)} must be a share, from 0 to below 1", f"Got {getattr(self, name)}"
                 )
+        if not 0.0 < self.test_share < 1.0:
+            raise InputError(
+                "--test-share must be a share, above 0 and below 1", f"Got {self.test_share}"
+            )
         if self.cuts and self.stages not in (len(self.cuts) + 1, TrainConfig.stages):
             raise InputError(
                 "--cuts must name one layer fewer than there are stages",
@@ -221,7 +250,7 @@ class TrainConfig:
             name = key.replace("-", "_")
             if name not in known:
                 raise unknown_name(f"A key of {origin}", key, known)
-            accepted[name] = _convert(value, hints[name], f"{key!r} in {origin}")
+            accepted[name] = convert(value, hints[name], f"{key!r} in {origin}")
         return cls(**accepted)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,25 +271,15 @@ RUNTIME_FIELDS = frozenset(
 """What may differ when a run is resumed: it does not change the numbers on a CPU."""
 
 
+def given(config: TrainConfig, names: Iterable[str]) -> list[str]:
+    """List the flags among these that are not at their default."""
+    default = TrainConfig()
+    return [flag(name) for name in names if getattr(config, name) != getattr(default, name)]
+
+
 def flag(name: str) -> str:
     """Write a field as the flag a user types."""
     return f"--{name.replace('_', '-')}"
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: if it is missing, unreadable or no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
-        ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
 
 
 def write_toml(config: TrainConfig) -> str:
@@ -268,32 +287,3 @@ def write_toml(config: TrainConfig) -> str:
     return tomli_w.dumps(
         {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     )
-
-
-def _convert(value: Any, hint: Any, what: str) -> Any:
-    """Check a recipe's value against the type of its field."""
-    options = get_args(hint)
-    if get_origin(hint) is Literal:
-        if value not in options or isinstance(value, bool):
-            raise InputError(
-                f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}"
-            )
-        return value
-    if type(None) in options:
-        return _convert(value, next(o for o in options if o is not type(None)), what)
-    if get_origin(hint) is tuple:
-        kind = options[0]
-        if not isinstance(value, (list, tuple)) or not all(type(v) is kind for v in value):
-            raise InputError(f"{what} must be a list of {kind.__name__}", f"Got {value!r}")
-        return tuple(value)
-    if hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or not isinstance(value, bool))
-    ):
-        return value
-    raise InputError(f"{what} must be of type {getattr(hint, '__name__', hint)}", f"Got {value!r}")

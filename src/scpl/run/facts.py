@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from scpl.run.build import Loaders
+from scpl.run.inputs import Inputs, inputs_of
+from scpl.run.loaders import Loaders
 
 __all__ = ["Facts"]
 
@@ -17,71 +18,64 @@ class Facts:
     Attributes:
         name: The data set.
         classes: Names of the classes.
-        channels: Channels of an image.
-        image_size: Its height and width.
-        mean: What is subtracted from each channel.
-        std: What each channel is divided by.
-        train_images: Images per epoch.
-        valid_images: Images held out.
-        test_images: Images tested on at the end.
+        inputs: What goes into the network.
+        train_samples: Samples per epoch.
+        valid_samples: Samples held out.
+        test_samples: Samples tested on at the end.
         steps: Mini-batches per epoch.
+        notes: What the user should know of the data.
     """
 
     name: str
     classes: tuple[str, ...]
-    channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    train_images: int
-    valid_images: int
-    test_images: int
+    inputs: Inputs
+    train_samples: int
+    valid_samples: int
+    test_samples: int
     steps: int
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, loaders: Loaders) -> Facts:
         """Read the facts off the data."""
-        source = loaders.source
         return cls(
-            source.name,
-            tuple(source.classes),
-            source.channels,
-            source.image_size,
-            tuple(source.mean),
-            tuple(source.std),
+            loaders.name,
+            loaders.classes,
+            loaders.inputs,
             loaders.train.num_samples,
             loaders.valid.num_samples if loaders.valid else 0,
             loaders.test.num_samples,
             len(loaders.train),
+            loaders.notes,
         )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Facts:
         """Rebuild from `to_json`."""
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        return cls(**plain)
+        classes, notes = tuple(values["classes"]), tuple(values["notes"])
+        plain = {**values, "classes": classes, "notes": notes}
+        return cls(**{**plain, "inputs": inputs_of(values["inputs"])})
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "inputs": self.inputs.describe()}
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
 
-    def describe_model(self, model: str, width: float) -> dict[str, Any]:
+    @property
+    def noun(self) -> str:
+        """What the samples are, in the plural."""
+        return f"{self.inputs.kind}s"
+
+    def describe_model(self, model: str) -> dict[str, Any]:
         """What is needed to use a trained network without its data set."""
         return {
             "model": model,
-            "width": width,
             "num_classes": self.num_classes,
-            "in_channels": self.channels,
-            "image_size": self.image_size,
-            "mean": list(self.mean),
-            "std": list(self.std),
+            **self.inputs.describe(),
             "classes": list(self.classes),
         }

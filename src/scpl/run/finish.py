@@ -8,12 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from scpl.methods import MicroBatched
 from scpl.pipeline import Pipeline
-from scpl.run.build import Loaders
 from scpl.run.clock import Clock
 from scpl.run.config import TrainConfig
 from scpl.run.environment import peak_memory
 from scpl.run.facts import Facts
 from scpl.run.folder import RunFolder
+from scpl.run.loaders import Loaders
 from scpl.run.recorder import Recorder
 from scpl.run.trace import chrome_trace
 from scpl.run.trained import save_exits, save_network
@@ -70,7 +70,7 @@ def finish(
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
         "valid_accuracy": recorder.valid_accuracy,
-        "samples_per_second": facts.train_images * config.epochs / clock.train_seconds(),
+        "samples_per_second": facts.train_samples * config.epochs / clock.train_seconds(),
         "train_seconds": clock.train_seconds(),
         "wall_seconds": wall,
         "peak_memory_bytes": [rank["memory"] for rank in ranks],
@@ -80,7 +80,7 @@ def finish(
         "run": str(folder.path),
     }
     folder.write_json(folder.summary, summary)
-    recorder.progress.say(_verdict(test, summary))
+    recorder.progress.say(_verdict(test, summary, facts.noun))
     return summary
 
 
@@ -106,8 +106,8 @@ def notes(pipeline: Pipeline, rows: int) -> list[str]:
     return found
 
 
-def _verdict(test: Evaluation, summary: dict[str, Any]) -> str:
+def _verdict(test: Evaluation, summary: dict[str, Any], noun: str) -> str:
     return (
-        f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} images; "
-        f"{summary['samples_per_second']:,.0f} images/s"
+        f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} {noun}; "
+        f"{summary['samples_per_second']:,.0f} {noun}/s"
     )

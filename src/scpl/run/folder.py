@@ -31,6 +31,7 @@ class RunFolder:
         self.weights = path / "model.safetensors"
         self.exits = path / "exits.safetensors"
         self.description = path / "model.json"
+        self.tokenizer = path / "tokenizer.json"
         self.summary = path / "summary.json"
         self.metrics = path / "metrics.csv"
         self.steps = path / "steps.jsonl"
@@ -108,7 +109,7 @@ class RunFolder:
 
     def read_about(self) -> dict[str, str]:
         """Read the files that say what the run is, for machines with a disk of their own."""
-        paths = (self.config, self.environment, self.description)
+        paths = (self.config, self.environment, self.description, self.tokenizer)
         return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 
     def complete_about(self, files: Mapping[str, str]) -> None:
@@ -143,6 +144,19 @@ class RunFolder:
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file whole or not at all."""
         self.write_text(path, json.dumps(value, indent=2) + "\n")
+
+    def read_bytes(self, name: str) -> bytes:
+        """Read a file of the folder.
+
+        Raises:
+            CheckpointError: if it is missing.
+        """
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                "A run folder must be complete", f"{self.path / name}: {error}", "Train it again"
+            ) from error
 
     def read_json(self, path: Path) -> dict[str, Any]:
         """Read a JSON object.

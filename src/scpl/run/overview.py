@@ -14,7 +14,7 @@ commands:
   compare   train the same network with several methods and compare them
   bench     measure how fast several methods train, in turns
   eval      test a trained run
-  predict   classify images with a trained run
+  predict   classify images or texts with a trained run
   export    write a trained network as safetensors
   recipes   list, show or copy the recipes that come with scpl
   doctor    show versions and devices, and what is wrong

@@ -13,6 +13,7 @@ from scpl.run.build import (
     set_threads,
 )
 from scpl.run.config import TrainConfig
+from scpl.run.facts import Facts
 
 __all__ = ["describe_stages", "dry_run"]
 
@@ -21,13 +22,14 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Build everything, train one step, write nothing.
 
     Returns:
-        What would be trained: images, steps, and a line per stage.
+        What would be trained: samples, steps, and a line per stage.
     """
     config.check()
     set_threads(config.threads, config.processes)
     loaders = build_loaders(config)
-    parts = build_partition(config, loaders.source)
-    method = build_method(config, loaders.source.num_classes)
+    facts = Facts.of(loaders)
+    parts = build_partition(config, facts, loaders.initial())
+    method = build_method(config, facts.num_classes)
     total_steps = config.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps, None)
     report = next(iter(pipeline.train(loaders.train)))
@@ -35,9 +37,10 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         "method": config.method,
         "data": config.data,
         "model": config.model,
-        "train_images": loaders.train.num_samples,
-        "valid_images": loaders.valid.num_samples if loaders.valid else 0,
-        "test_images": loaders.test.num_samples,
+        f"train_{facts.noun}": facts.train_samples,
+        f"valid_{facts.noun}": facts.valid_samples,
+        f"test_{facts.noun}": facts.test_samples,
+        **({"notes": list(facts.notes)} if facts.notes else {}),
         "steps": total_steps,
         "first_losses": report.values(),
         "stages": describe_stages(pipeline),

@@ -53,10 +53,10 @@ def probe(config: EvalConfig) -> list[float]:
     set_threads(trained.threads, trained.processes)
     plain = replace(trained, data_dir=config.data_dir or trained.data_dir, augmentation="none")
     loaders = build_loaders(replace(plain, views=1, batch_size=config.batch_size or 256))
-    parts = cut_network(trained, network, loaders.source)
+    parts = cut_network(trained, network, loaders.inputs)
     device = choose_device(config.device)
     return probe_partition(
-        parts, loaders.train, loaders.valid or loaders.test, loaders.source.num_classes, device
+        parts, loaders.train, loaders.valid or loaders.test, len(loaders.classes), device
     )
 
 

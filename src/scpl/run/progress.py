@@ -25,16 +25,24 @@ class Progress:
     Args:
         epochs: Epochs of the whole run.
         steps: Steps per epoch.
-        images: Images per epoch.
+        samples: Samples per epoch.
         log: Takes every line.
         quiet: Print nothing (lines still go to `log`).
+        noun: What is learnt from, in the plural.
     """
 
     def __init__(
-        self, epochs: int, steps: int, images: int, log: Callable[[str], None], *, quiet: bool
+        self,
+        epochs: int,
+        steps: int,
+        samples: int,
+        log: Callable[[str], None],
+        *,
+        quiet: bool,
+        noun: str = "images",
     ) -> None:
-        self._epochs, self._steps, self._images = epochs, steps, images
-        self._log, self._quiet = log, quiet
+        self._epochs, self._steps, self._samples = epochs, steps, samples
+        self._log, self._quiet, self._noun = log, quiet, noun
         self._bar: tqdm[Any] | None = None
         self._epoch = self._begun_at = 0
         self._valid = ""
@@ -77,8 +85,9 @@ class Progress:
         place = f"epoch {self._epoch}/{self._epochs}  step {batch}/{self._steps}"
         if self._bar is not None:
             self._bar.n = batch
+            rate = f"{self._rate(batch, now):,.0f} {self._noun}/s"
             self._bar.set_description_str(
-                f"{place}  {self._rate(batch, now):,.0f} images/s  {self._to_go(batch, now)}  "
+                f"{place}  {rate}  {self._to_go(batch, now)}  "
                 f"loss {format_losses(losses)}{self._valid}{format_usage(usage)}"
             )
         elif now - self._printed >= SECONDS_BETWEEN_LINES and batch < self._steps:
@@ -103,15 +112,15 @@ class Progress:
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
             f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{readouts}  "
-            f"{row['samples_per_second']:,.0f} images/s  "
+            f"{row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{self._to_go(self._steps, now)}{format_usage(usage)}"
         )
 
     def _rate(self, batch: int, now: float) -> float:
-        """Images per second since the epoch began, or went on after a resume."""
-        images = (batch - self._begun_at) / self._steps * self._images
-        return images / max(now - self._since, 1e-9)
+        """Samples per second since the epoch began, or went on after a resume."""
+        samples = (batch - self._begun_at) / self._steps * self._samples
+        return samples / max(now - self._since, 1e-9)
 
     def _to_go(self, batch: int, now: float) -> str:
         """What is left, judged by all that was done here, validation included."""

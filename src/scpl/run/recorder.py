@@ -44,7 +44,12 @@ class Recorder:
         self._board: Any = None
         self._classes, self._warned = facts.num_classes, set[int]()
         self.progress = Progress(
-            config.epochs, facts.steps, facts.train_images, folder.append_log, quiet=quiet
+            config.epochs,
+            facts.steps,
+            facts.train_samples,
+            folder.append_log,
+            quiet=quiet,
+            noun=facts.noun,
         )
         if config.tensorboard:
             self._board = _open_board(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from scpl.pipeline import Pipeline
 from scpl.run.config import RUNTIME_FIELDS, TrainConfig, flag, read_toml
 from scpl.run.folder import RunFolder
 
-__all__ = ["after_restart", "changed_settings", "launcher", "restore", "resumed_config"]
+__all__ = [
+    "after_restart",
+    "changed_settings",
+    "check_same_data",
+    "launcher",
+    "restore",
+    "resumed_config",
+]
 
 
 def changed_settings(
@@ -53,6 +61,33 @@ def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
             "Drop these flags, or start a new run",
         )
     return replace(config, resume=run)
+
+
+def check_same_data(
+    folder: RunFolder, description: Mapping[str, Any], files: Mapping[str, str]
+) -> None:
+    """Check that a resumed run finds the data that it began with.
+
+    Args:
+        folder: The run folder.
+        description: The network and its inputs, as the data makes them now.
+        files: What lies beside them in the folder, by name.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    if not folder.description.is_file():
+        return
+    now, before = json.loads(json.dumps(description)), folder.read_json(folder.description)
+    # What only one version of scpl writes down says nothing of the data.
+    changed = [key for key in sorted(now.keys() & before.keys()) if now[key] != before[key]]
+    changed += [name for name, text in files.items() if text.encode() != folder.read_bytes(name)]
+    if changed:
+        raise CheckpointError(
+            "A resumed run must find the data as it was when it began",
+            f"Changed: {', '.join(changed)}",
+            "Put the old data back, or start a new run",
+        )
 
 
 def restore(pipeline: Pipeline, folder: RunFolder) -> dict[str, Any] | None:

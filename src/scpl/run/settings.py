@@ -108,11 +108,12 @@ class EvalConfig:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     data: str | None = None
-    """Another data set of the same shape; default: the run's own test images."""
+    """Another data set of the same shape, or a table of labelled texts, all of which are tested;
+    default: what the run was tested on."""
     data_dir: Path | None = None
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
-    """Images per mini-batch; default: as in training."""
+    """Samples per mini-batch; default: as in training."""
     probe: bool = False
     """Also fit a linear read-out to the features after every stage, on the run's own images."""
     exit_threshold: float | None = None
@@ -126,16 +127,19 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify images with a trained run; prints CSV, one line per image."""
+    """Classify images or texts with a trained run; prints CSV, one line for each."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
-    inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, or folders of them."""
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Image files, or folders of them; texts in quotes, or tables of them (CSV, TSV, JSON lines,
+    parquet)."""
+    text: tuple[str, ...] = ()
+    """Text columns of tables; default: those of the training data."""
     top: int = 1
-    """How many classes to print per image."""
+    """How many classes to print for each."""
     batch_size: int = 256
-    """Images per mini-batch."""
+    """Images or texts per mini-batch."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False

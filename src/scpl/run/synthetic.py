@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from scpl import data
-from scpl.data.catalogue import KNOWN
+from scpl.data.catalogue import EMBEDDED, KNOWN
+from scpl.data.text import TEXT_SETS
+from scpl.data.text.catalogue import TextSet
 from scpl.errors import unknown_name
 from scpl.randomness import derive_seed
 from scpl.run.config import TrainConfig
 from scpl.run.facts import Facts
+from scpl.run.inputs import ImageInputs, Inputs, TextInputs
+from scpl.run.texts import network_sizes
 
 __all__ = ["synthetic_batches", "synthetic_facts"]
 
@@ -23,37 +27,55 @@ def synthetic_facts(config: TrainConfig) -> Facts:
     Raises:
         InputError: for one whose shape is not known.
     """
-    if config.data == "digits":
-        digits = data.load("digits")
+    if config.data in TEXT_SETS:
+        texts = TEXT_SETS[config.data]
+        classes, inputs = texts.classes, _text_inputs(config, texts)
+    else:
+        classes, inputs = _images(config)
+    return Facts(
+        name=config.data,
+        classes=classes,
+        inputs=inputs,
+        train_samples=NUM_BATCHES * config.batch_size,
+        valid_samples=0,
+        test_samples=0,
+        steps=NUM_BATCHES,
+    )
+
+
+def synthetic_batches(config: TrainConfig, facts: Facts) -> list[tuple[Tensor, Tensor]]:
+    """Draw inputs ``[N * views, ...]`` with classes ``[N * views]``."""
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "synthetic"))
+    batches = []
+    for _ in range(NUM_BATCHES):
+        inputs = facts.inputs.draw(config.batch_size * config.views, generator)
+        target = torch.randint(facts.num_classes, (config.batch_size,), generator=generator)
+        batches.append((inputs, target.repeat(config.views)))
+    return batches
+
+
+def _text_inputs(config: TrainConfig, known: TextSet) -> Inputs:
+    return TextInputs(
+        config.vocab_size,
+        config.max_tokens,
+        config.text or known.text[:1],
+        config.label or "label",
+        fingerprint="",
+        sizes=network_sizes(config),
+    )
+
+
+def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
+    if config.data == EMBEDDED:
+        digits = data.load(EMBEDDED)
         num_classes, channels, size = len(digits.classes), digits.channels, digits.image_size
     elif config.data in KNOWN:
         known = KNOWN[config.data]
         num_classes, channels = known.num_classes, known.channels
         size = known.image_size or known.published_size
     else:
-        advice = "A folder of images works too, without --synthetic"
-        raise unknown_name("--data", config.data, data.known(), advice)
-    return Facts(
-        name=config.data,
-        classes=tuple(map(str, range(num_classes))),
-        channels=channels,
-        image_size=config.image_size or size,
-        mean=(0.0,) * channels,
-        std=(1.0,) * channels,
-        train_images=NUM_BATCHES * config.batch_size,
-        valid_images=0,
-        test_images=0,
-        steps=NUM_BATCHES,
-    )
-
-
-def synthetic_batches(config: TrainConfig, facts: Facts) -> list[tuple[Tensor, Tensor]]:
-    """Draw normalised images ``[N * views, C, H, W]`` with classes ``[N * views]``."""
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, "synthetic"))
-    shape = (facts.channels, facts.image_size, facts.image_size)
-    batches = []
-    for _ in range(NUM_BATCHES):
-        inputs = torch.randn(config.batch_size * config.views, *shape, generator=generator)
-        target = torch.randint(facts.num_classes, (config.batch_size,), generator=generator)
-        batches.append((inputs, target.repeat(config.views)))
-    return batches
+        advice = "A folder of images works too, or a table of texts, without --synthetic"
+        raise unknown_name("--data", config.data, (*data.known(), *TEXT_SETS), advice)
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    inputs = ImageInputs(channels, config.image_size or size, mean, std, config.width)
+    return tuple(map(str, range(num_classes))), inputs

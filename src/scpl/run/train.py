@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from scpl.mesh import Mesh
 from scpl.pipeline import Pipeline
 from scpl.ranks import connect
 from scpl.run.build import (
-    Loaders,
     build_loaders,
     build_method,
     build_partition,
@@ -29,9 +29,10 @@ from scpl.run.environment import describe_environment
 from scpl.run.facts import Facts
 from scpl.run.finish import finish
 from scpl.run.folder import RunFolder
+from scpl.run.loaders import Loaders
 from scpl.run.preview import describe_stages
 from scpl.run.recorder import Recorder
-from scpl.run.resume import after_restart, launcher, restore
+from scpl.run.resume import after_restart, check_same_data, launcher, restore
 from scpl.run.signals import GracefulStop
 from scpl.run.trained import describe_network
 from scpl.run.usage import Meter
@@ -91,10 +92,12 @@ def _train(
     if loaders is not None:
         control.share("facts", Facts.of(loaders).to_json())
     facts = Facts.from_json(control.fetch("facts"))
-    parts = build_partition(config, facts)
+    initial = loaders.initial() if loaders is not None else None
+    parts = build_partition(config, facts, initial)
     method = build_method(config, facts.num_classes)
-    if mesh.is_first:
-        made = _prepare_folder(config, describe_network(config, facts, parts), device, threads)
+    if loaders is not None:
+        description = describe_network(config, facts, parts)
+        made = _prepare_folder(config, description, loaders.files, device, threads)
         control.share("folder", {"path": str(made.path), "files": made.read_about()})
     shared = control.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
@@ -113,11 +116,17 @@ def _finished(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _prepare_folder(
-    config: TrainConfig, description: dict[str, Any], device: Any, threads: int
+    config: TrainConfig,
+    description: dict[str, Any],
+    files: Mapping[str, str],
+    device: Any,
+    threads: int,
 ) -> RunFolder:
     """Make or open the run folder; a resumed one keeps what it says of the run."""
     if config.resume is not None:
-        return RunFolder.open(config.resume)
+        folder = RunFolder.open(config.resume)
+        check_same_data(folder, description, files)
+        return folder
     name = f"{Path(config.data).name}-{config.model}-{config.method}"
     folder = RunFolder.create(config.out, name, force=config.force)
     # Where this run lies and what it shows is not for those that continue or repeat it.
@@ -126,6 +135,8 @@ def _prepare_folder(
     folder.write_text(folder.config, write_toml(kept))
     about = {**describe_environment(device, threads), "launcher": launcher()}
     folder.write_json(folder.environment, about)
+    for file, content in files.items():
+        folder.write_text(folder.path / file, content)
     folder.write_json(folder.description, description)
     return folder
 
@@ -190,12 +201,13 @@ class _Run:
             recorder.restore(pipeline.step, pipeline.epoch)
         say = recorder.progress.say
         say(
-            f"{config.method}: {config.model} on {facts.name}, {facts.train_images:,} images to "
-            f"train, {facts.valid_images:,} to validate, {facts.test_images:,} to test; "
+            f"{config.method}: {config.model} on {facts.name}, {facts.train_samples:,} "
+            f"{facts.noun} to train, {facts.valid_samples:,} to validate, "
+            f"{facts.test_samples:,} to test; "
             f"{config.processes} process{'es' * (config.processes > 1)} on {pipeline.device}, "
             f"{config.precision}"
         )
-        for line in stages:
+        for line in (*facts.notes, *stages):
             say(line)
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
@@ -224,7 +236,7 @@ class _Run:
         seconds = self.clock.end_epoch()
         self.meter.end_epoch(epoch)
         scores = None
-        if self.facts.valid_images:
+        if self.facts.valid_samples:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
             usage = self.meter.collect(epoch)

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from scpl import models
 from scpl.errors import CheckpointError, InputError
 from scpl.exits import ExitNetwork
 from scpl.export import build_exits
@@ -27,6 +26,7 @@ from scpl.run.build import METHOD_FLAGS, build_method, build_partition
 from scpl.run.config import TrainConfig
 from scpl.run.facts import Facts
 from scpl.run.folder import RunFolder
+from scpl.run.inputs import inputs_of
 
 __all__ = ["describe_network", "load_exits", "load_network", "save_exits", "save_network"]
 
@@ -37,9 +37,7 @@ def describe_network(config: TrainConfig, facts: Facts, parts: Partition) -> dic
     """Say all that is needed to build the network again, without its data set."""
     recipe = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
     recipe |= {"method": config.method, "stages": parts.num_stages, "cuts": list(parts.cuts)}
-    network = {"model": config.model, "width": config.width}
-    described = facts.describe_model(config.model, config.width)
-    return {**described, "recipe": {**network, **recipe}}
+    return {**facts.describe_model(config.model), "recipe": {"model": config.model, **recipe}}
 
 
 def save_network(network: nn.Module, folder: RunFolder) -> None:
@@ -94,10 +92,9 @@ def _load(
         )
     description = folder.read_json(folder.description)
     try:
-        lengths = [len(description[key]) for key in ("classes", "mean", "std")]
-        wanted = [description[key] for key in ("num_classes", "in_channels", "in_channels")]
-        if lengths != wanted:
-            raise ValueError(f"classes, mean and std have {lengths} entries")
+        num_classes, classes = description["num_classes"], description["classes"]
+        if len(classes) != num_classes:
+            raise ValueError(f"classes has {len(classes)} entries, not {num_classes}")
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
             network = build(description)
         network.load_state_dict({k: v for file in files for k, v in load_file(file).items()})
@@ -118,8 +115,7 @@ def _network(description: dict[str, Any]) -> nn.Module:
         if method.replaces_readout:
             parts = _parts(config, description)
             return build_exits(parts, method, [parts.num_stages - 1])[0]
-    size = {key: description[key] for key in ("num_classes", "in_channels", "image_size")}
-    return models.build(description["model"], **size, width=description.get("width", 1))
+    return inputs_of(description).build(description["model"], description["num_classes"])
 
 
 def _exits(description: dict[str, Any]) -> ExitNetwork:
@@ -134,9 +130,8 @@ def _configured(description: dict[str, Any]) -> tuple[TrainConfig, Method]:
 
 
 def _parts(config: TrainConfig, description: dict[str, Any]) -> Partition:
-    names = ("num_classes", "image_size")
-    size = {name: description[name] for name in names}
-    return build_partition(config, SimpleNamespace(channels=description["in_channels"], **size))
+    outline = SimpleNamespace(num_classes=description["num_classes"], inputs=inputs_of(description))
+    return build_partition(config, outline)
 
 
 def _write(state: Mapping[str, Tensor], folder: RunFolder, path: Path) -> None:

@@ -1,0 +1,251 @@
+"""Load a text data set: find, read, divide, tokenise; or take all of it from the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from scpl.data.cache import keep, recall
+from scpl.data.text.encoded import Encoded
+from scpl.data.text.files import Files, find_files
+from scpl.data.text.labelled import Columns, Texts, choose_columns
+from scpl.data.text.splits import SplitSettings, read_splits
+from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer
+from scpl.errors import DataError, InputError
+
+__all__ = ["TextData", "TextSettings", "load_text"]
+
+_FORMAT = 1  # raise it when the same files and settings give other numbers than before
+_MIN_TOKENS = 200_000  # fewer are made in a second
+_PARTS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """How a text data set is read.
+
+    Args:
+        text: The text columns, joined by a space; by default the one with a usual name.
+        label: The label column; by default ``label``.
+        splits: How the rows are divided.
+        tokens: ``"words"``, ``"paper-words"`` or ``"subwords"``.
+        vocab_size: At most so many tokens are known, with padding and unknown.
+        max_tokens: So many tokens of a text are read.
+    """
+
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    splits: SplitSettings = dataclasses.field(default_factory=SplitSettings)
+    tokens: str = "words"
+    vocab_size: int = 30_000
+    max_tokens: int = 350
+
+    def __post_init__(self) -> None:
+        if self.tokens not in KINDS:
+            raise InputError(f"--tokens must be one of: {', '.join(KINDS)}", f"Got {self.tokens!r}")
+        if self.max_tokens < 1:
+            raise InputError("--max-tokens must be at least 1", f"Got {self.max_tokens}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextData:
+    """A text data set, as numbers.
+
+    Args:
+        name: Name of the set, for reports.
+        classes: Name of each class.
+        columns: Where texts and labels stand.
+        tokenizer: What made the numbers.
+        train: Texts to learn from.
+        valid: Texts held out of them.
+        test: Texts to score on.
+        fingerprint: Digest of the content of the files.
+        notes: What the user should know of the data.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    columns: Columns
+    tokenizer: Tokenizer
+    train: Encoded
+    valid: Encoded | None
+    test: Encoded
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+
+def load_text(
+    name: str,
+    settings: TextSettings,
+    *,
+    data_dir: Path | None = None,
+    test: Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    download: bool = True,
+) -> TextData:
+    """Load a text data set.
+
+    Args:
+        name: A key of ``TEXT_SETS``, a table, or a folder with tables.
+        settings: Columns, splits and tokens.
+        data_dir: Folder that holds data sets.
+        test: A table of the user's own to test on.
+        tokenizer: Use this one instead of making a vocabulary of the training texts.
+        download: Whether the hub may be asked.
+
+    Raises:
+        InputError: A setting is not usable, or an optional package is missing.
+        DataError: The data is missing, empty, damaged or not labelled as it should be.
+    """
+    files = find_files(name, data_dir=data_dir, test=test, download=download)
+    columns = choose_columns(files, settings.text, settings.label)
+    before = _states(files.all)
+    fingerprint = _digest(files.all)
+    key = _key(files, columns, settings, tokenizer, fingerprint)
+    data = _recalled(files.name, columns, fingerprint, key)
+    if data is None:
+        data = _made(files, columns, settings, tokenizer, fingerprint)
+        if _states(files.all) != before:
+            raise DataError(
+                "data must not change while it is read",
+                f"Got another state of {', '.join(map(str, files.all))}",
+                "Try again when it is complete",
+            )
+        _keep(key, data)
+    return data
+
+
+def _made(
+    files: Files,
+    columns: Columns,
+    settings: TextSettings,
+    tokenizer: Tokenizer | None,
+    fingerprint: str,
+) -> TextData:
+    splits = read_splits(files, columns, settings.splits)
+    if tokenizer is None:
+        tokenizer = train_tokenizer(settings.tokens, splits.train.texts, settings.vocab_size)
+    made = tokenizer
+
+    def encode(part: Texts) -> Encoded:
+        rows = made.encode(part.texts, settings.max_tokens)
+        return Encoded.of(rows, part.labels, made.vocab_size)
+
+    train, test = encode(splits.train), encode(splits.test)
+    valid = None if splits.valid is None else encode(splits.valid)
+    notes = (*splits.notes, _told(made, train, test, settings.max_tokens))
+    return TextData(
+        files.name, splits.classes, columns, made, train, valid, test, fingerprint, notes
+    )
+
+
+def _told(tokenizer: Tokenizer, train: Encoded, test: Encoded, max_tokens: int) -> str:
+    unknown = float((test.tokens == 1).double().mean())
+    cut = float((train.lengths == max_tokens).double().mean())
+    return (
+        f"{tokenizer.vocab_size:,} {tokenizer.kind}; {100 * unknown:.1f} % of the test tokens are "
+        f"unknown, {100 * cut:.1f} % of the training texts are as long as --max-tokens or longer"
+    )
+
+
+def _states(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    return [(state.st_size, state.st_mtime_ns) for state in (path.stat() for path in paths)]
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Digest of the content, so that a changed file is never taken for the old one."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode(errors="surrogateescape"))
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _key(
+    files: Files,
+    columns: Columns,
+    settings: TextSettings,
+    tokenizer: Tokenizer | None,
+    fingerprint: str,
+) -> str:
+    parts = [
+        _FORMAT,
+        fingerprint,
+        files.name,
+        [len(files.train), len(files.valid), len(files.test)],
+        dataclasses.asdict(columns),
+        dataclasses.asdict(settings),
+        _version(settings.tokens),
+        tokenizer.to_json() if tokenizer else None,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _version(tokens: str) -> str:
+    """Another version of tokenizers may divide words otherwise; of Python, know other letters."""
+    import unicodedata
+
+    if tokens != "subwords":
+        return unicodedata.unidata_version
+    from scpl.data.text.subwords import library
+
+    return str(library().__version__)
+
+
+def _recalled(name: str, columns: Columns, fingerprint: str, key: str) -> TextData | None:
+    found = recall("texts", key)
+    if found is None:
+        return None
+    tensors, about = found
+    parts: dict[str, Encoded | None] = {
+        part: Encoded(*(tensors[f"{part}.{field}"] for field in ("tokens", "starts", "labels")))
+        if f"{part}.tokens" in tensors
+        else None
+        for part in _PARTS
+    }
+    train, valid, test = (parts[part] for part in _PARTS)
+    assert train is not None
+    assert test is not None
+    return TextData(
+        name,
+        tuple(json.loads(about["classes"])),
+        columns,
+        from_json(about["tokenizer"], "the cache"),
+        train,
+        valid,
+        test,
+        fingerprint,
+        tuple(json.loads(about["notes"])),
+    )
+
+
+def _keep(key: str, data: TextData) -> None:
+    parts = {"train": data.train, "valid": data.valid, "test": data.test}
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if part is not None:
+            tensors |= {
+                f"{name}.tokens": part.tokens,
+                f"{name}.starts": part.starts,
+                f"{name}.labels": part.labels,
+            }
+    if sum(len(tensor) for tensor in tensors.values()) < _MIN_TOKENS:
+        return
+    about = {
+        "classes": json.dumps(data.classes),
+        "notes": json.dumps(data.notes),
+        "tokenizer": data.tokenizer.to_json(),
+    }
+    keep("texts", key, tensors, about)
