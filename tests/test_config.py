@@ -47,11 +47,14 @@ def test_a_value_of_another_type_is_refused(values):
     [
         *((name, bad) for name in ("epochs", "batch_size", "stages", "processes", "keep",
           "limit_train", "image_size", "threads", "checkpoint_every") for bad in (0, -1)),
-        *((name, bad) for name in ("lr", "temperature", "timeout", "clip_norm")
+        *((name, bad) for name in ("lr", "temperature", "timeout", "clip_norm", "width",
+          "head_width")
           for bad in (0.0, -1.0, float("nan"), float("inf"))),
         *((name, bad) for name in ("weight_decay", "end_lr")
           for bad in (-1.0, float("nan"), float("inf"))),
-        *(("validation", bad) for bad in (-0.1, 1.0, float("nan"))),
+        *((name, bad) for name in ("validation", "label_smoothing")
+          for bad in (-0.1, 1.0, float("nan"))),
+        *(("cross_entropy", bad) for bad in (-0.1, 1.1, float("nan"))), ("head_depth", -1),
         ("seed", -1), ("seed", 2**63), ("max_restarts", -1), ("depth", 0), ("depth", 1),
         ("spread", (4, 0)), ("spread", (1, 1)), ("processes", 5),
     ],

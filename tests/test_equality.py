@@ -31,6 +31,7 @@ from networks import (
     texts,
 )
 from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, models, split
+from scpl.auxiliary import Convolutional
 from scpl.functional import supervised_contrastive_loss
 from scpl.heads import Identity, Linear, PooledMLP
 from scpl.message import tree_map
@@ -40,13 +41,23 @@ from scpl.randomness import derive_seed
 EPOCHS = 3
 SEED = 5
 CLIP = 0.5
+SHARE = SCPL(NUM_CLASSES).cross_entropy
 METHODS = {
     "scpl": SCPL(NUM_CLASSES),
+    "scpl-paper": SCPL(
+        NUM_CLASSES,
+        head=PooledMLP(),
+        cross_entropy=0.0,
+        standardise=False,
+        classifier_gradient=False,
+    ),
     "scpl-supcon-whole-gradient": SCPL(
         NUM_CLASSES,
         temperature=0.2,
         normalization="supcon",
         head=Linear(16),
+        cross_entropy=0.0,
+        standardise=False,
         classifier_gradient=True,
     ),
     "early-exit": EarlyExit(NUM_CLASSES, hidden_features=16),
@@ -113,6 +124,11 @@ def drawn(index, make, shape):
     return make(shape)
 
 
+def classified(shape):
+    """A head, and the local classifier of its projections."""
+    return nn.Sequential(Convolutional()(shape), nn.Linear(128, NUM_CLASSES))
+
+
 def hand_written_stages(name, model):
     layers = dict(model.named_children())
     names, classifier = list(layers)[:-1], model.classifier
@@ -124,6 +140,8 @@ def hand_written_stages(name, model):
     for k, shape in enumerate(shapes):
         is_last = k == len(shapes) - 1
         if name == "scpl":
+            head = drawn(k, Convolutional() if is_last else classified, shape)
+        elif name == "scpl-paper":
             head = drawn(k, PooledMLP(), shape)
         elif name == "early-exit":
             head = None if is_last else drawn(k, PooledMLP(16, NUM_CLASSES), shape)
@@ -142,7 +160,21 @@ def hand_written_loss(name, target):
             return {
                 "cross_entropy": F.cross_entropy((stage.head or stage.classifier)(output), target)
             }
-        supcon = name != "scpl"
+        if name == "scpl":
+            local = stage.classifier is None
+            projections = stage.head[0](output) if local else stage.head(output)
+            contrast = supervised_contrastive_loss(projections, target, standardise=True)
+            logits = stage.head[1](projections) if local else stage.classifier(output)
+            entropy = F.cross_entropy(logits, target)
+            return {
+                "contrastive": (1 - SHARE) * contrast,
+                **(
+                    {"local_cross_entropy": SHARE * entropy}
+                    if local
+                    else {"cross_entropy": entropy}
+                ),
+            }
+        supcon = name != "scpl-paper"
         terms = {
             "contrastive": supervised_contrastive_loss(
                 stage.head(output),
@@ -605,7 +637,14 @@ def test_an_output_that_is_not_contiguous_is_made_so_at_the_cut():
 
     model, by_hand, batches = network(), network(), data((4, 5), (8, 8, 3))
     parts = split(model, before=["2"], example=batches[0][0])
-    pipeline = Pipeline(parts, SCPL(NUM_CLASSES, head=Identity()), adam)
+    method = SCPL(
+        NUM_CLASSES,
+        head=Identity(),
+        cross_entropy=0.0,
+        standardise=False,
+        classifier_gradient=False,
+    )
+    pipeline = Pipeline(parts, method, adam)
     train(pipeline, batches, 2)
 
     groups = [by_hand[:2], by_hand[2:4]]
@@ -658,7 +697,10 @@ def test_a_dictionary_of_tuples_crosses_a_cut():
 
     parts = split(model, before=["2"], example=batches[0][0])
     assert parts.feature_shapes == ((3,), (6,))
-    pipeline = Pipeline(parts, SCPL(NUM_CLASSES, head=head), adam)
+    method = SCPL(
+        NUM_CLASSES, head=head, cross_entropy=0.0, standardise=False, classifier_gradient=False
+    )
+    pipeline = Pipeline(parts, method, adam)
     train(pipeline, batches, 2)
 
     optimizers = [adam(by_hand[0].parameters()), adam([*by_hand[3:].parameters()])]
@@ -681,7 +723,12 @@ def test_a_dictionary_of_tuples_crosses_a_cut():
 def test_the_last_stage_may_hand_a_dictionary_to_the_readout():
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), ToPair(), FromPair(), nn.Linear(7, 3))
     parts = split(model, before=["1"], readout="3", example=rows()[0][0])
-    method = SCPL(NUM_CLASSES, head=lambda s: FirstHalf() if s == (3,) else nn.Identity())
+    method = SCPL(
+        NUM_CLASSES,
+        head=lambda s: FirstHalf() if s == (3,) else nn.Identity(),
+        cross_entropy=0.0,
+        standardise=False,
+    )
     pipeline = Pipeline(parts, method, adam)
     before = model[4].weight.clone()
     train(pipeline, rows())
@@ -694,16 +741,15 @@ def test_a_stage_without_parameters_trains_its_head_only():
     pipeline = Pipeline(parts, SCPL(NUM_CLASSES), adam, scheduler=cosine)
     assert not list(pipeline.stages[1].body.parameters())
     head = copy.deepcopy(pipeline.stages[1].objective.state_dict())
+    name = "contrastive.head.0.weight"
     train(pipeline, batches)
-    assert not torch.equal(
-        head["head.0.weight"], pipeline.stages[1].objective.state_dict()["head.0.weight"]
-    )
+    assert not torch.equal(head[name], pipeline.stages[1].objective.state_dict()[name])
 
 
 def test_a_stage_with_nothing_to_train_only_passes_on(tmp_path):
     model, batches = mlp(), rows()
     parts = split(model, before=["relu0", "linear1"], example=batches[0][0])
-    method = SCPL(NUM_CLASSES, head=Identity())
+    method = SCPL(NUM_CLASSES, head=Identity(), cross_entropy=0.0, standardise=False)
     with Pipeline(parts, method, adam, scheduler=cosine, checkpoints=tmp_path) as pipeline:
         assert pipeline.stages[1].optimizer is None
         losses = train(pipeline, batches)

@@ -317,3 +317,39 @@ def test_a_wrong_argument_is_named(rows, target, options, parts):
         supervised_contrastive_loss(rows, target, **options)
     for part in parts:
         assert part in str(raised.value)
+
+
+# Standardised projections
+
+
+def test_standardising_is_batch_norm_before_the_loss():
+    rows = torch.randn(12, 5) * 3 + 7
+    target = torch.arange(12) % 3
+    normed = torch.nn.functional.batch_norm(rows, None, None, training=True)
+    found = supervised_contrastive_loss(rows, target, standardise=True)
+    torch.testing.assert_close(found, supervised_contrastive_loss(normed, target))
+
+
+def test_what_all_projections_share_does_not_count_when_standardised():
+    rows, target = torch.randn(12, 5), torch.arange(12) % 3
+    moved = rows * torch.tensor([1.0, 10.0, 3.0, 2.0, 5.0]) + 100
+    torch.testing.assert_close(
+        supervised_contrastive_loss(moved, target, standardise=True),
+        supervised_contrastive_loss(rows, target, standardise=True),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("rows", [torch.ones(4, 3), torch.ones(1, 3)], ids=["equal", "single"])
+def test_nothing_to_standardise_gives_finite_values(rows):
+    loss, grad = value_and_grad(rows, torch.zeros(len(rows)).long(), standardise=True)
+    assert math.isfinite(loss)
+    assert grad.isfinite().all()
+
+
+def test_standardising_is_float32_under_autocast():
+    rows, target = torch.randn(8, 4), torch.arange(8) % 2
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = supervised_contrastive_loss(rows.bfloat16(), target, standardise=True)
+    assert loss.dtype == torch.float32

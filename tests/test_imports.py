@@ -17,7 +17,7 @@ EACH_FILE = pytest.mark.parametrize(
 
 LAYERS = [
     {"errors"},
-    {"chain", "message", "randomness", "rows", "state", "timeline"},
+    {"chain", "message", "observations", "randomness", "rows", "state", "timeline"},
     {"functional", "row_losses"},
     {"finite", "heads", "objectives", "summary"},
     {"association", "auxiliary", "similarity"},

@@ -42,11 +42,12 @@ from scpl.randomness import derive_seed
 from scpl.similarity import local_classifier, similarity_head
 
 SEED, CLIP, EPOCHS = 5, 0.5, 3
+PAPER = {"cross_entropy": 0.0, "standardise": False, "classifier_gradient": False}
 LOCAL = {
     "al": AssociatedLearning(NUM_CLASSES, label_features=12),
     "predsim": PredSim(NUM_CLASSES),
     "deinforeg": DeInfoReg(NUM_CLASSES, head=Linear(16)),
-    "dascpl": DASCPL(NUM_CLASSES, head=Linear(16), hidden_features=8),
+    "dascpl": DASCPL(NUM_CLASSES, head=Linear(16), hidden_features=8, **PAPER),
     "dgl": DGL(NUM_CLASSES),
     "dgl-cnn": DGL(NUM_CLASSES, auxiliary="cnn"),
     "early-exit": EarlyExit(NUM_CLASSES, hidden_features=8),
@@ -281,7 +282,7 @@ def test_the_losses_of_a_stage_are_those_of_the_paper(name):
 
 def test_dascpl_trains_the_layers_exactly_as_scpl_does():
     """The local classifiers see detached features: the trajectories are the same bits."""
-    plain = build(SCPL(NUM_CLASSES, head=Linear(16)))
+    plain = build(SCPL(NUM_CLASSES, head=Linear(16), **PAPER))
     with_exits = build(LOCAL["dascpl"])
     for one, other in zip(train(plain, epochs=2), train(with_exits, epochs=2), strict=True):
         assert [t["contrastive"] for t in one] == [t["contrastive"] for t in other]

@@ -7,9 +7,10 @@ from torch import nn
 
 from networks import NUM_CLASSES, mlp, rows, seeded_layers
 from scpl import SCPL, Backpropagation, EarlyExit, Method, Pipeline, split
+from scpl.errors import InputError
 from scpl.heads import Linear
 from scpl.methods import METHODS, Site
-from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
+from scpl.objectives import ClassifiedContrast, Contrastive, CrossEntropy, Objective, Sum
 
 READOUT = nn.Linear(6, NUM_CLASSES)
 INNER = Site(0, 2, (6,), None)
@@ -30,7 +31,14 @@ def test_a_site_knows_whether_it_is_last():
 
 
 def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
-    method = SCPL(NUM_CLASSES, temperature=0.3, normalization="supcon", head=Linear(7))
+    method = SCPL(
+        NUM_CLASSES,
+        temperature=0.3,
+        normalization="supcon",
+        head=Linear(7),
+        cross_entropy=0.0,
+        classifier_gradient=False,
+    )
     inner, last = method.objective(INNER), method.objective(LAST)
     assert type(inner) is Contrastive
     assert (inner.temperature, inner.normalization) == (0.3, "supcon")
@@ -45,7 +53,64 @@ def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
 
 def test_every_stage_gets_a_head_of_its_own():
     method = SCPL(NUM_CLASSES)
-    assert method.objective(INNER).head is not method.objective(INNER).head
+    first, second = (method.objective(INNER).contrastive.head for _ in range(2))
+    assert first is not second
+
+
+def test_scpl_mixes_in_cross_entropy_through_the_same_head():
+    method = SCPL(
+        NUM_CLASSES,
+        head=Linear(7),
+        cross_entropy=0.25,
+        label_smoothing=0.1,
+        classifier_gradient=False,
+    )
+    inner, last = method.objective(INNER), method.objective(LAST)
+    assert type(inner) is ClassifiedContrast
+    assert (inner.contrastive.weight, inner.label_smoothing) == (0.75, 0.1)
+    assert (inner.classifier.in_features, inner.classifier.out_features) == (7, NUM_CLASSES)
+    assert [type(part) for part in last.parts] == [ClassifiedContrast, CrossEntropy]
+    assert last.parts[1].detach
+
+
+def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
+    method = SCPL(NUM_CLASSES, cross_entropy=0.25, classifier_gradient=True)
+    contrast, classifier = method.objective(LAST).parts
+    assert (type(contrast), contrast.weight) == (Contrastive, 0.75)
+    assert classifier.classifier is READOUT
+    assert not classifier.detach
+    alone = replace(method, cross_entropy=1.0)
+    assert type(alone.objective(LAST)) is CrossEntropy
+    assert alone.objective(INNER).contrastive.weight == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [("cross_entropy", -0.1), ("cross_entropy", 1.1), ("label_smoothing", 1.0)]
+)
+def test_scpl_refuses_what_is_no_share(name, bad):
+    with pytest.raises(InputError, match=f"{name} must be a share.*Got {bad}"):
+        SCPL(NUM_CLASSES, **{name: bad})
+
+
+def test_measuring_a_head_leaves_it_as_it_was():
+    def head(shape):
+        return nn.Sequential(nn.BatchNorm1d(*shape), nn.Dropout(0.5), nn.Linear(*shape, 3))
+
+    made = SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER).contrastive.head
+    assert made.training
+    assert made[0].training
+    assert made[0].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    "head", [lambda shape: nn.Linear(99, 3), lambda shape: nn.Unflatten(1, (2, 3))]
+)
+def test_a_head_that_cannot_be_measured_is_explained(head):
+    with pytest.raises(
+        InputError, match=r"\[N, D\].*On zeros of the shape \[1, 6\].*cross_entropy=0"
+    ):
+        SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER)
+    SCPL(NUM_CLASSES, head=head, cross_entropy=0.0).objective(INNER)
 
 
 def test_early_exit_classifies_everywhere():
@@ -137,3 +202,10 @@ def test_the_carry_is_that_of_the_same_batch_before_the_update():
     carried = (first.embed(target).sum(1) - second.embed(target).sum(1)).abs().mean() * 0.1
     report = next(iter(pipeline.train(batches)))
     assert report.values()[1]["carried"] == carried.item()
+
+
+def test_a_local_and_the_networks_own_classifier_can_learn_side_by_side():
+    method = SCPL(NUM_CLASSES, cross_entropy=0.5, classifier_gradient=False)
+    objective = method.objective(LAST)
+    terms = objective(torch.randn(4, 6), torch.tensor([0, 1, 0, 1]), None)
+    assert list(terms) == ["contrastive", "local_cross_entropy", "cross_entropy"]

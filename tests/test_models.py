@@ -279,3 +279,18 @@ def test_a_size_or_option_that_cannot_be_is_named(make, parts):
         make()
     for part in parts:
         assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("name", models.known())
+def test_a_width_scales_the_network(name):
+    narrow, full = (
+        num_parameters(models.build(name, num_classes=4, image_size=16, width=width))
+        for width in (0.25, 1.0)
+    )
+    assert narrow < full / 3
+
+
+@pytest.mark.parametrize("width", [0, -1.0, float("nan"), float("inf")])
+def test_a_width_that_is_no_factor_is_refused(width):
+    with pytest.raises(InputError, match="must be a factor above 0"):
+        models.build("vgg8", num_classes=4, width=width)

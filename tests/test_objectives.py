@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from scpl.functional import supervised_contrastive_loss
-from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
+from scpl.objectives import ClassifiedContrast, Contrastive, CrossEntropy, Objective, Sum
 
 TARGET = torch.tensor([0, 1, 0, 1])
 
@@ -19,6 +19,43 @@ def test_contrastive_is_the_loss_of_the_projection():
     expected = supervised_contrastive_loss(head(x), TARGET, temperature=0.2, normalization="supcon")
     assert terms.keys() == {"contrastive"}
     assert torch.equal(terms["contrastive"], expected)
+
+
+def test_a_weight_scales_the_contrast_and_not_what_is_observed():
+    head, x = nn.Linear(5, 3), features()
+    full, half = Contrastive(head), Contrastive(head, weight=0.5)
+    assert torch.equal(
+        half(x, TARGET, None)["contrastive"], full(x, TARGET, None)["contrastive"] / 2
+    )
+    assert half.observed == full.observed
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_contrast_and_classifier_look_through_one_head(share):
+    x, head, classifier = features(), nn.Linear(5, 3), nn.Linear(3, 2)
+    contrastive = Contrastive(head, 0.2, "supcon", weight=1 - share)
+    mixed = ClassifiedContrast(contrastive, classifier, label_smoothing=0.1)
+    terms = mixed(x, TARGET, None)
+    contrast = supervised_contrastive_loss(head(x), TARGET, temperature=0.2, normalization="supcon")
+    logits = classifier(head(x))
+    entropy = F.cross_entropy(logits, TARGET, label_smoothing=0.1)
+    assert torch.equal(terms.pop("local_cross_entropy"), share * entropy)
+    assert terms == ({} if share == 1 else {"contrastive": (1 - share) * contrast})
+    assert torch.equal(mixed.predict(x), logits)
+    assert ("spread" in mixed.observed) == (share < 1)
+    assert mixed.observed["accuracy"] == (logits.argmax(1) == TARGET).float().mean()
+    entropy.backward()
+    assert head.weight.grad.abs().sum() > 0
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_sum_observes_what_its_parts_do():
+    x, objective = features(), Sum(Contrastive(nn.Linear(5, 3)), CrossEntropy(nn.Linear(5, 2)))
+    assert objective.observed == {}
+    objective(x, TARGET, None)
+    names = ["above_chance", "positives", "without_positives", "spread", "accuracy"]
+    assert list(objective.observed) == names
+    assert not any(value.requires_grad or value.ndim for value in objective.observed.values())
 
 
 @pytest.mark.parametrize("detach", [False, True])

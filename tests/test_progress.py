@@ -2,7 +2,13 @@ import io
 
 import pytest
 
-from scpl.run.progress import Progress, format_losses, format_seconds, format_usage
+from scpl.run.progress import (
+    Progress,
+    format_losses,
+    format_readouts,
+    format_seconds,
+    format_usage,
+)
 from scpl.run.usage import Usage
 
 USAGE = Usage((300 * 2**20, 338 * 2**20), (0.314, 0.05))
@@ -169,3 +175,11 @@ def test_usage():
 def test_losses():
     assert format_losses(LOSSES) == "1.250 | 0.500+2.000"
     assert format_losses([]) == ""
+
+
+def test_accuracies_of_stages_are_shown_where_earlier_ones_predict():
+    row = {"valid_accuracy_stage0": 0.5, "valid_accuracy_stage1": "", "valid_accuracy_stage2": 0.75}
+    assert format_readouts(row, 3) == " (stages 50.0 | - | 75.0)"
+    assert format_readouts({**row, "valid_accuracy_stage0": ""}, 3) == ""
+    assert format_readouts({"valid_accuracy_stage0": 0.5}, 1) == ""
+    assert format_readouts({}, 4) == ""

@@ -209,6 +209,21 @@ def test_report_of_one_run(tmp_path, stages):
     assert not list(folder.glob(".*")), "a draft was left behind"
 
 
+def test_what_the_objectives_observed_is_drawn_and_tabled(tmp_path):
+    folder = make_run(tmp_path / "run", stages=2, timeline=False, num_steps=20)
+    before = check_page(write_run_report(folder)[1]).names.count("svg")
+    header, *lines = (folder / "metrics.csv").read_text().splitlines()
+    names = ["above_chance_stage0", "spread_stage0", "spread_stage1", "mine_stage1"]
+    header += "".join(f",observed_{name}" for name in names)
+    lines = [f"{line},-0.5,0.9,,0.1234" for line in lines]
+    (folder / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
+    page = check_page(write_run_report(folder)[1])
+    assert page.names.count("svg") == before + 2
+    words = " ".join(page.texts)
+    for word in ("Contrast against chance", "Spread of the projections", "mine", "0.1234"):
+        assert word in words
+
+
 def test_report_is_deterministic(tmp_path):
     folder = make_run(tmp_path / "run", stages=2, timeline=False, num_steps=50)
     first = [path.read_bytes() for path in write_run_report(folder)]

@@ -107,6 +107,9 @@ class TestFiles:
         for stage in range(4):
             mean = sum(sum(r["losses"][stage].values()) * r["samples"] for r in rows[:9]) / 180
             assert float(table[0][f"train_loss_stage{stage}"]) == pytest.approx(mean)
+            seen = sum(r["observed"][stage]["spread"] * r["samples"] for r in rows[:9]) / 180
+            assert float(table[0][f"observed_spread_stage{stage}"]) == pytest.approx(seen)
+            assert 0 < seen < 1
 
     def test_the_log_is_written_even_when_quiet(self, whole):
         assert "test accuracy" in (whole / "log.txt").read_text()

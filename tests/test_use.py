@@ -140,6 +140,8 @@ class TestLoad:
             {"mean": []},
             {"std": None},
             {"image_size": None},
+            {"width": 2},
+            {"width": "wide"},
             {"classes": 10},
         ],
         ids=str,
@@ -183,6 +185,15 @@ class TestEvaluate:
         path, summary = runs()
         result = evaluate(EvalConfig(path, batch_size=37))
         assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+
+    def test_a_network_of_another_width_is_rebuilt(self, runs):
+        path, summary = runs(width=0.5, head="conv", cross_entropy=0.5)
+        network, description = load_network(RunFolder(path))
+        assert description["width"] == 0.5
+        assert network.block1[0].out_channels == 4
+        assert evaluate(EvalConfig(path, batch_size=BATCH))["test_loss"] == pytest.approx(
+            summary["test_loss"], rel=1e-12
+        )
 
     def test_it_needs_no_summary(self, runs, copy):
         (copy / "summary.json").unlink()

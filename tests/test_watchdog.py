@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from torch.distributed import HashStore, PrefixStore
+from torch.distributed import DistNetworkError, HashStore, PrefixStore
 
 from scpl import watchdog as module
 from scpl.watchdog import Watchdog
@@ -55,3 +55,26 @@ def test_a_rank_that_ends_well_is_not_ended(ended):
     watchdog.close()
     time.sleep(0.2)
     assert ended == []
+
+
+class LostStore:
+    """A store at the other end of a cable that was cut."""
+
+    def set_timeout(self, timeout):
+        self.timeout = timeout
+
+    def set(self, key, value):
+        raise DistNetworkError("timed out\nwith a long story")
+
+
+def test_a_lost_store_is_told(ended, capsys):
+    """Two machines, the cable cut: the far rank ended without a word, and late."""
+    store = LostStore()
+    watchdog = Watchdog(1, 2, store, silence=6.0)
+    assert wait_for(lambda: ended == [1])
+    assert store.timeout.total_seconds() == 6.0
+    told = capsys.readouterr().err
+    assert told.count("store must stay reachable") == 1
+    assert "(timed out)" in told
+    assert "long story" not in told
+    watchdog.close()

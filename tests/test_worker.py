@@ -85,8 +85,13 @@ def test_losses_follow_one_message_late():
     assert reports[0] is None
     assert [(report.step, len(report.losses)) for report in reports[1:]] == [(1, 2), (2, 2)]
     assert outbox.sent[0].reports == ()
-    assert outbox.sent[1].reports == reports[1].losses
-    assert outbox.sent[2].reports == reports[2].losses
+    for sent, report in zip(outbox.sent[1:], reports[1:], strict=True):
+        again = Report.of(report.step, report.num_samples, sent.reports)
+        assert (again.losses, again.observed) == (report.losses, report.observed)
+    assert [list(part) for part in reports[1].losses] == [
+        ["contrastive", "local_cross_entropy"]
+    ] * 2
+    assert all("spread" in part for part in reports[1].observed)
 
 
 def test_the_losses_of_earlier_stages_come_first():
@@ -212,3 +217,10 @@ def test_a_failing_stage_stops_the_others(kind):
     with pytest.raises(RuntimeError, match=r"Stage 0 \(linear0, relu0\) failed at step 3"):
         worker.handle(Message(kind, 3, torch.zeros(8, 99), TARGET))
     assert [m.kind for m in outbox.sent] == [Kind.BARRIER]
+
+
+def test_a_report_is_read_as_losses_and_observations():
+    parts = ({"a": torch.tensor(1.5), "observed:b": torch.tensor(2.0)}, {"c": torch.tensor(3.0)})
+    report = Report.of(1, 2, parts)
+    assert report.values() == [{"a": 1.5}, {"c": 3.0}]
+    assert report.read() == ([{"a": 1.5}, {"c": 3.0}], [{"b": 2.0}, {}])

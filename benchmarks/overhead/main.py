@@ -133,7 +133,14 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
         return torch.optim.Adam(parameters, lr=1e-4)
 
     parts = scpl.split(case.network(), case.cuts, example=batches[0][0][:2])
-    method = scpl.SCPL(NUM_CLASSES, temperature=0.1, head=case.head)
+    method = scpl.SCPL(
+        NUM_CLASSES,
+        temperature=0.1,
+        head=case.head,
+        cross_entropy=0.0,
+        standardise=False,
+        classifier_gradient=False,
+    )
     pipeline = scpl.Pipeline(parts, method, adam)
     by_hand = HandWritten(pipeline, adam)
     steps = pipeline.train(cycle(batches))

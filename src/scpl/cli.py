@@ -178,9 +178,11 @@ def _eval(arguments: list[str]) -> int:
     from scpl.run.settings import EvalConfig
 
     config = _parse(EvalConfig, "eval RUN", arguments)
+    from scpl.run.probe import probe
     from scpl.run.use import evaluate
 
-    return _show(evaluate(config), as_json=config.json)
+    readouts = {"readout_accuracy": probe(config)} if config.probe else {}
+    return _show({**evaluate(config), **readouts}, as_json=config.json)
 
 
 def _predict(arguments: list[str]) -> int:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from scpl.errors import InputError, unknown_name
-from scpl.rows import check_projections, check_target, unit_rows
+from scpl.rows import check_projections, check_target, precise, unit_rows
 
 __all__ = ["supervised_contrastive_loss"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
+
+_TOO_EQUAL = 1e-5  # added to variances, as by batch norm
 
 
 def supervised_contrastive_loss(
@@ -22,6 +24,7 @@ def supervised_contrastive_loss(
     *,
     temperature: float = 0.1,
     normalization: Literal["paper", "supcon"] = "paper",
+    standardise: bool = False,
 ) -> Tensor:
     r"""Pull rows of the same class together on the unit sphere, push all others apart.
 
@@ -50,6 +53,8 @@ def supervised_contrastive_loss(
         target: Class of each row, ``[N]``, an integer type.
         temperature: T, without unit; above zero. Smaller values weigh near rows more.
         normalization: Divisor of an anchor's loss, see the table.
+        standardise: Give every column mean 0 and deviation 1 over the mini-batch before rows are
+            scaled: what all projections have in common tells no class.
 
     Returns:
         The loss, a scalar; at least zero up to rounding.
@@ -69,7 +74,7 @@ def supervised_contrastive_loss(
     """
     _check(projections, target, temperature, normalization)
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = unit_rows(projections)
+        unit_ND = unit_rows(_standardised(projections) if standardise else projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
         positive_NN = (target[:, None] == target).fill_diagonal_(False)
         num_positives_N = positive_NN.sum(dim=1)
@@ -81,6 +86,12 @@ def supervised_contrastive_loss(
             return (loss_N / (num_positives_N + 1)).mean()
         num_anchors = (num_positives_N > 0).sum().clamp(min=1)
         return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
+
+
+def _standardised(rows_ND: Tensor) -> Tensor:
+    """Give every column mean 0 and deviation 1; constant columns become 0."""
+    variance_D, mean_D = torch.var_mean(rows_ND := precise(rows_ND), dim=0, correction=0)
+    return (rows_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
 
 
 def _check(projections: Tensor, target: Tensor, temperature: float, normalization: str) -> None:

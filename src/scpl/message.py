@@ -19,6 +19,7 @@ from torch import Tensor
 from scpl.errors import InputError
 
 __all__ = [
+    "OBSERVED",
     "Kind",
     "Mark",
     "Message",
@@ -29,6 +30,9 @@ __all__ = [
     "tensors_of",
     "tree_map",
 ]
+
+OBSERVED = "observed:"
+"""Prefix of the names in a message's reports that are no terms of a loss."""
 
 Tree: TypeAlias = Any
 """A tensor, None, or a list, tuple or dict (string keys) of trees."""
@@ -65,7 +69,8 @@ class Message:
         carry: What an objective hands to the objective of the next stage, else None: with a
             batch that is learnt from, and with the mark at which an evaluation begins.
         reports: One dict of scalar tensors per earlier stage. On train messages and barriers:
-            the losses of the *previous* step (a message leaves before its own loss exists).
+            the losses of the *previous* step (a message leaves before its own loss exists), and
+            what the objectives observed, under names with the prefix `OBSERVED`.
             On the end of an evaluation: its counts.
         mark: What a barrier stands for.
         note: Small JSON values, e.g. the path of a checkpoint.

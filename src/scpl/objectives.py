@@ -18,14 +18,31 @@ from torch.nn import functional
 from scpl.errors import InputError
 from scpl.functional import supervised_contrastive_loss
 from scpl.message import Tree, tree_map
+from scpl.observations import observe_accuracy, observe_contrast
 
-__all__ = ["Contrastive", "CrossEntropy", "Normalization", "Nothing", "Objective", "Sum"]
+__all__ = [
+    "ClassifiedContrast",
+    "Contrastive",
+    "CrossEntropy",
+    "Normalization",
+    "Nothing",
+    "Objective",
+    "Sum",
+]
 
 Normalization: TypeAlias = Literal["paper", "supcon"]
 
 
 class Objective(nn.Module, ABC):
     """What one stage minimises."""
+
+    observed: dict[str, Tensor]
+    """What the last `forward` noticed beside its loss: detached scalars by name, which are reported
+    and not minimised. They stay where they are, so noticing costs no device sync."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed = {}
 
     @abstractmethod
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
@@ -90,24 +107,80 @@ class Contrastive(Objective):
         head: Projection head, maps features to ``[N, D]``; discarded after training.
         temperature: Divides the similarities.
         normalization: See `scpl.functional.supervised_contrastive_loss`.
+        standardise: See the same.
+        weight: Factor on the loss.
     """
 
     def __init__(
-        self, head: nn.Module, temperature: float = 0.1, normalization: Normalization = "paper"
+        self,
+        head: nn.Module,
+        temperature: float = 0.1,
+        normalization: Normalization = "paper",
+        *,
+        standardise: bool = False,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.head = head
         self.temperature = temperature
         self.normalization: Normalization = normalization
+        self.standardise = standardise
+        self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        return {"contrastive": self.weight * self.contrast(self.head(features), target)}
+
+    def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of projections ``[N, D]``, and observe it."""
         loss = supervised_contrastive_loss(
-            self.head(features),
+            projections,
             target,
             temperature=self.temperature,
             normalization=self.normalization,
+            standardise=self.standardise,
         )
-        return {"contrastive": loss}
+        self.observed = observe_contrast(loss, projections, target, self.normalization)
+        return loss
+
+
+@final
+class ClassifiedContrast(Objective):
+    r"""Contrast and classify one projection of the features.
+
+    The loss is :math:`(1 - w) L_{contrastive} + w L_{cross-entropy}`, and both look at the features
+    through the same head, so the second costs next to nothing.
+
+    Args:
+        contrastive: The contrast, with its head; its weight is 1 - w.
+        classifier: Maps projections to logits ``[N, C]``; discarded after training.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+    """
+
+    def __init__(
+        self, contrastive: Contrastive, classifier: nn.Module, *, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.contrastive = contrastive
+        self.classifier = classifier
+        self.label_smoothing = label_smoothing
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
+        weight, self.observed, terms = self.contrastive.weight, {}, {}
+        projections = self.contrastive.head(features)
+        if weight > 0:
+            terms["contrastive"] = weight * self.contrastive.contrast(projections, target)
+            self.observed |= self.contrastive.observed
+        logits = self.classifier(projections)
+        self.observed |= observe_accuracy(logits, target)
+        loss = _cross_entropy(logits, target, self.label_smoothing)
+        return {**terms, "local_cross_entropy": (1 - weight) * loss}
+
+    def predict(self, features: Tree) -> Tensor:  # noqa: D102
+        logits: Tensor = self.classifier(self.contrastive.head(features))
+        return logits
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+        return nn.Sequential(self.contrastive.head, self.classifier)
 
 
 @final
@@ -118,18 +191,27 @@ class CrossEntropy(Objective):
         classifier: Maps features to logits ``[N, C]``.
         detach: Keep the gradient of the classifier's loss away from the stage's layers.
         weight: Factor on the loss.
+        label_smoothing: Share of the target that is spread evenly over all classes.
     """
 
-    def __init__(self, classifier: nn.Module, *, detach: bool = False, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        *,
+        detach: bool = False,
+        weight: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.detach = detach
         self.weight = weight
+        self.label_smoothing = label_smoothing
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
-        with torch.autocast(logits.device.type, enabled=False):
-            loss = functional.cross_entropy(logits.float(), target)
+        self.observed = observe_accuracy(logits, target)
+        loss = _cross_entropy(logits, target, self.label_smoothing)
         return {"cross_entropy": loss if self.weight == 1.0 else self.weight * loss}
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
@@ -155,13 +237,16 @@ class Sum(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         terms: dict[str, Tensor] = {}
+        self.observed = {}
         for part in self.parts:
+            assert isinstance(part, Objective)
             for name, term in part(features, target, carry).items():
                 if name in terms:
                     raise InputError(
                         "Terms of a loss must have different names", f"Got {name!r} twice"
                     )
                 terms[name] = term
+            self.observed |= part.observed
         return terms
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: D102
@@ -193,3 +278,8 @@ class Sum(Objective):
             if reader is not None:
                 return reader
         return None
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)

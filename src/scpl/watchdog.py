@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
@@ -43,6 +44,8 @@ class Watchdog:
         self.failed = threading.Event()
         self._rank, self._num_ranks = rank, num_ranks
         self._store, self._silence = store, silence
+        # A link that is cut answers nothing, not even that it is cut.
+        self._store.set_timeout(timedelta(seconds=silence))
         self._closing = threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -141,5 +144,10 @@ class Watchdog:
     def _lost_store(self, error: Exception) -> None:
         """The store is gone, and with it the rank or launcher that hosts it."""
         first = str(error).splitlines()[0]
-        text = f"The launcher's store must stay reachable. It is gone ({first})."
+        text = (
+            "The launcher's store must stay reachable. It is gone, and with it the first machine "
+            f"or the link to it ({first})."
+        )
+        if not self.failed.is_set():  # nobody else can have told the cause here
+            sys.stderr.write(f"scpl: {text} Continue from the newest checkpoint with --resume.\n")
         self._know({"rank": self._rank, "text": text})

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from scpl.errors import ScplError
 from scpl.link import Outbox
-from scpl.message import Kind, Mark, Message, Tree
+from scpl.message import OBSERVED, Kind, Mark, Message, Tree
 from scpl.stage import Stage
 from scpl.timeline import Timeline
 
@@ -32,22 +32,45 @@ class Report:
         num_samples: Rows of the mini-batch.
         losses: Detached terms of the local loss of stage 0, 1, ... by name. A rank knows those
             of its own stages and of all stages before; the last rank knows all.
+        observed: What the objectives of the same stages noticed beside their losses.
     """
 
     step: int
     num_samples: int
     losses: Losses
+    observed: Losses = ()
+
+    @classmethod
+    def of(cls, step: int, num_samples: int, parts: Losses) -> Report:
+        """Make a report of what the stages said, telling losses and observations apart."""
+        losses = tuple({k: v for k, v in p.items() if not k.startswith(OBSERVED)} for p in parts)
+        observed = tuple(
+            {k.removeprefix(OBSERVED): v for k, v in p.items() if k.startswith(OBSERVED)}
+            for p in parts
+        )
+        return cls(step, num_samples, losses, observed)
 
     def values(self) -> list[dict[str, float]]:
         """Read the losses as numbers (one device sync)."""
-        terms = [
-            (i, name, term) for i, part in enumerate(self.losses) for name, term in part.items()
-        ]
-        numbers = torch.stack([term.float().cpu() for *_, term in terms]).tolist() if terms else []
-        found: list[dict[str, float]] = [{} for _ in self.losses]
-        for (index, name, _), number in zip(terms, numbers, strict=True):
-            found[index][name] = number
-        return found
+        return _numbers(self.losses)
+
+    def read(self) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+        """Read losses and observations as numbers (one device sync)."""
+        numbers = _numbers((*self.losses, *self.observed))
+        return numbers[: len(self.losses)], numbers[len(self.losses) :]
+
+
+def _marked(observed: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{OBSERVED}{name}": value.detach() for name, value in observed.items()}
+
+
+def _numbers(parts: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
+    terms = [(i, name, term) for i, part in enumerate(parts) for name, term in part.items()]
+    numbers = torch.stack([term.float().cpu() for *_, term in terms]).tolist() if terms else []
+    found: list[dict[str, float]] = [{} for _ in parts]
+    for (index, name, _), number in zip(terms, numbers, strict=True):
+        found[index][name] = number
+    return found
 
 
 @dataclass
@@ -110,9 +133,9 @@ class Worker:
         if self._unreported is None or message.mark is Mark.EVALUATION_END:
             return None
         self._losses = self._join(message.reports, self._unreported.losses)
-        report = replace(self._unreported, losses=self._losses)
+        step, num_samples = self._unreported.step, self._unreported.num_samples
         self._unreported = None
-        return report
+        return Report.of(step, num_samples, self._losses)
 
     def handle(self, message: Message) -> None:
         """Do what a message asks, and pass it on."""
@@ -147,7 +170,8 @@ class Worker:
                             replace(message, features=output, carry=onward, reports=self._losses)
                         )
                     with self.timeline.during("learn", stage.index, message.step):
-                        losses.append(stage.learn(target, carry, message.step))
+                        terms = stage.learn(target, carry, message.step)
+                    losses.append({**terms, **_marked(stage.objective.observed)})
             except ScplError:
                 raise  # it says enough by itself
             except Exception as error:

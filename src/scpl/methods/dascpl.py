@@ -20,8 +20,9 @@ __all__ = ["DASCPL"]
 class DASCPL(SCPL):
     """Contrast trains the layers as in SCPL, and every stage can predict (Ho 2023).
 
-    The local classifiers learn from cross-entropy on detached features, so all layers end as they
-    do under SCPL. The last stage is that of SCPL, with the network's own classifier.
+    All layers learn from contrast alone. The local classifiers learn from cross-entropy on detached
+    features, so the layers end as they do under SCPL with the same settings. The last stage is that
+    of SCPL, with the network's own classifier.
 
     Attributes:
         num_classes: Number of classes.
@@ -32,6 +33,8 @@ class DASCPL(SCPL):
 
     name: ClassVar[str] = "dascpl"
 
+    cross_entropy: float = 0.0
+    classifier_gradient: bool = False
     hidden_features: int = 512
     classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)
 

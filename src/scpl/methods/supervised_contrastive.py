@@ -6,12 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias, get_args
 
+import torch
 from torch import nn
 
-from scpl import heads
+from scpl.auxiliary import Convolutional
 from scpl.errors import InputError, unknown_name
 from scpl.methods.base import Method, Site
-from scpl.objectives import Contrastive, CrossEntropy, Normalization, Objective, Sum
+from scpl.objectives import (
+    ClassifiedContrast,
+    Contrastive,
+    CrossEntropy,
+    Normalization,
+    Objective,
+    Sum,
+)
 
 __all__ = ["SCPL", "HeadFactory"]
 
@@ -22,9 +30,9 @@ HeadFactory: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 class SCPL(Method):
     """Supervised contrastive parallel learning.
 
-    Each stage minimises the supervised contrastive loss of a projection of its features. The
-    last stage also trains the network's classifier with cross-entropy; as in the paper its
-    gradient does not reach the stage's layers, so every layer learns from contrast alone.
+    Each stage minimises the supervised contrastive loss of a projection of its features, or a mix
+    of it with the cross-entropy of a linear classifier on the same projection. The last stage
+    also trains the network's own classifier with cross-entropy.
 
     Attributes:
         num_classes: Number of classes.
@@ -32,15 +40,25 @@ class SCPL(Method):
         normalization: ``"paper"`` divides an anchor's loss by its positives + 1 (the authors'
             code), ``"supcon"`` by its positives (Khosla et al. 2020).
         head: Builds a projection head from the shape of one sample's features.
-        classifier_gradient: Let the classifier's cross-entropy reach the last stage's layers.
+        classifier_gradient: Let the network's own classifier teach the last stage's layers. In the
+            paper it does not: its input is detached, and every layer learns from contrast alone.
+        cross_entropy: Share w of the cross-entropy in a stage's loss, (1 - w) contrast + w
+            cross-entropy; 0 is the paper's, 1 drops the contrast. Where the network's own
+            classifier teaches the last stage, it takes the place of the local one, with weight 1.
+        standardise: Standardise the columns of the projections over the mini-batch before they are
+            contrasted; in the paper they are not.
+        label_smoothing: Of all cross-entropies: share of the target spread over all classes.
     """
 
     name: ClassVar[str] = "scpl"
 
     temperature: float = 0.1
     normalization: Normalization = "paper"
-    head: HeadFactory = field(default_factory=heads.PooledMLP)
-    classifier_gradient: bool = False
+    head: HeadFactory = field(default_factory=Convolutional)
+    classifier_gradient: bool = True
+    cross_entropy: float = 0.8
+    standardise: bool = True
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,11 +66,68 @@ class SCPL(Method):
             raise InputError("temperature must be more than 0", f"Got {self.temperature}")
         if self.normalization not in get_args(Normalization):
             raise unknown_name("normalization", self.normalization, get_args(Normalization))
+        if not 0 <= self.cross_entropy <= 1:
+            raise InputError(
+                "cross_entropy must be a share of the local loss, from 0 to 1",
+                f"Got {self.cross_entropy}",
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                "label_smoothing must be a share, from 0 to below 1",
+                f"Got {self.label_smoothing}",
+            )
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        contrastive = Contrastive(
-            self.head(site.feature_shape), self.temperature, self.normalization
-        )
         if site.readout is None:
-            return contrastive
-        return Sum(contrastive, CrossEntropy(site.readout, detach=not self.classifier_gradient))
+            return self._local(site)
+        readout = CrossEntropy(
+            site.readout,
+            detach=not self.classifier_gradient,
+            label_smoothing=self.label_smoothing,
+        )
+        if not self.classifier_gradient:
+            return Sum(self._local(site), readout)
+        return readout if self.cross_entropy == 1 else Sum(self._contrast(site), readout)
+
+    def _contrast(self, site: Site) -> Contrastive:
+        return Contrastive(
+            self.head(site.feature_shape),
+            self.temperature,
+            self.normalization,
+            weight=1 - self.cross_entropy,
+            standardise=self.standardise,
+        )
+
+    def _local(self, site: Site) -> Objective:
+        """Build the objective that looks at the features through a head alone."""
+        if self.cross_entropy == 0:
+            return self._contrast(site)
+        contrast = self._contrast(site)
+        width = _width(contrast.head, site.feature_shape)
+        return ClassifiedContrast(
+            contrast,
+            nn.Linear(width, self.num_classes),
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def _width(head: nn.Module, shape: tuple[int, ...]) -> int:
+    """Find D, the length of a head's projections, without changing the head.
+
+    Raises:
+        InputError: The head does not take plain tensors to rows.
+    """
+    training = head.training
+    try:
+        with torch.no_grad():
+            projections = head.eval()(torch.zeros(1, *shape))
+        _, width = projections.shape
+    except Exception as error:
+        raise InputError(
+            "For a local classifier the head must map features [N, *shape] to projections [N, D]",
+            f"On zeros of the shape {[1, *shape]} it failed: {type(error).__name__}: {error}",
+            "Change the head, or use contrast alone with cross_entropy=0",
+        ) from error
+    finally:
+        head.train(training)
+    return int(width)

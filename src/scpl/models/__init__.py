@@ -6,11 +6,12 @@ and it can be cut before any of them. Importing this package does not import tor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scpl.errors import unknown_name
+from scpl.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ _READOUT = "classifier"
 
 
 class _Entry(NamedTuple):
-    make: Callable[[int, int, int], nn.Sequential]
+    make: Callable[[int, int, int, float], nn.Sequential]
     cuts: tuple[str, ...]
 
 
@@ -36,35 +37,36 @@ class _TextEntry(NamedTuple):
 # Each network is imported by its own function, so that the names are known before torch is loaded.
 
 
-def _vgg8(num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+def _vgg8(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Sequential:
     from scpl.models.vgg import VGG8
 
-    return VGG8(num_classes, in_channels, image_size)
+    return VGG8(num_classes, in_channels, image_size, width=width)
 
 
 def _resnet(
     num_classes: int,
     in_channels: int,
     image_size: int,
+    width: float,
     *,
     depth: int,
     shortcut: Shortcut = "projection1x1",
 ) -> nn.Sequential:
     from scpl.models.resnet import ResNet
 
-    return ResNet(num_classes, in_channels, image_size, depth=depth, shortcut=shortcut)
+    return ResNet(num_classes, in_channels, image_size, depth=depth, shortcut=shortcut, width=width)
 
 
-def _small_cnn(num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+def _small_cnn(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Sequential:
     from scpl.models.cnn import SmallCNN
 
-    return SmallCNN(num_classes, in_channels, image_size)
+    return SmallCNN(num_classes, in_channels, image_size, width=max(1, round(8 * width)))
 
 
-def _mlp(num_classes: int, in_channels: int, image_size: int) -> nn.Sequential:
+def _mlp(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Sequential:
     from scpl.models.mlp import MLP
 
-    return MLP(num_classes, in_channels * image_size**2)
+    return MLP(num_classes, in_channels * image_size**2, hidden=max(1, round(256 * width)))
 
 
 def _lstm(num_classes: int, vocab_size: int, **sizes: Any) -> nn.Sequential:
@@ -109,7 +111,12 @@ def known_text() -> tuple[str, ...]:
 
 
 def build(
-    name: str, *, num_classes: int, in_channels: int = 3, image_size: int = 32
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
 ) -> nn.Sequential:
     """Build a network with freshly drawn weights (PyTorch's default initialisation).
 
@@ -119,6 +126,7 @@ def build(
         num_classes: Number of logits.
         in_channels: Channels of the input, or columns of a table row (``"mlp"``, image size 1).
         image_size: Height and width of the input in pixels.
+        width: Factor on the channels of every layer, or on the hidden features (``"mlp"``).
 
     Returns:
         A module from ``[N, in_channels, image_size, image_size]`` to logits ``[N, num_classes]``.
@@ -126,7 +134,9 @@ def build(
     Raises:
         InputError: An unknown name, or a size the network cannot take.
     """
-    return _entry(name).make(num_classes, in_channels, image_size)
+    if not 0 < width < math.inf:
+        raise InputError("The width of a network must be a factor above 0", f"Got {width}", "Use 1")
+    return _entry(name).make(num_classes, in_channels, image_size, width)
 
 
 def build_text(name: str, *, num_classes: int, vocab_size: int, **sizes: Any) -> nn.Sequential:

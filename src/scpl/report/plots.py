@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scpl.report.formats import duration, percent, time_axis
+from scpl.report.observations import observation_panels
 from scpl.report.panels import Panel, balanced
 from scpl.report.reading import RunRecord, as_numbers
 from scpl.report.style import INK, MUTED, percent_axis, side_legend, stage_colours, whole_axis
@@ -20,7 +21,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 def run_panels(run: RunRecord) -> list[Panel]:
     """List the pictures a run has data for."""
-    panels = [*_loss_panels(run), *_accuracy_panels(run)]
+    panels = [*_loss_panels(run), *_accuracy_panels(run), *observation_panels(run)]
     waits = as_numbers(run.summary.get("wait_share"))
     return balanced([*panels, *timeline_panels(run.timeline, waits)])
 

@@ -22,7 +22,7 @@ from scpl.report.formats import DASH
 
 __all__ = ["Event", "RunRecord", "StepRow", "as_number", "as_numbers"]
 
-_TRAIN_COLUMN = re.compile(r"train_(?P<term>.+)_stage(?P<stage>\d+)")
+_COLUMN = r"_(?P<term>.+)_stage(?P<stage>\d+)"
 _READOUT_COLUMN = re.compile(r"valid_accuracy_stage(?P<stage>\d+)")
 
 
@@ -134,9 +134,9 @@ class RunRecord:
         """Whether a column of the metrics holds at least one finite number."""
         return any(map(math.isfinite, self.column(name)))
 
-    def train_columns(self) -> dict[str, dict[int, str]]:
-        """Find the columns ``train_<term>_stage<k>``, as term to stage to name."""
-        return _columns(self.epochs, _TRAIN_COLUMN)
+    def train_columns(self, kind: str = "train") -> dict[str, dict[int, str]]:
+        """Find the columns ``train_<term>_stage<k>``, or ``observed_...``, by term and stage."""
+        return _columns(self.epochs, re.compile(kind + _COLUMN))
 
     def readout_columns(self) -> dict[int, str]:
         """Find the columns ``valid_accuracy_stage<k>`` that hold a value, as stage to name."""

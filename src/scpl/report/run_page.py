@@ -6,6 +6,7 @@ import math
 
 from scpl.report.formats import DASH, count, duration, memory, percent, traffic
 from scpl.report.html import Html, definitions, fold, page, section, table, tag
+from scpl.report.observations import observation_words
 from scpl.report.plots import run_panels
 from scpl.report.reading import RunRecord, as_numbers
 from scpl.report.sections import command, config, environment, figures, footer
@@ -80,8 +81,10 @@ def _tiles(run: RunRecord) -> Html:
 def _stage_table(run: RunRecord) -> Html:
     waits = as_numbers(run.summary.get("wait_share"))
     terms, readouts = run.train_columns(), run.readout_columns()
+    seen = run.train_columns("observed")
     header = ["stage", *(f"train {term.replace('_', ' ')}" for term in terms)]
     header += ["validation accuracy of its read-out"] if readouts else []
+    header += map(observation_words, seen)
     header += ["time waited"] if waits else []
     if len(header) == 1:
         return Html("")
@@ -89,6 +92,7 @@ def _stage_table(run: RunRecord) -> Html:
     for stage in range(run.num_stages):
         row = [str(stage), *(_last(run, by_stage.get(stage)) for by_stage in terms.values())]
         row += [_last(run, readouts.get(stage), share=True)] if readouts else []
+        row += [_last(run, by_stage.get(stage)) for by_stage in seen.values()]
         row += [percent(waits[stage]) if stage < len(waits) else DASH] if waits else []
         rows.append(row)
     return table(header, rows)

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from scpl import heads, models
+from scpl.auxiliary import Convolutional
 from scpl.control import Control
 from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
@@ -25,12 +26,14 @@ from scpl.run.kinds import kind_of
 from scpl.run.loaders import Loaders
 
 __all__ = ["METHOD_FLAGS", "build_loaders", "build_method", "build_partition",
-           "build_pipeline", "choose_device", "set_threads"]  # fmt: skip
+           "build_pipeline", "choose_device", "cut_network", "set_threads"]  # fmt: skip
 
-_CONTRASTIVE = ("temperature", "normalization", "head", "classifier_gradient")
+_CONTRASTIVE = ("temperature", "normalization", "head", "head_depth", "head_width",
+                "cross_entropy", "standardise", "label_smoothing",
+                "classifier_gradient")  # fmt: skip
 METHOD_FLAGS: dict[str, tuple[str, ...]] = {
     "scpl": _CONTRASTIVE,
-    "dascpl": _CONTRASTIVE,
+    "dascpl": ("temperature", "normalization", "head", "head_depth", "head_width", "standardise"),
     "al": ("label_features",),
     "predsim": ("similarity_weight",),
     "dgl": ("auxiliary",),
@@ -59,7 +62,9 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
         raise unknown_name("--method", config.method, METHODS)
     options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
     if "head" in options:
-        options["head"] = heads.by_name(config.head)
+        depth, width = options.pop("head_depth"), options.pop("head_width")
+        conv = config.head == "conv"
+        options["head"] = Convolutional(depth, width) if conv else heads.by_name(config.head)
     if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
         rows, count = config.batch_size * config.views, config.micro_batches
         if rows % count:
@@ -99,7 +104,16 @@ def build_partition(
     """
     with RandomState(derive_seed(config.seed, "network"), torch.device("cpu")).active():
         model = facts.inputs.build(config.model, facts.num_classes, **(initial or {}))
-    example = facts.inputs.example()
+    return cut_network(config, model, facts.inputs)
+
+
+def cut_network(config: TrainConfig, model: nn.Module, inputs: Inputs) -> Partition:
+    """Cut a network as configured.
+
+    Raises:
+        PartitionError: for cuts that do not fit it.
+    """
+    example = inputs.example()
     readout = models.readout(config.model)
     if config.cuts:
         return split(model, before=config.cuts, readout=readout, example=example)

@@ -60,6 +60,8 @@ class TrainConfig:
     model: str = "small-cnn"
     """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3, ...; texts: lstm,
     transformer."""
+    width: float = 1.0
+    """images: factor on the channels of the network (hidden features of mlp)."""
     hidden: int | None = None
     """texts: width of the layers; default: 300."""
     layers: int | None = None
@@ -85,10 +87,22 @@ class TrainConfig:
     normalization: Literal["paper", "supcon"] = "paper"
     """scpl, dascpl: divide an anchor's loss by its positives + 1 (paper) or by its positives
     (supcon)."""
-    head: Literal["pooled-mlp", "mlp", "linear", "identity"] = "pooled-mlp"
-    """scpl, dascpl: projection head; mlp is the paper's, on flattened feature maps."""
-    classifier_gradient: bool = False
-    """scpl, dascpl: let the classifier's cross-entropy reach the last stage's layers."""
+    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "conv"
+    """scpl, dascpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the
+    paper's, on flattened feature maps."""
+    head_depth: int = 1
+    """scpl, dascpl: convolutions of the conv head."""
+    head_width: float = 1.0
+    """scpl, dascpl: channels of the conv head, as a factor on those of the features."""
+    cross_entropy: float = 0.8
+    """scpl: share of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to
+    1 (no contrast)."""
+    standardise: bool = True
+    """scpl, dascpl: standardise projections over the mini-batch before they are contrasted."""
+    label_smoothing: float = 0.0
+    """scpl: share of the target that cross-entropies spread over all classes."""
+    classifier_gradient: bool = True
+    """scpl: let the network's own classifier teach the last stage's layers."""
     label_features: int = 128
     """al: length of a label's code."""
     similarity_weight: float = 0.99
@@ -158,20 +172,9 @@ class TrainConfig:
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        positive = (
-            "stages",
-            "epochs",
-            "batch_size",
-            "processes",
-            "micro_batches",
-            "keep",
-            "lr",
-            "temperature",
-            "label_features",
-            "timeout",
-            "vocab_size",
-            "max_tokens",
-        )
+        positive = ("stages", "epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
+                    "width", "head_width", "temperature", "label_features", "timeout",
+                    "vocab_size", "max_tokens")  # fmt: skip
         optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm",
                     "hidden", "layers", "heads")  # fmt: skip
         for name in positive + optional:
@@ -180,17 +183,17 @@ class TrainConfig:
                 continue
             if not 0 < value < math.inf:
                 raise InputError(f"{flag(name)} must be more than 0", f"Got {value}")
-        for name in ("weight_decay", "end_lr", "max_restarts"):
+        for name in ("weight_decay", "end_lr", "max_restarts", "head_depth"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
-        if not 0.0 <= self.similarity_weight <= 1.0:
-            raise InputError(
-                "--similarity-weight must lie in 0 .. 1", f"Got {self.similarity_weight}"
-            )
-        if not 0.0 <= self.validation < 1.0:
-            raise InputError(
-                "--validation must be a share, from 0 to below 1", f"Got {self.validation}"
-            )
+        for name in ("similarity_weight", "cross_entropy"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{flag(name)} must lie in 0 .. 1", f"Got {getattr(self, name)}")
+        for name in ("validation", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(
+                    f"{flag(name)} must be a share, from 0 to below 1", f"Got {getattr(self, name)}"
+                )
         if not 0.0 < self.test_share < 1.0:
             raise InputError(
                 "--test-share must be a share, above 0 and below 1", f"Got {self.test_share}"

@@ -58,7 +58,7 @@ def loaders(config: TrainConfig) -> Loaders:
     return Loaders(
         source.name,
         tuple(source.classes),
-        ImageInputs(source.channels, source.image_size, mean, std),
+        ImageInputs(source.channels, source.image_size, mean, std, config.width),
         data.Loader(
             train,
             batch_size=config.batch_size,

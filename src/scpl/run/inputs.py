@@ -55,12 +55,14 @@ class ImageInputs:
         image_size: Its height and width.
         mean: What is subtracted from each channel.
         std: What each channel is divided by.
+        width: Factor on the channels of the network.
     """
 
     channels: int
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    width: float = 1.0
     kind: ClassVar[str] = "image"
     files: ClassVar[tuple[str, ...]] = ()
 
@@ -71,6 +73,7 @@ class ImageInputs:
             num_classes=num_classes,
             in_channels=self.channels,
             image_size=self.image_size,
+            width=self.width,
             **initial,
         )
 
@@ -90,6 +93,7 @@ class ImageInputs:
             "image_size": self.image_size,
             "mean": list(self.mean),
             "std": list(self.std),
+            "width": self.width,
         }
 
     @classmethod
@@ -98,7 +102,8 @@ class ImageInputs:
         mean, std = tuple(values["mean"]), tuple(values["std"])
         if not len(mean) == len(std) == values["in_channels"]:
             raise ValueError(f"mean and std have {len(mean)} and {len(std)} entries")
-        return cls(values["in_channels"], values["image_size"], mean, std)
+        width = values.get("width", 1.0)  # earlier versions had none
+        return cls(values["in_channels"], values["image_size"], mean, std, width)
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,10 @@ class Progress:
         now = self._printed = time.perf_counter()
         accuracy = row.get("valid_accuracy")
         valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
+        readouts = format_readouts(row, len(losses))
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
-            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}  "
+            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{readouts}  "
             f"{row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{self._to_go(self._steps, now)}{format_usage(usage)}"
@@ -150,6 +151,15 @@ def format_usage(usage: Usage) -> str:
     if usage.waits:
         parts.append(f"  waits {' | '.join(f'{100 * share:.0f}' for share in usage.waits)} %")
     return "".join(parts)
+
+
+def format_readouts(row: Mapping[str, Any], num_stages: int) -> str:
+    """Write the validation accuracy of every stage, where more than the last one predicts."""
+    found = [row.get(f"valid_accuracy_stage{stage}") for stage in range(num_stages)]
+    if all(value in (None, "") for value in found[:-1]):
+        return ""
+    shown = ("-" if v in (None, "") else f"{100 * v:.1f}" for v in found)
+    return f" (stages {' | '.join(shown)})"
 
 
 def format_seconds(seconds: float) -> str:

@@ -6,10 +6,17 @@ from typing import Any
 
 from scpl.run.clock import Clock
 from scpl.run.config import TrainConfig
+from scpl.run.diagnosis import advise
 from scpl.run.facts import Facts
 from scpl.run.folder import RunFolder
 from scpl.run.progress import NOTHING, Progress
-from scpl.run.rows import loss_columns, mean_losses, number, valid_columns
+from scpl.run.rows import (
+    loss_columns,
+    mean_values,
+    number,
+    observed_columns,
+    valid_columns,
+)
 from scpl.run.usage import Usage
 from scpl.scores import Scores
 from scpl.worker import Report
@@ -35,6 +42,7 @@ class Recorder:
         self._rows: list[dict[str, Any]] = []  # steps of this epoch
         self._table: list[dict[str, Any]] = []  # finished epochs
         self._board: Any = None
+        self._classes, self._warned = facts.num_classes, set[int]()
         self.progress = Progress(
             config.epochs,
             facts.steps,
@@ -81,9 +89,11 @@ class Recorder:
                 "epoch": (report.step - 1) // steps + 1,
                 "seconds": round(seconds, 4),
                 "samples": report.num_samples // self._config.views,
-                "losses": report.values(),
+                "losses": losses,
+                "observed": observed,
             }
             for seconds, report in self._waiting
+            for losses, observed in (report.read(),)
         ]
         self._waiting = []
         if rows:
@@ -111,7 +121,7 @@ class Recorder:
             usage: What to show of memory and waiting.
         """
         self.flush()
-        losses = mean_losses(self._rows)
+        losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
         samples = sum(row["samples"] for row in self._rows)
         row = {
             "epoch": epoch,
@@ -121,16 +131,25 @@ class Recorder:
             "samples_per_second": round(samples / max(seconds, 1e-9), 2),
             "lr": lr,
             **loss_columns(losses),
+            **observed_columns(observed),
             **valid_columns(scores.peek() if scores else None),
         }
         self._rows = []
         self._table.append(row)
         self._folder.write_metrics(self._table)
         self.progress.end_epoch(row, losses, usage)
+        self._warn(observed)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name not in ("epoch", "step"):
                     self._board.add_scalar(name, value, row["step"])
+
+    def _warn(self, observed: list[dict[str, float]]) -> None:
+        """Say once of each stage that it stays flat, if it does."""
+        for stage, part in enumerate(observed):
+            if stage not in self._warned and (advice := advise(stage, part, self._classes)):
+                self._warned.add(stage)
+                self.progress.say(f"Warning: {advice}")
 
     def close(self) -> None:
         """Leave the terminal clean and the files complete."""

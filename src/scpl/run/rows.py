@@ -7,18 +7,23 @@ from typing import Any
 
 from scpl.scores import Evaluation
 
-__all__ = ["loss_columns", "mean_losses", "number", "valid_columns"]
+__all__ = ["loss_columns", "mean_values", "number", "observed_columns", "valid_columns"]
 
 
-def mean_losses(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Mean of every term over the images of an epoch."""
+def mean_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, float]]:
+    """Mean of every loss or observation over the images of an epoch.
+
+    Args:
+        rows: The logged steps of the epoch.
+        key: ``"losses"`` or ``"observed"``: a list with a mapping per stage in every row.
+    """
     total = sum(row["samples"] for row in rows)
     return [
         {
-            name: sum(row["losses"][stage][name] * row["samples"] for row in rows) / total
+            name: sum(row[key][stage][name] * row["samples"] for row in rows) / total
             for name in terms
         }
-        for stage, terms in enumerate(rows[0]["losses"])
+        for stage, terms in enumerate(rows[0].get(key, ()))
     ]
 
 
@@ -29,6 +34,15 @@ def loss_columns(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if len(terms) > 1:
             columns.update({f"train_{n}_stage{stage}": value for n, value in terms.items()})
     return columns
+
+
+def observed_columns(observed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Name what the objectives noticed beside their losses."""
+    return {
+        f"observed_{name}_stage{stage}": value
+        for stage, part in enumerate(observed)
+        for name, value in part.items()
+    }
 
 
 def valid_columns(scores: Evaluation | None) -> dict[str, Any]:

@@ -114,6 +114,8 @@ class EvalConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
     """Samples per mini-batch; default: as in training."""
+    probe: bool = False
+    """Also fit a linear read-out to the features after every stage, on the run's own images."""
     exit_threshold: float | None = None
     """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
     for runs whose stages all predict."""

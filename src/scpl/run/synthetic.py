@@ -77,5 +77,5 @@ def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
         advice = "A folder of images works too, or a table of texts, without --synthetic"
         raise unknown_name("--data", config.data, (*data.known(), *TEXT_SETS), advice)
     mean, std = (0.0,) * channels, (1.0,) * channels
-    inputs = ImageInputs(channels, config.image_size or size, mean, std)
+    inputs = ImageInputs(channels, config.image_size or size, mean, std, config.width)
     return tuple(map(str, range(num_classes))), inputs

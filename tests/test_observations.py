@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scpl.functional import supervised_contrastive_loss
+from scpl.observations import observe_accuracy, observe_contrast
+
+
+def observed_contrastive_loss(rows, target, normalization="paper"):
+    loss = supervised_contrastive_loss(rows, target, normalization=normalization)
+    return loss, observe_contrast(loss, rows, target, normalization)
+
+
+@pytest.mark.parametrize("normalization", ["paper", "supcon"])
+@pytest.mark.parametrize("classes", [[0, 0, 1, 1, 1, 2], [0, 1, 2], [0, 0]], ids=str)
+def test_equal_projections_are_at_chance_level_and_collapsed(normalization, classes):
+    target = torch.tensor(classes)
+    loss, observed = observed_contrastive_loss(
+        torch.ones(len(target), 5), target, normalization=normalization
+    )
+    assert observed["above_chance"].item() == pytest.approx(0, abs=1e-5)
+    assert observed["spread"].item() == pytest.approx(0, abs=1e-3)
+    if len(set(classes)) == len(classes):
+        assert loss == 0
+
+
+def test_positives_are_counted_and_anchors_without_any():
+    target = torch.tensor([0, 0, 0, 1, 1, 2])
+    _, observed = observed_contrastive_loss(torch.randn(6, 4), target)
+    assert observed["positives"].item() == pytest.approx((3 * 2 + 2 * 1) / 6)
+    assert observed["without_positives"].item() == pytest.approx(1 / 6)
+
+
+def test_separated_classes_are_far_below_chance_and_spread_out():
+    rows = torch.eye(4).repeat(8, 1)
+    loss, observed = observed_contrastive_loss(rows, torch.arange(32) % 4, normalization="supcon")
+    assert torch.equal(loss, supervised_contrastive_loss(rows, torch.arange(32) % 4,
+                                                         normalization="supcon"))  # fmt: skip
+    assert observed["above_chance"].item() == pytest.approx(math.log(7) - math.log(31), abs=0.01)
+    assert observed["spread"].item() == pytest.approx(math.sqrt(1 - 1 / 4))
+
+
+def test_the_spread_is_the_deviation_relative_to_that_of_all_directions():
+    rows = F.normalize(torch.randn(50, 6, dtype=torch.float64))
+    _, observed = observed_contrastive_loss(rows, torch.arange(50) % 3)
+    deviation = rows.var(dim=0, unbiased=False).mean().sqrt()
+    assert observed["spread"].item() == pytest.approx((deviation * math.sqrt(6)).item())
+
+
+def test_nothing_that_is_observed_has_a_gradient():
+    rows = torch.randn(6, 4, requires_grad=True)
+    _, observed = observed_contrastive_loss(rows, torch.arange(6) % 2)
+    observed |= observe_accuracy(rows, torch.zeros(6).long())
+    assert not any(value.requires_grad or value.ndim for value in observed.values())
+
+
+def test_accuracy_is_the_share_of_the_right():
+    logits = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    assert observe_accuracy(logits, torch.tensor([1, 1, 1, 0]))["accuracy"] == 0.75
