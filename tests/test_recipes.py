@@ -25,7 +25,12 @@ PAPER_TEXTS = [
     for model in ("lstm", "transformer")
     for data in ("ag_news", "dbpedia_14", "imdb", "sst2")
 ]
-QUICK = ["quick/all-methods", "quick/cifar10", "quick/digits", "quick/fashion-mnist"]
+METHODS_OF = {
+    "quick/all-methods": "all",
+    "quick/vgg8-cifar10": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
+    "quick/vgg8-fashion-mnist": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
+}
+QUICK = ["quick/cifar10", "quick/digits", "quick/fashion-mnist", *METHODS_OF]
 NAMES = sorted([*PAPER_IMAGES, *PAPER_TEXTS, *QUICK])
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -39,7 +44,7 @@ class TestEachRecipe:
     def test_it_is_a_valid_configuration(self, name):
         config = CompareConfig.from_recipe(shipped()[name])
         config.train.check()
-        assert config.methods == ("all" if name == "quick/all-methods" else "scpl,early-exit,bp")
+        assert config.methods == METHODS_OF.get(name, "scpl,early-exit,bp")
         assert config.seeds.split(",")[0] == "0"
 
     @EACH

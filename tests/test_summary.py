@@ -55,7 +55,11 @@ def test_an_objective_sees_the_summary_and_the_next_stage_the_output():
 
     pipeline = Pipeline(
         parts,
-        SCPL(NUM_CLASSES, head=lambda shape: nn.Sequential(Look(), heads.Linear(2)(shape))),
+        SCPL(
+            NUM_CLASSES,
+            head=lambda shape: nn.Sequential(Look(), heads.Linear(2)(shape)),
+            cross_entropy=0,  # else the head is tried once, to see how wide it is
+        ),
         lambda p: torch.optim.SGD(p, lr=0.1),
     )
     hidden, total = parts.bodies[0](ROWS)
