@@ -202,7 +202,7 @@ class TestPackages:
         extras = module._extras()
         assert extras["matplotlib"] == "plots"
         assert extras["pillow"] == "images"
-        assert extras["pyarrow"] in ("hub", "parquet")
+        assert extras["pyarrow"] in ("hub", "parquet", "text")
         assert extras["nvidia-ml-py"] == "profile"
         assert not {"torch", "numpy", "tyro", "ruff", "scpl"} & set(extras)
 
