@@ -34,9 +34,9 @@ types: .venv/installed ## static types
 imports: .venv/installed ## imports point one way
 	$(BIN)/python -m pytest tests/test_imports.py
 
-# A process per core.
+# A process per core; the tests of a file stay together, because some share what took long to make.
 unit: .venv/installed ## all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: .venv/installed ## the benchmarks that end within minutes
 	$(BIN)/python benchmarks/memory/main.py
