@@ -26,8 +26,9 @@ from scpl.wire import (
     SMALL_BYTES,
     as_bytes,
     divide,
-    make_frame,
-    read_frame,
+    make_frames,
+    missing_bytes,
+    read_frames,
     size_of,
     unpack,
 )
@@ -87,15 +88,15 @@ class Sender:
         """
         header, tensors = encode(message)
         small, large = divide(tensors)
-        buffers = [make_frame(header), *small, *large]
+        frames, buffers = make_frames(header), [*small, *large]
         self._settle(message.step)
         try:
-            work = [dist.isend(buffers[0], self._peer, group=self._headers)]
-            work += [dist.isend(buffer, self._peer, group=self._data) for buffer in buffers[1:]]
+            work = [dist.isend(frame, self._peer, group=self._headers) for frame in frames]
+            work += [dist.isend(buffer, self._peer, group=self._data) for buffer in buffers]
         except RuntimeError as error:
             raise _lost(self._peer, error) from error
-        self._in_flight.append((work, buffers))
-        return sum(buffer.nbytes for buffer in buffers)
+        self._in_flight.append((work, [*frames, *buffers]))
+        return sum(buffer.nbytes for buffer in (*frames, *buffers))
 
     def close(self) -> None:
         """Wait until everything has left."""
@@ -189,9 +190,10 @@ class Receiver:
             self._arrived.put(error)
 
     def _receive_one(self) -> Message:
-        frame = torch.empty(HEADER_BYTES, dtype=torch.uint8)
-        _wait([dist.irecv(frame, self._peer, group=self._headers)])
-        header, begin = read_frame(frame), time.perf_counter()
+        frames = [self._receive_frame(HEADER_BYTES)]
+        if missing := missing_bytes(frames[0]):
+            frames.append(self._receive_frame(missing))
+        header, begin = read_frames(frames), time.perf_counter()
         specs, build = decode(header)
         tensors: list[Tensor | None] = [None] * len(specs)
         small = [i for i, spec in enumerate(specs) if size_of(spec) <= SMALL_BYTES]
@@ -211,6 +213,11 @@ class Receiver:
         message = build([t for t in tensors if t is not None])
         self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
         return message
+
+    def _receive_frame(self, size: int) -> Tensor:
+        frame = torch.empty(size, dtype=torch.uint8)
+        _wait([dist.irecv(frame, self._peer, group=self._headers)])
+        return frame
 
 
 def open_links(

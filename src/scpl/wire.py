@@ -1,7 +1,8 @@
 """How a message lies on the wire.
 
-First a frame of fixed size with the header, so that it can be received without knowing what comes;
-then the small tensors packed into one; then each large tensor by itself, from its own memory.
+First a frame of fixed size with the header, so that it can be received without knowing what comes,
+and the rest of the header if it is longer; then the small tensors packed into one; then each large
+tensor by itself, from its own memory.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scpl.errors import LinkError
 from scpl.message import TensorSpec
 
 __all__ = [
@@ -17,14 +17,16 @@ __all__ = [
     "SMALL_BYTES",
     "as_bytes",
     "divide",
-    "make_frame",
-    "read_frame",
+    "make_frames",
+    "missing_bytes",
+    "read_frames",
     "size_of",
     "unpack",
 ]
 
 HEADER_BYTES = 8192
 SMALL_BYTES = 4096
+_LENGTH = 4  # bytes at the start of a frame that hold the header's length
 
 
 def divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -60,25 +62,26 @@ def size_of(spec: TensorSpec) -> int:
     return size
 
 
-def make_frame(header: bytes) -> Tensor:
-    """Put a header into a frame, ``uint8 [HEADER_BYTES]``.
+def make_frames(header: bytes) -> list[Tensor]:
+    """Put a header into a frame, ``uint8 [HEADER_BYTES]``; what does not fit follows in a second.
 
-    Raises:
-        LinkError: if it does not fit.
+    The losses of every stage travel with each message, so a line of many stages has long headers.
     """
-    if len(header) > HEADER_BYTES - 4:
-        raise LinkError(
-            f"The header of a message must fit into {HEADER_BYTES} bytes",
-            f"Got {len(header)} bytes",
-            "Let fewer tensors cross this cut",
-        )
-    text = len(header).to_bytes(4, "little") + header
+    raw = len(header).to_bytes(_LENGTH, "little") + header
     frame = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-    frame[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return frame
+    first = bytearray(raw[:HEADER_BYTES])
+    frame[: len(first)] = torch.frombuffer(first, dtype=torch.uint8)
+    rest = bytearray(raw[HEADER_BYTES:])
+    return [frame, torch.frombuffer(rest, dtype=torch.uint8)] if rest else [frame]
 
 
-def read_frame(frame: Tensor) -> bytes:
-    """Take the header out of a frame."""
-    raw = frame.numpy().tobytes()
-    return raw[4 : 4 + int.from_bytes(raw[:4], "little")]
+def missing_bytes(frame: Tensor) -> int:
+    """How many bytes of the header follow in a second frame."""
+    length = int.from_bytes(frame[:_LENGTH].numpy().tobytes(), "little")
+    return max(0, length - (HEADER_BYTES - _LENGTH))
+
+
+def read_frames(frames: list[Tensor]) -> bytes:
+    """Take the header out of its frames."""
+    raw = b"".join(frame.numpy().tobytes() for frame in frames)
+    return raw[_LENGTH : _LENGTH + int.from_bytes(raw[:_LENGTH], "little")]
