@@ -22,7 +22,7 @@ LAYERS = [
     {"finite", "heads", "objectives", "summary"},
     {"association", "auxiliary", "similarity"},
     {"methods"},
-    {"balance", "probe"},
+    {"balance", "agreement"},
     {"partition"},
     {"exits", "stage"},
     {"mesh", "source", "watchdog"},

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 
 from scpl.errors import InputError, unknown_name
 
-__all__ = ["MLP", "Head", "Identity", "Linear", "PooledMLP", "by_name", "known", "pooled"]
+__all__ = [
+    "MLP",
+    "Head",
+    "Identity",
+    "Linear",
+    "PooledMLP",
+    "by_name",
+    "known",
+    "local_classifier",
+    "pooled",
+]
 
 Head: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 
@@ -88,8 +98,8 @@ class PooledMLP:
     to their mean over L, and flat features ``[C]`` are taken as they are. Smaller maps are left
     alone.
 
-    This is the default head, because heads are trained but serve no prediction, and the paper's
-    are larger than the network. On VGG8 with 32 x 32 images and 10 classes, which has 11.9 million
+    Heads are trained but serve no prediction, and the paper's are larger than the network; this
+    one is small. On VGG8 with 32 x 32 images and 10 classes, which has 11.9 million
     parameters, the four heads have together:
 
     - :class:`MLP`: 57,677,824 parameters, 4.8 times the network;
@@ -124,6 +134,25 @@ class MeanOverPositions(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Average ``features`` over dimension 1."""
         return features.mean(dim=1)
+
+
+def local_classifier(
+    shape: tuple[int, ...],
+    num_classes: int,
+    hidden_features: int,
+    build: Callable[[tuple[int, ...], int], nn.Module] | None = None,
+) -> nn.Module:
+    """Build a classifier of one stage's features: the user's kind, or a pooled two-layer network.
+
+    Args:
+        shape: Shape of one sample's features.
+        num_classes: C, the number of logits.
+        hidden_features: Width between the two layers, where ``build`` is None.
+        build: Builds a classifier from the two arguments before.
+    """
+    if build is not None:
+        return build(shape, num_classes)
+    return PooledMLP(hidden_features, num_classes)(shape)
 
 
 _BY_NAME: dict[str, Callable[[], Head]] = {

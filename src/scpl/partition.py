@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from scpl.agreement import check_agreement
 from scpl.balance import balanced_cuts
 from scpl.chain import explain_unknown, open_chain
 from scpl.errors import PartitionError
-from scpl.probe import probe
 
 __all__ = ["Partition", "split"]
 
@@ -130,7 +130,7 @@ def split(
     layers = [layer for _, layer in chain]
     bodies = tuple(nn.Sequential(*layers[part]) for part in ranges)
     head = nn.Sequential(*layers[first_readout:])
-    shapes, num_outputs = probe(model, bodies, head, example)
+    shapes, num_outputs = check_agreement(model, bodies, head, example)
     return Partition(
         model,
         bodies,

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
 from scpl.data.augment import Augmentation
+from scpl.data.epochs import Batch, EpochLoader, require
 from scpl.data.images import Split
-from scpl.data.prefetch import prefetched
 from scpl.data.seeding import generator
 from scpl.errors import InputError
 
 __all__ = ["Loader"]
 
-Batch = tuple[Tensor, Tensor]
 
-
-class Loader:
+class Loader(EpochLoader):
     """Iterates over a split in augmented, normalised mini-batches, on the CPU.
 
-    Every batch depends only on the arguments, the epoch and its own number; so training can resume
-    in the middle of an epoch, and preparing batches in a thread changes no number. The global
-    random state is neither read nor changed.
+    Every batch is inputs ``float32 [B * views, C, H, W]`` and targets ``int64 [B * views]``; with
+    two views the B weak ones come first, then the B augmented ones, in the same order. It depends
+    only on the arguments, the epoch and its own number. The global random state is neither read nor
+    changed.
 
     Args:
         split: The images.
@@ -57,13 +56,11 @@ class Loader:
         drop_last: bool = False,
         prefetch: int = 2,
     ) -> None:
-        _require(batch_size >= 1, "the batch size must be at least 1", batch_size)
-        _require(views in (1, 2), "the number of views must be 1 or 2", views)
-        _require(prefetch >= 0, "the number of batches to prefetch must be 0 or more", prefetch)
-        self.split, self.batch_size, self.views = split, batch_size, views
-        self.shuffle, self.seed, self.drop_last, self.prefetch = shuffle, seed, drop_last, prefetch
+        super().__init__(batch_size, prefetch)
+        require(views in (1, 2), "the number of views must be 1 or 2", views)
+        self.split, self.views = split, views
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
         self.augmentation = Augmentation(augmentation, mean, std, flip, seed)
-        self.epoch = 0
         if len(self) == 0:
             raise InputError(
                 "there must be at least one full batch if the last, smaller one is dropped",
@@ -81,31 +78,6 @@ class Loader:
         """Images per epoch; one image in two views counts once."""
         return min(len(self.split), len(self) * self.batch_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the iterators made from now on; those under way keep theirs."""
-        _require(epoch >= 0, "the epoch must be 0 or more", epoch)
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
-
-    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
-        """Iterate over the batches of the epoch, beginning with number ``start``.
-
-        Those before are not produced. Closing the iterator, or dropping the last reference to it,
-        ends its thread.
-
-        Yields:
-            Inputs ``float32 [B * views, C, H, W]`` and targets ``int64 [B * views]``; with two
-            views the B weak ones come first, then the B augmented ones, in the same order.
-
-        Raises:
-            InputError: ``start`` is not one of 0..len(self).
-        """
-        _require(0 <= start <= len(self), f"the first batch must be 0..{len(self)}", start)
-        produced = self._produce(self.epoch, start)
-        return prefetched(produced, self.prefetch) if self.prefetch else produced
-
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         order = self._order(epoch)
         for batch in range(start, len(self)):
@@ -121,8 +93,3 @@ class Loader:
         if not self.shuffle:
             return torch.arange(len(self.split))
         return torch.randperm(len(self.split), generator=generator("order", self.seed, epoch))
-
-
-def _require(holds: bool, rule: str, got: int) -> None:
-    if not holds:
-        raise InputError(rule, f"Got {got}")

@@ -46,8 +46,7 @@ class DASCPL(SCPL):
         contrastive = super().objective(site)
         if site.readout is not None:
             return contrastive
-        if self.classifier is not None:
-            local = self.classifier(site.feature_shape, self.num_classes)
-        else:
-            local = heads.PooledMLP(self.hidden_features, self.num_classes)(site.feature_shape)
+        local = heads.local_classifier(
+            site.feature_shape, self.num_classes, self.hidden_features, self.classifier
+        )
         return Sum(contrastive, CrossEntropy(local, detach=True))

@@ -42,7 +42,8 @@ class EarlyExit(Method):
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is not None:
             return CrossEntropy(site.readout)
-        if self.classifier is not None:
-            return CrossEntropy(self.classifier(site.feature_shape, self.num_classes))
-        build = heads.PooledMLP(self.hidden_features, self.num_classes)
-        return CrossEntropy(build(site.feature_shape))
+        return CrossEntropy(
+            heads.local_classifier(
+                site.feature_shape, self.num_classes, self.hidden_features, self.classifier
+            )
+        )

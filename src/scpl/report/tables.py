@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scpl.report.columns import aligned, widths_of
 from scpl.report.formats import DASH, count, memory, percent, traffic
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
 from scpl.report.target import SECONDS_TO_TARGET, Target
@@ -86,8 +87,8 @@ class ComparisonTable:
     def text(self, width: int | None = None) -> str:
         """Write aligned columns, as several tables if they are wider than ``width``."""
         clean = [[_one_line(text) for text in row] for row in (self.header, *self.rows)]
-        widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
-        tables = [_aligned(clean, widths, columns) for columns in _pages(widths, width)]
+        widths = widths_of(clean)
+        tables = [aligned(clean, widths, columns) for columns in _pages(widths, width)]
         return "\n\n".join([*tables, *self._missing(width)]) + "\n"
 
     def _missing(self, width: int | None) -> Iterator[str]:
@@ -228,14 +229,6 @@ def _pages(widths: Sequence[int], width: int | None) -> Iterator[list[int]]:
 
 def _total(widths: Sequence[int], columns: Sequence[int]) -> int:
     return sum(widths[column] + 2 for column in columns) - 2
-
-
-def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
-    table = [[line[c].rjust(widths[c]) for c in columns] for line in lines]
-    for line, full in zip(table, lines, strict=True):
-        line[0] = full[0].ljust(widths[0])
-    table.insert(1, ["-" * widths[c] for c in columns])
-    return "\n".join("  ".join(line).rstrip() for line in table)
 
 
 def _one_line(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scpl.report.columns import aligned, widths_of
 from scpl.report.formats import DASH, TIMES, count, memory, percent, traffic
 from scpl.report.groups import BASELINE
 
@@ -37,7 +38,8 @@ def throughput_table(results: Sequence[Mapping[str, Any]]) -> str:
         "Memory, waiting and bytes sent to other processes: one number per process. Other load: "
         "cores that other\nprograms used meanwhile."
     )
-    return f"{_aligned((header, *rows))}\n{note}\n"
+    lines = (header, *rows)
+    return f"{aligned(lines, widths_of(lines), range(len(header)))}\n\n{note}\n"
 
 
 def _row(result: Mapping[str, Any], reference: str) -> tuple[str, ...]:
@@ -63,13 +65,3 @@ def _spread(values: Mapping[str, Any], write: Callable[[float], str]) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows below a header; all columns but the first stand to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        for row in (rows[0], ["-" * width for width in widths], *rows[1:])
-    ]
-    return "".join(f"{'  '.join(line).rstrip()}\n" for line in lines)

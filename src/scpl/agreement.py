@@ -11,10 +11,10 @@ from scpl.errors import PartitionError
 from scpl.message import Tree, tensors_of, tree_map
 from scpl.summary import Summary, summary_of
 
-__all__ = ["probe"]
+__all__ = ["check_agreement"]
 
 
-def probe(
+def check_agreement(
     model: nn.Module, bodies: Sequence[nn.Sequential], readout: nn.Sequential, example: Tensor
 ) -> tuple[tuple[tuple[int, ...], ...], int]:
     """Check that the stages compute on ``example`` exactly what the network does.
