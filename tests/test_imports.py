@@ -18,7 +18,8 @@ EACH_FILE = pytest.mark.parametrize(
 LAYERS = [
     {"errors"},
     {"chain", "message", "randomness", "rows", "state", "timeline"},
-    {"functional", "observations", "row_losses"},
+    {"functional", "row_losses"},
+    {"observations"},
     {"finite", "heads", "objectives", "summary"},
     {"association", "auxiliary", "similarity"},
     {"methods"},

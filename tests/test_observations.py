@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scpl.functional import supervised_contrastive_loss
+from scpl.functional import compare, supervised_contrastive_loss
 from scpl.observations import observe_accuracy, observe_contrast
 
 
 def observed_contrastive_loss(rows, target, normalization="paper", **options):
     loss = supervised_contrastive_loss(rows, target, normalization=normalization, **options)
-    return loss, observe_contrast(rows, target, normalization=normalization, **options)
+    return loss, observe_contrast(compare(rows, target, **options), rows, normalization)
 
 
 @pytest.mark.parametrize("normalization", ["paper", "supcon"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from scpl.errors import InputError, unknown_name
 from scpl.rows import check_projections, check_target, standardised, unit_rows
 
-__all__ = ["supervised_contrastive_loss"]
+__all__ = ["Compared", "compare", "contrastive_loss", "supervised_contrastive_loss"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
@@ -70,23 +70,60 @@ def supervised_contrastive_loss(
         (:math:`L_{out}`). ``"paper"``: the divisor of the published SCPL code, whose mask of
         positives contains the anchor itself.
     """
-    _check(projections, target, temperature, normalization)
+    if normalization not in ("paper", "supcon"):
+        raise unknown_name("normalization", normalization, ("paper", "supcon"))
+    compared = compare(projections, target, temperature=temperature, standardise=standardise)
+    return contrastive_loss(compared, normalization)
+
+
+class Compared(NamedTuple):
+    """The rows of a mini-batch compared with each other, in at least float32.
+
+    Attributes:
+        similarity: Of each pair of rows, divided by the temperature, ``[N, N]``.
+        num_positives: For each row, how many others are of its class, ``[N]``.
+        positive_sum: For each row, the sum of its similarities to those, ``[N]``.
+    """
+
+    similarity: Tensor
+    num_positives: Tensor
+    positive_sum: Tensor
+
+
+def compare(
+    projections: Tensor, target: Tensor, *, temperature: float = 0.1, standardise: bool = False
+) -> Compared:
+    """Compare all rows, for the loss and for what is observed of it.
+
+    Args and raises: as `supervised_contrastive_loss`.
+    """
+    _check(projections, target, temperature)
     with torch.autocast(projections.device.type, enabled=False):
         unit_ND = unit_rows(standardised(projections) if standardise else projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
         positive_NN = (target[:, None] == target).fill_diagonal_(False)
         num_positives_N = positive_NN.sum(dim=1)
         positive_sum_N = similarity_NN.masked_fill(~positive_NN, 0).sum(dim=1)
+    return Compared(similarity_NN, num_positives_N, positive_sum_N)
+
+
+def contrastive_loss(compared: Compared, normalization: Literal["paper", "supcon"]) -> Tensor:
+    """Compute the loss of rows that were compared; see `supervised_contrastive_loss`.
+
+    It uses up the similarities: the diagonal is overwritten.
+    """
+    num_positives_N, similarity_NN = compared.num_positives, compared.similarity
+    with torch.autocast(similarity_NN.device.type, enabled=False):
         # The least finite number, not -inf: a row of nothing else (N = 1) keeps finite gradients.
         similarity_NN.fill_diagonal_(torch.finfo(similarity_NN.dtype).min)
-        loss_N = num_positives_N * similarity_NN.logsumexp(dim=1) - positive_sum_N
+        loss_N = num_positives_N * similarity_NN.logsumexp(dim=1) - compared.positive_sum
         if normalization == "paper":
             return (loss_N / (num_positives_N + 1)).mean()
         num_anchors = (num_positives_N > 0).sum().clamp(min=1)
         return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
 
 
-def _check(projections: Tensor, target: Tensor, temperature: float, normalization: str) -> None:
+def _check(projections: Tensor, target: Tensor, temperature: float) -> None:
     """Raise for arguments the loss is not defined for; looks at shapes and types, not at values."""
     check_projections(projections)
     check_target(projections, target)
@@ -96,5 +133,3 @@ def _check(projections: Tensor, target: Tensor, temperature: float, normalizatio
             f"Got {temperature}",
             "Values from 0.05 to 0.5 are usual; 0.1 is the paper's",
         )
-    if normalization not in ("paper", "supcon"):
-        raise unknown_name("normalization", normalization, ("paper", "supcon"))

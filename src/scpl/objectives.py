@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl.errors import InputError
-from scpl.functional import supervised_contrastive_loss
+from scpl.functional import compare, contrastive_loss
 from scpl.message import Tree, tree_map
 from scpl.observations import observe_accuracy, observe_contrast
 
@@ -132,20 +132,11 @@ class Contrastive(Objective):
 
     def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of projections ``[N, D]``, and observe it."""
-        self.observed = observe_contrast(
-            projections,
-            target,
-            temperature=self.temperature,
-            normalization=self.normalization,
-            standardise=self.standardise,
+        compared = compare(
+            projections, target, temperature=self.temperature, standardise=self.standardise
         )
-        return supervised_contrastive_loss(
-            projections,
-            target,
-            temperature=self.temperature,
-            normalization=self.normalization,
-            standardise=self.standardise,
-        )
+        self.observed = observe_contrast(compared, projections, self.normalization)
+        return contrastive_loss(compared, self.normalization)
 
 
 @final

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scpl.rows import standardised, unit_rows
+from scpl.functional import Compared
+from scpl.rows import unit_rows
 
 __all__ = ["observe_accuracy", "observe_contrast"]
 
@@ -16,12 +17,7 @@ __all__ = ["observe_accuracy", "observe_contrast"]
 
 @torch.no_grad()
 def observe_contrast(
-    projections: Tensor,
-    target: Tensor,
-    *,
-    temperature: float = 0.1,
-    normalization: Literal["paper", "supcon"] = "paper",
-    standardise: bool = False,
+    compared: Compared, projections: Tensor, normalization: Literal["paper", "supcon"] = "paper"
 ) -> dict[str, Tensor]:
     r"""Observe what a supervised contrastive loss compares; nothing waits for the device.
 
@@ -38,11 +34,9 @@ def observe_contrast(
     says how much more similar an anchor is to its positives than to others.
 
     Args:
+        compared: What `scpl.functional.compare` made of the projections; not yet used by the loss.
         projections: ``[N, D]``, as the head made them.
-        target: Class of each row, ``[N]``.
-        temperature: As for the loss, and so are the other arguments.
         normalization: Divisor of an anchor's loss.
-        standardise: Whether columns are standardised before rows are compared.
 
     Returns:
         Scalars: ``above_chance`` (loss minus chance level: zero for a stage that knows nothing, the
@@ -52,26 +46,21 @@ def observe_contrast(
         :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all directions, 0 if they have
         collapsed to one.
     """
+    similarity_NN, positives_N = compared.similarity.detach(), compared.num_positives
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = unit_rows(standardised(projections) if standardise else projections)
-        same_NN = (target[:, None] == target).to(unit_ND.dtype)
-        positives_N = same_NN.sum(dim=1) - 1
-        itself_N = unit_ND.square().sum(dim=1)
-        positive_N = ((same_NN @ unit_ND) * unit_ND).sum(dim=1) - itself_N  # sums of z_a z_b
-        other_N = unit_ND @ unit_ND.sum(dim=0) - itself_N
-        chance_N = other_N * positives_N / max(len(target) - 1, 1)
-        excess_N = (chance_N - positive_N) / temperature
-        without = (positives_N == 0).to(unit_ND.dtype).mean()
+        other_N = similarity_NN.sum(dim=1) - similarity_NN.diagonal()
+        chance_N = other_N * positives_N / max(len(positives_N) - 1, 1)
+        excess_N = chance_N - compared.positive_sum.detach()
         if normalization == "paper":
             above = (excess_N / (positives_N + 1)).mean()
         else:
             anchors = (positives_N > 0).sum().clamp(min=1)
             above = (excess_N / positives_N.clamp(min=1)).sum() / anchors
-        mean_D = unit_rows(projections).mean(dim=0) if standardise else unit_ND.mean(dim=0)
+        mean_D = unit_rows(projections.detach()).mean(dim=0)
         return {
             "above_chance": above,
-            "positives": positives_N.mean(),
-            "without_positives": without,
+            "positives": positives_N.mean(dtype=above.dtype),
+            "without_positives": (positives_N == 0).mean(dtype=above.dtype),
             "spread": (1 - mean_D.square().sum()).clamp(min=0).sqrt(),
         }
 
