@@ -204,10 +204,13 @@ def test_a_batch_of_empty_texts_alone_is_no_trouble():
 # They compute what they say
 
 
-def test_an_embedding_is_a_table_with_a_mask():
+def test_an_embedding_is_a_table_of_normalised_vectors_with_a_mask():
     embedding = Embedding(VOCABULARY, 4)
     hidden, mask = embedding(TOKENS)
-    assert torch.equal(hidden, embedding.weight[TOKENS])
+    vectors = embedding.weight[TOKENS]
+    deviation = (vectors.var(2, keepdim=True, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(hidden, (vectors - vectors.mean(2, keepdim=True)) / deviation)
+    assert 0.01 < embedding.weight[1:].std() < 0.03  # small, so that steps turn it
     assert torch.equal(mask[LENGTHS > 0], MASK[LENGTHS > 0])
     assert mask[2].tolist() == [True] + 6 * [False]  # an empty text reads as one zero vector
     by_hand = [hidden[row, : max(n, 1)].mean(0) for row, n in enumerate(LENGTHS.tolist())]

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from scpl.errors import InputError
 from scpl.models.sizes import check_positive
@@ -32,13 +33,17 @@ TextFeatures: TypeAlias = tuple[Tensor, ...]
 class Embedding(nn.Embedding):
     """Look up the vector of every token: ``[N, L]`` ids to ``(hidden [N, L, C], mask [N, L])``.
 
+    Every vector is normalised: mean 0, variance 1. So vectors can be drawn small, where a step of
+    the optimizer turns them further (drawn from N(0, 1) they hardly move in an epoch), and positions
+    drown neither those nor ones from a file.
+
     The vector of padding is zero and stays so. A text without tokens reads as one token with that
     vector, so that nothing after it divides by zero.
 
     Args:
         vocab_size: Number of ids, with those of padding and of the unknown word.
         width: C, entries of a vector.
-        vectors: Initial vectors ``[vocab_size, width]``; drawn from N(0, 1) otherwise.
+        vectors: Initial vectors ``[vocab_size, width]``; drawn from N(0, 0.02^2) otherwise.
 
     Raises:
         InputError: Vectors of another shape.
@@ -47,6 +52,8 @@ class Embedding(nn.Embedding):
     def __init__(self, vocab_size: int, width: int, vectors: Tensor | None = None) -> None:
         super().__init__(vocab_size, width, padding_idx=PAD)
         if vectors is None:
+            with torch.no_grad():
+                self.weight.mul_(0.02)  # as BERT's (Devlin et al. 2019)
             return
         if vectors.shape != self.weight.shape:
             raise InputError(
@@ -64,7 +71,7 @@ class Embedding(nn.Embedding):
             tokens = tokens.new_full((len(tokens), 1), PAD)
         mask = tokens != PAD
         mask[:, 0] = True
-        return super().forward(tokens), mask
+        return layer_norm(super().forward(tokens), (self.embedding_dim,)), mask
 
     def summarize(self, features: TextFeatures) -> Tensor:
         """Average the vectors of a text: ``[N, C]``."""
