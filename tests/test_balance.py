@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from networks import mlp
-from scpl import models, split
-from scpl.balance import balanced_cuts, minmax_partition
+from scpl import SCPL, Mesh, models, split
+from scpl.assembly import assign
+from scpl.balance import balanced_cuts, balanced_spread, minmax_partition
 from scpl.errors import PartitionError
 
 
@@ -92,3 +93,17 @@ def test_transformer_layers_are_counted():
     cuts = balanced_cuts(model, 3, None, torch.randn(2, 5, 16))
     assert cuts == ["2", "4"]
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_ranks_get_stages_of_about_equal_cost():
+    assert balanced_spread([3, 5, 2, 0], 2) == (1, 3)
+    assert balanced_spread([0, 0, 0], 2) == (1, 2)  # nothing is known: each rank gets a stage
+    model = models.build("vgg8", num_classes=4, image_size=16, width=0.125)
+    example = torch.zeros(1, 3, 16, 16)
+    parts = split(model, models.paper_cuts("vgg8"), readout="classifier", example=example)
+    assert parts.costs[1] > parts.costs[0] > parts.costs[2] > parts.costs[3] > 0
+    assert parts.merged().costs == (sum(parts.costs),)
+    hosted, owners = assign(SCPL(4), Mesh(1, 2), parts)
+    assert (list(hosted), owners) == ([1, 2, 3], [0, 1, 1, 1])
+    hosted, _ = assign(SCPL(4), Mesh(1, 2, (3, 1)), parts)  # who chooses gets what they choose
+    assert list(hosted) == [3]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
+from scpl.balance import balanced_spread
 from scpl.baselines.replicated import ReplicatedWorker
 from scpl.baselines.scheduled import ScheduledWorker
 from scpl.control import Control
@@ -24,8 +26,10 @@ from scpl.worker import CheckpointHook, Worker
 __all__ = ["assign", "build_objective", "build_stages", "build_worker"]
 
 
-def assign(method: Method, mesh: Mesh, num_stages: int) -> tuple[range, list[int]]:
+def assign(method: Method, mesh: Mesh, parts: Partition) -> tuple[range, list[int]]:
     """Decide who holds what.
+
+    If the mesh does not say, ranks get stages of about equal cost.
 
     Returns:
         The stages that this rank holds, and for each stage the rank that saves and exports it.
@@ -45,8 +49,11 @@ def assign(method: Method, mesh: Mesh, num_stages: int) -> tuple[range, list[int
             "Got one",
             "Start it with --processes 2 or torchrun, or use bp",
         )
+    num_stages = parts.num_stages
     if method.layout == "replicas":
         return range(num_stages), [0] * num_stages
+    if mesh.spread is None and mesh.num_ranks <= num_stages:
+        mesh = replace(mesh, spread=balanced_spread(parts.costs, mesh.num_ranks))
     return mesh.hosted(num_stages), mesh.owners(num_stages)
 
 

@@ -1,4 +1,4 @@
-"""Choose cuts so that the most expensive stage is as cheap as possible.
+"""Choose cuts, and who hosts what, so that the most expensive part is as cheap as possible.
 
 Cost is counted in floating-point operations on an example, not timed: every rank must find the
 same cuts by itself, on any hardware, every time.
@@ -7,6 +7,7 @@ same cuts by itself, on any hardware, every time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scpl.chain import children, is_chain
 from scpl.errors import PartitionError
 
-__all__ = ["balanced_cuts", "minmax_partition"]
+__all__ = ["balanced_cuts", "balanced_spread", "count_operations", "minmax_partition"]
 
 
 def balanced_cuts(
@@ -41,7 +42,7 @@ def balanced_cuts(
     """
     if num_stages < 1:
         raise PartitionError("num_stages must be at least 1", f"Got {num_stages}")
-    costs = _costs(model, example)
+    costs = count_operations(model, example)
     chain = children(model)
     while True:
         body = _without_readout(chain, readout)
@@ -90,15 +91,32 @@ def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
     return starts[::-1]
 
 
-def _costs(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """Count the operations of every module of ``model`` by dotted name."""
+def balanced_spread(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
+    """Choose how many consecutive stages each rank hosts.
+
+    Args:
+        costs: Of each stage, in order.
+        num_ranks: At most ``len(costs)``.
+    """
+    starts = [*minmax_partition(costs, num_ranks), len(costs)]
+    return tuple(end - start for start, end in pairwise(starts))
+
+
+def count_operations(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """Count the floating-point operations of every module of ``model`` by dotted name.
+
+    Raises:
+        PartitionError: if the network does not accept the example.
+    """
     modes = {module: module.training for module in model.modules()}
     # A Transformer layer would take a fused path in which the counter sees no operation.
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        devices = [example.device] if example.is_cuda else []
+        counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+        with torch.no_grad(), torch.random.fork_rng(devices), counter:
             model(example.clone())
     except Exception as error:
         raise PartitionError(

@@ -18,8 +18,9 @@ class Mesh:
     Attributes:
         rank: This process.
         num_ranks: How many processes there are.
-        spread: Number of consecutive stages on each rank; None spreads them evenly, the
-            earlier ranks taking the extra ones.
+        spread: Number of consecutive stages on each rank. None: a `Pipeline` gives ranks stages
+            of about equal cost; where costs are unknown each gets as many, earlier ranks the extra
+            ones.
     """
 
     rank: int = 0

@@ -15,7 +15,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from scpl.agreement import check_agreement
-from scpl.balance import balanced_cuts
+from scpl.balance import balanced_cuts, count_operations
 from scpl.chain import explain_unknown, open_chain
 from scpl.errors import PartitionError
 
@@ -34,6 +34,7 @@ class Partition:
         readout_names: The dotted names of the readout's layers.
         feature_shapes: For each stage the shape of one sample of what its objective sees.
         num_outputs: Number of logits C.
+        costs: Floating-point operations of each stage's layers on the example.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Partition:
     readout_names: tuple[str, ...]
     feature_shapes: tuple[tuple[int, ...], ...]
     num_outputs: int
+    costs: tuple[float, ...]
 
     @property
     def num_stages(self) -> int:
@@ -68,6 +70,7 @@ class Partition:
             self.readout_names,
             self.feature_shapes[-1:],
             self.num_outputs,
+            (sum(self.costs),),
         )
 
 
@@ -131,6 +134,7 @@ def split(
     bodies = tuple(nn.Sequential(*layers[part]) for part in ranges)
     head = nn.Sequential(*layers[first_readout:])
     shapes, num_outputs = check_agreement(model, bodies, head, example)
+    operations = count_operations(model, example)
     return Partition(
         model,
         bodies,
@@ -139,6 +143,7 @@ def split(
         tuple(names[first_readout:]),
         shapes,
         num_outputs,
+        tuple(sum(operations.get(name, 0.0) for name in names[part]) for part in ranges),
     )
 
 

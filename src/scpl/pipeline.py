@@ -86,7 +86,7 @@ class Pipeline:
                 "Build the network for this data set, or pass the right num_classes",
             )
         options = StageOptions(optimizer, scheduler, clip_norm, precision)
-        hosted, self._owners = assign(method, self.mesh, self.parts.num_stages)
+        hosted, self._owners = assign(method, self.mesh, self.parts)
         self.stages = build_stages(
             self.parts, method, options, hosted, seed=seed, device=self.device
         )
