@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from cli_runs import refused, scpl, train
+from scpl import models
 from scpl.errors import InputError
-from scpl.run.config import TrainConfig, read_toml, write_toml
+from scpl.run.config import TEXT_MODELS, TrainConfig, read_toml, write_toml
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -65,6 +66,26 @@ def test_a_value_out_of_range_names_its_flag_and_itself(name, value):
     assert f"--{name.replace('_', '-')}" in str(caught.value)
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     assert f"Got {shown}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({}, 4),
+        ({"stages": 2}, 2),
+        ({"cuts": ("a", "b")}, 3),
+        ({"model": "lstm"}, 3),
+        ({"model": "transformer", "layers": 5}, 5),
+        ({"model": "transformer", "stages": 4}, 4),
+    ],
+    ids=str,
+)
+def test_the_embedding_of_texts_is_no_stage_of_its_own_by_default(settings, stages):
+    assert TrainConfig(**settings).num_stages == stages
+
+
+def test_text_models_are_those_there_are():
+    assert models.known_text() == TEXT_MODELS
 
 
 def test_cuts_and_stages_must_agree():

@@ -34,8 +34,8 @@ class Embedding(nn.Embedding):
     """Look up the vector of every token: ``[N, L]`` ids to ``(hidden [N, L, C], mask [N, L])``.
 
     Every vector is normalised: mean 0, variance 1. So vectors can be drawn small, where a step of
-    the optimizer turns them further (drawn from N(0, 1) they hardly move in an epoch), and positions
-    drown neither those nor ones from a file.
+    the optimizer turns them further (drawn from N(0, 1) they hardly move in an epoch), and
+    positions drown neither those nor ones from a file.
 
     The vector of padding is zero and stays so. A text without tokens reads as one token with that
     vector, so that nothing after it divides by zero.

@@ -117,11 +117,11 @@ def cut_network(config: TrainConfig, model: nn.Module, inputs: Inputs) -> Partit
     readout = models.readout(config.model)
     if config.cuts:
         return split(model, before=config.cuts, readout=readout, example=example)
-    if config.stages == 4 and config.layers is None:
+    if config.num_stages == 4 and config.layers is None:
         return split(
             model, before=models.paper_cuts(config.model), readout=readout, example=example
         )
-    return split(model, num_stages=config.stages, readout=readout, example=example)
+    return split(model, num_stages=config.num_stages, readout=readout, example=example)
 
 
 def build_pipeline(

@@ -19,6 +19,8 @@ from scpl.run.values import convert, read_toml
 
 __all__ = ["RUNTIME_FIELDS", "TrainConfig", "flag", "given", "read_toml", "write_toml"]
 
+TEXT_MODELS = ("lstm", "transformer")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -72,8 +74,8 @@ class TrainConfig:
     """transformer: attention heads, which share the width equally; default: 6."""
     hand_over: bool = False
     """lstm: begin each layer in the final state of the one before, as the paper does."""
-    stages: int = 4
-    """How many stages the network is cut into."""
+    stages: int | None = None
+    """How many stages the network is cut into; default: 4; texts: as many as --layers."""
     cuts: tuple[str, ...] = ()
     """Layers that the second and later stages begin with; default: the paper's for 4 stages,
     else of equal cost."""
@@ -134,7 +136,7 @@ class TrainConfig:
     processes: int = 1
     """Processes that share the stages; started here, or by torchrun on several machines."""
     spread: tuple[int, ...] = ()
-    """Stages on each process, e.g. 3 1; default: evenly."""
+    """Stages on each process, e.g. 3 1; default: of about equal cost."""
     depth: int = 2
     """Mini-batches in flight between two processes."""
     max_restarts: int = 0
@@ -166,17 +168,26 @@ class TrainConfig:
     dry_run: bool = False
     """Check everything, train one step, print the stages, write nothing."""
 
+    @property
+    def num_stages(self) -> int:
+        """How many stages the network is cut into."""
+        if self.cuts:
+            return len(self.cuts) + 1
+        # A stage of nothing but an embedding could only learn from bags of words.
+        default = (self.layers or 3) if self.model in TEXT_MODELS else 4
+        return default if self.stages is None else self.stages
+
     def check(self) -> None:
         """Check the ranges of all values.
 
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        positive = ("stages", "epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
+        positive = ("epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
                     "width", "head_width", "temperature", "label_features", "timeout",
                     "vocab_size", "max_tokens")  # fmt: skip
         optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm",
-                    "hidden", "layers", "heads")  # fmt: skip
+                    "stages", "hidden", "layers", "heads")  # fmt: skip
         for name in positive + optional:
             value = getattr(self, name)
             if value is None and name in optional:
@@ -198,7 +209,7 @@ class TrainConfig:
             raise InputError(
                 "--test-share must be a share, above 0 and below 1", f"Got {self.test_share}"
             )
-        if self.cuts and self.stages not in (len(self.cuts) + 1, TrainConfig.stages):
+        if self.cuts and self.stages not in (len(self.cuts) + 1, None):
             raise InputError(
                 "--cuts must name one layer fewer than there are stages",
                 f"Got {len(self.cuts)} cuts and --stages {self.stages}",
@@ -214,7 +225,7 @@ class TrainConfig:
                 "--depth must be at least 2: one mini-batch is worked on while the next travels",
                 f"Got {self.depth}",
             )
-        stages = len(self.cuts) + 1 if self.cuts else self.stages
+        stages = self.num_stages
         if self.processes > stages and self.method != "ddp":  # whose replicas hold all stages
             raise InputError(
                 "--processes must not exceed the number of stages",

@@ -49,4 +49,8 @@ def _cause(observed: Mapping[str, float]) -> str:
             f"its projections have collapsed to one direction (spread {spread:.2f}); lower --lr "
             "or set --clip-norm"
         )
-    return "raise --lr, or let its objective see more with --head conv and --cross-entropy 0.8"
+    if "accuracy" not in observed:  # contrast alone
+        return "raise --lr, or add a local classifier with --cross-entropy 0.8"
+    if "above_chance" in observed:
+        return "raise --lr, or let its objective see more with --head-depth 2"
+    return "raise --lr, or cut the network so that this stage has more layers (--cuts)"

@@ -64,7 +64,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "method": trained.method,
         "data": config.data or trained.data,
         "model": trained.model,
-        "stages": summary.get("stages", trained.stages),
+        "stages": summary.get("stages", trained.num_stages),
         **{name: getattr(trained, name) for name in ("processes", "epochs", "seed")},
         "test_accuracy": correct / count,
         "test_loss": loss / count,
