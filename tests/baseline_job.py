@@ -1,6 +1,6 @@
 """One rank that trains a small network with several methods in turn; `test_baselines.py` starts it.
 
-usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm] [--clip] [--resume]
+usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--clip] [--resume]
 """
 
 import argparse
@@ -12,10 +12,11 @@ from torch import nn
 
 import scpl
 from scpl.methods import METHODS, MicroBatched
+from scpl.models.transformer import Transformer
 from scpl.ranks import connect
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import data
+from networks import VOCABULARY, data, texts
 
 EPOCHS = 2
 
@@ -30,10 +31,20 @@ def network(normalise):
     )  # fmt: skip
 
 
+def task(options):
+    """Return the network, where its stages begin, and batches of which the last is smaller."""
+    if options.text:
+        torch.manual_seed(5)
+        sizes = {"depth": 3, "width": 8, "heads": 2, "feed_forward": 12, "dropout": 0.0}
+        batches = texts(longest=(7, 4, 9), rows=8) + texts(longest=(5,), rows=6)
+        return Transformer(3, VOCABULARY, **sizes), ["layer2", "layer3"], batches
+    return network(options.norm), ["2", "4", "6"], data((2, 8, 8), [16, 16, 16, 6])
+
+
 def train(out, name, control, options):
-    """Two epochs with plain SGD, so that weights show gradients; the last batch is smaller."""
-    batches = data((2, 8, 8), [16, 16, 16, 6])
-    parts = scpl.split(network(options.norm), before=["2", "4", "6"], example=batches[0][0][:2])
+    """Two epochs with plain SGD, so that weights show gradients."""
+    model, cuts, batches = task(options)
+    parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
     kind = METHODS[name]
     sliced = issubclass(kind, MicroBatched) and name != "bp-cut"
     method = kind(3, options.micro_batches) if sliced else kind(3)
@@ -74,6 +85,7 @@ def main():
     parser.add_argument("methods", nargs="+", choices=METHODS)
     parser.add_argument("--micro-batches", type=int, default=4)
     parser.add_argument("--norm", action="store_true")
+    parser.add_argument("--text", action="store_true")
     parser.add_argument("--clip", action="store_true")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()

@@ -76,6 +76,15 @@ def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
 
 
 @pytest.mark.slow
+def test_texts_of_different_lengths_give_the_same_gradients(tmp_path):
+    """Masks are sliced, sent and given gradients' company; batches differ in length, too."""
+    expected = train(tmp_path / "alone", 1, "bp", "--text")[0]["bp"]
+    ranks = train(tmp_path / "two", 2, *SEVERAL, "--text", "--micro-batches", "2")
+    for method in SEVERAL:
+        assert_same_gradients(expected, ranks, method)
+
+
+@pytest.mark.slow
 def test_four_ranks_with_clipping_continue_from_a_checkpoint(tmp_path):
     """Clipping needs the norm of the whole network; the first four steps come from the disk."""
     methods = ["gpipe", "1f1b", "ddp"]

@@ -171,6 +171,20 @@ class TestEval:
         assert found["test_accuracy"] == kept["test_accuracy"]
         assert found["test_loss"] == pytest.approx(kept["test_loss"], abs=CLOSE)
 
+    def test_sure_texts_leave_early(self, runs, tmp_path):
+        run = tmp_path / "early"
+        flags = [*TRANSFORMER, "--method", "early-exit"]
+        done = scpl("train", "--data", runs.table, "--out", run, *flags)
+        assert done.status == 0, done.err
+        whole, never, early = (
+            json.loads(scpl("eval", run, "--json", *flags).out)
+            for flags in ([], ["--exit-threshold", "1.0"], ["--exit-threshold", "0.4"])
+        )
+        assert never["exit_share"] == [0.0, 0.0, 1.0]
+        assert never["test_accuracy"] == whole["test_accuracy"]
+        assert sum(early["exit_share"]) == pytest.approx(1.0)
+        assert early["exit_share"][0] > 0.1
+
     def test_another_table_is_tested_whole(self, runs, tmp_path):
         rows = tickets(50, seed=9)
         rows[0]["queue"] = ""
