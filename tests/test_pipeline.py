@@ -235,7 +235,11 @@ class Raises(nn.Module):
         return features
 
 
-def faulty(error, after=5):
+SPLIT = 3
+"""How often `split` runs every layer: in the network, in its stage, and to count operations."""
+
+
+def faulty(error, after=SPLIT):
     return build(
         nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 6), Raises(after, error), nn.Linear(6, 3)),
         before=("1",),
@@ -244,7 +248,7 @@ def faulty(error, after=5):
 
 def test_an_error_of_the_network_names_stage_step_and_shapes_and_keeps_its_cause():
     cause = KeyError("no such thing")
-    pipeline = faulty(cause)
+    pipeline = faulty(cause, after=SPLIT + 3)
     with pytest.raises(StageError) as caught:
         train(pipeline, rows((8, 8)) * 3)
     assert caught.value.__cause__ is cause
@@ -256,14 +260,14 @@ def test_an_error_of_the_network_names_stage_step_and_shapes_and_keeps_its_cause
 
 def test_an_error_while_evaluating_is_explained_too():
     with pytest.raises(StageError, match=r"Stage 1 \(1, 2\) failed") as caught:
-        faulty(ValueError("bad"), after=2).evaluate(rows())
+        faulty(ValueError("bad")).evaluate(rows())
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_an_error_of_the_library_is_not_wrapped_and_is_not_its_own_cause():
     error = InputError("Rule", "Got x")
     with pytest.raises(InputError) as caught:
-        train(faulty(error, after=2), rows())
+        train(faulty(error), rows())
     assert caught.value is error
     assert caught.value.__cause__ is not caught.value
     batches = rows()
@@ -280,7 +284,7 @@ def test_an_error_of_the_library_is_not_wrapped_and_is_not_its_own_cause():
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_an_interruption_passes_unchanged(error):
     with pytest.raises(type(error)):
-        train(faulty(error, after=2), rows())
+        train(faulty(error), rows())
 
 
 def test_an_error_of_the_loader_passes_unchanged():

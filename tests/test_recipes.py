@@ -25,8 +25,12 @@ PAPER_TEXTS = [
     for model in ("lstm", "transformer")
     for data in ("ag_news", "dbpedia_14", "imdb", "sst2")
 ]
+TEXT_METHODS = "scpl,early-exit,al,bp,gpipe,1f1b,ddp"
 METHODS_OF = {
+    "quick/ag_news": TEXT_METHODS,
     "quick/all-methods": "all",
+    "quick/imdb": TEXT_METHODS,
+    "quick/sst2": TEXT_METHODS,
     "quick/vgg8-cifar10": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
     "quick/vgg8-fashion-mnist": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
 }
@@ -52,7 +56,7 @@ class TestEachRecipe:
         from scpl import data, heads, models
 
         config = CompareConfig.from_recipe(shipped()[name]).train
-        texts = name in PAPER_TEXTS
+        texts = name in PAPER_TEXTS or METHODS_OF.get(name) == TEXT_METHODS
         assert config.data in (TEXT_SETS if texts else data.known())
         assert config.model in (models.known_text() if texts else models.known())
         assert config.head in {"conv", *heads.known()}

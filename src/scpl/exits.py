@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scpl.errors import InputError
 from scpl.message import Tree, tree_map
 from scpl.partition import Partition
+from scpl.summary import summary_of
 
 __all__ = ["PREFIX", "EarlyExits", "ExitNetwork"]
 
@@ -77,7 +78,7 @@ class ExitNetwork(nn.Module):
             features = body(features)
         reader = self._exits[-1]
         assert reader is not None
-        logits: Tensor = reader(features)
+        logits: Tensor = reader(_seen(self._bodies[-1], features))
         return logits
 
     def leave_early(self, inputs: Any, threshold: float) -> EarlyExits:
@@ -105,7 +106,7 @@ class ExitNetwork(nn.Module):
             features = body(features)
             if reader is None:
                 continue
-            logits = reader(features).float()
+            logits = reader(_seen(body, features)).float()
             if rows is None:
                 rows = torch.arange(len(logits), device=logits.device)
             sure = logits.softmax(dim=1).amax(dim=1) >= threshold
@@ -117,6 +118,12 @@ class ExitNetwork(nn.Module):
                 break
             features = _keep(features, ~sure)
         return _in_order(found)
+
+
+def _seen(body: nn.Sequential, features: Tree) -> Tree:
+    """Return what an exit reads of a stage's output: the same as its objective does."""
+    summary = summary_of(body)
+    return summary(features) if summary else features
 
 
 def _keep(features: Tree, stays: Tensor) -> Tree:
