@@ -127,6 +127,12 @@ def comparison_table(
 def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column]:
     rivals = baseline(groups)
     yield _Column("runs", lambda group: str(len(group.summaries)), "")
+    if len({epochs for group in groups for epochs in group.sample("epochs").values}) > 1:
+        yield _Column(
+            "epochs",
+            lambda group: median_with_range(group.sample("epochs"), count),
+            "Epochs: passes over the training samples; the schedule of a run spans them.",
+        )
     yield _Column(
         "test accuracy",
         lambda group: accuracy_with_deviation(group.sample("test_accuracy")),

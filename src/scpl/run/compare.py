@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import Any
 
 from scpl.errors import InputError, Interrupted
 from scpl.report import Absent, Comparison, write_comparison_report
+from scpl.report.groups import BASELINE
 from scpl.run.config import TrainConfig, read_toml, write_toml
-from scpl.run.fairness import config_for, method_names
+from scpl.run.equal_time import epochs_in_equal_time
+from scpl.run.fairness import FREE, config_for, method_names
 from scpl.run.folder import RunFolder
 from scpl.run.launch import BAD_INPUT
 from scpl.run.resume import changed_settings
@@ -29,11 +31,6 @@ from scpl.run.settings import CompareConfig, names
 __all__ = ["compare"]
 
 VERDICT = "scpl: "  # how the command line begins the sentence that it ends with
-FREE = frozenset(
-    {"data_dir", "timeout", "max_restarts", "out", "force", "resume", "keep", "trace", "json",
-     "quiet", "dry_run"}
-)  # fmt: skip
-"""What may differ between runs of one table: neither numbers nor speed depend on it."""
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -44,10 +41,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     this setting (too few processes, a batch that cannot be divided) is left out and named.
 
     Args:
-        config: Methods, seeds and what the runs have in common.
+        config: Methods, seeds and what the runs have in common; with ``equal="time"`` each
+            method gets the epochs that fit into the time of ``bp``.
 
     Returns:
-        ``results`` (one per method, see `scpl.report.Comparison.results`), ``target``,
+        ``results`` (one per method, see `scpl.report.Comparison.results`), ``target``, ``equal``,
         ``not_runnable`` (method to reason), ``failures`` (run to reason), ``report`` (files),
         ``command`` and ``environment``.
 
@@ -58,13 +56,15 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     base, methods, seeds = _checked(config)
     out = base.out or Path("runs/compare")
     RunFolder(out).ensure()
-    done, absent = _run_all(base, methods, seeds, out)
+    epochs = epochs_in_equal_time(base, methods, out) if config.equal == "time" else {}
+    done, absent = _run_all(base, methods, seeds, epochs, out)
     if not done:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
         raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
     comparison = Comparison.read(
         done,
-        f"{base.model} on {base.data}: {', '.join(methods)}",
+        f"{base.model} on {base.data}: {', '.join(methods)}"
+        + (", in equal time" if config.equal == "time" else ""),
         target=config.target,
         absent=absent,
         command=shlex.join(["scpl", *sys.argv[1:]]),
@@ -78,6 +78,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     return {
         "results": comparison.results(),
         "target": target and {"accuracy": target.accuracy, "origin": target.origin},
+        "equal": config.equal,
         "not_runnable": {one.run: one.reason for one in absent if not one.failed},
         "failures": {one.run: one.reason for one in absent if one.failed},
         "report": [str(path) for path in written],
@@ -96,13 +97,32 @@ def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
             "Write 85 % as 0.85",
         )
     seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
-    return config.train, method_names(config.methods), seeds
+    methods = method_names(config.methods)
+    if config.equal == "time" and BASELINE not in methods:
+        raise InputError(
+            f"--equal time gives every method the time that {BASELINE} takes",
+            f"Got --methods {','.join(methods)}",
+            f"Add {BASELINE} to them",
+        )
+    return config.train, methods, seeds
 
 
 def _run_all(
-    base: TrainConfig, methods: Sequence[str], seeds: Sequence[int], out: Path
+    base: TrainConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    epochs: Mapping[str, int],
+    out: Path,
 ) -> tuple[list[Path], list[Absent]]:
-    """Do all runs; returns the folders of those that ended well, and the others."""
+    """Do all runs; returns the folders of those that ended well, and the others.
+
+    Args:
+        base: What all have in common.
+        methods: Their names.
+        seeds: The seeds of each.
+        epochs: Passes of the methods that make others than the rest.
+        out: Folder of the comparison.
+    """
     done: list[Path] = []
     absent: list[Absent] = []
     jobs = [(method, seed) for seed in seeds for method in methods]
@@ -112,7 +132,9 @@ def _run_all(
         folder = out / f"{method}-seed{seed}"
         if not base.quiet:
             sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
-        problem = _complete(folder, replace(config_for(base, method), seed=seed), out)
+        own = config_for(base, method)
+        job = replace(own, seed=seed, epochs=epochs.get(method, own.epochs))
+        problem = _complete(folder, job, out)
         if problem is None:
             done.append(folder)
             continue

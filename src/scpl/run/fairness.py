@@ -15,7 +15,13 @@ from scpl.run.build import share_of_cores
 from scpl.run.config import TrainConfig
 from scpl.run.settings import names
 
-__all__ = ["config_for", "method_names"]
+__all__ = ["FREE", "config_for", "method_names"]
+
+FREE = frozenset(
+    {"data_dir", "timeout", "max_restarts", "out", "force", "resume", "keep", "trace", "json",
+     "quiet", "dry_run"}
+)  # fmt: skip
+"""What may differ between runs of one table: neither numbers nor speed depend on it."""
 
 
 def method_names(text: str) -> list[str]:

@@ -21,7 +21,7 @@ usage: scpl recipes ls [--json]
        scpl recipes cp NAME FILE
 
 A recipe holds flags of `scpl train` as TOML: `batch_size = 64` is --batch-size 64. Flags override
-it. It may also hold `methods` and `seeds`, for `scpl compare`.
+it. It may also hold `methods`, `seeds`, `equal` and `target`, for `scpl compare`.
 
 examples:
   scpl recipes ls

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from scpl.errors import InputError
+from scpl.errors import InputError, unknown_name
 from scpl.run.config import TrainConfig, read_toml
 
 __all__ = [
@@ -37,19 +37,26 @@ class CompareConfig:
     """Methods, separated by commas; or all."""
     seeds: str = "0"
     """Seeds, separated by commas."""
+    equal: Literal["epochs", "time"] = "epochs"
+    """What every method gets as much of; time: as many epochs as fit into the time that bp takes
+    for --epochs, by samples/s measured in turns before the first run."""
     target: float | None = None
     """Validation accuracy to measure the time to, e.g. 0.85; default: 0.99 of the lowest that a
     run of bp ends with."""
 
     @classmethod
     def from_recipe(cls, path: Path | None) -> CompareConfig:
-        """Read defaults from a recipe; ``methods``, ``seeds`` and ``target`` may be keys of it."""
+        """Read defaults from a recipe, which may also hold the flags of this command alone."""
         if path is None:
             return cls()
         values = read_toml(path)
-        own = {key: values.pop(key) for key in ("methods", "seeds", "target") if key in values}
+        keys = ("methods", "seeds", "equal", "target")
+        own = {key: values.pop(key) for key in keys if key in values}
         for key, value in own.items():
-            if key == "target":
+            if key == "equal":
+                if value not in ("epochs", "time"):
+                    raise unknown_name(f"'equal' in {path}", value, ("epochs", "time"))
+            elif key == "target":
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise InputError(f"{key!r} in {path} must be a number", f"Got {value!r}")
             elif not isinstance(value, str):
