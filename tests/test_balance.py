@@ -41,6 +41,26 @@ def test_the_papers_networks_can_be_cut_fine(name, num_stages):
     assert list(parts.cuts) == balanced_cuts(model, num_stages, models.readout(name), example)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_stages", "cuts"),
+    [
+        ("vgg8", 2, ["block2.3"]),
+        ("vgg8", 4, ["block2.0", "block2.3", "block3.0"]),
+        ("resnet18", 4, ["layer2", "layer3", "layer4"]),
+        ("resnet34", 4, ["layer2.1", "layer3.1", "layer3.5"]),
+    ],
+)
+def test_blocks_are_opened_only_where_that_makes_the_line_faster(name, num_stages, cuts):
+    """Half of VGG8's operations lie in its second block; ResNet-18's four layers cost the same."""
+    model = models.build(name, num_classes=10)
+    readout, example = models.readout(name), torch.zeros(1, 3, 32, 32)
+    found = balanced_cuts(model, num_stages, readout, example)
+    assert found == cuts
+    parts = split(model, num_stages=num_stages, readout=readout, example=example)
+    assert list(parts.cuts) == cuts
+    assert max(parts.costs) < 1.4 * sum(parts.costs) / num_stages
+
+
 def test_the_dearest_layer_stands_alone():
     widths = [4, 4, 256, 256, 4, 3]
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import scpl
+from scpl import models
 from scpl.cli import run as cli
 from scpl.data.text.catalogue import TEXT_SETS
 from scpl.errors import InputError
@@ -85,6 +86,7 @@ class TestEachRecipe:
             views=2,
             model={"vgg8": "vgg8", "resnet18": "resnet18-3x3"}[model],
             stages=4,
+            cuts=models.paper_cuts(model),
             method="scpl",
             temperature=0.1,
             normalization="paper",
@@ -113,6 +115,7 @@ class TestEachRecipe:
             model=model,
             hand_over=model == "lstm",
             stages=4,
+            cuts=models.paper_cuts(model),
             method="scpl",
             temperature=0.1,
             normalization="paper",

@@ -117,10 +117,6 @@ def cut_network(config: TrainConfig, model: nn.Module, inputs: Inputs) -> Partit
     readout = models.readout(config.model)
     if config.cuts:
         return split(model, before=config.cuts, readout=readout, example=example)
-    if config.num_stages == 4 and config.layers is None:
-        return split(
-            model, before=models.paper_cuts(config.model), readout=readout, example=example
-        )
     return split(model, num_stages=config.num_stages, readout=readout, example=example)
 
 

@@ -77,8 +77,7 @@ class TrainConfig:
     stages: int | None = None
     """How many stages the network is cut into; default: 4; texts: as many as --layers."""
     cuts: tuple[str, ...] = ()
-    """Layers that the second and later stages begin with; default: the paper's for 4 stages,
-    else of equal cost."""
+    """Layers that the second and later stages begin with; default: stages of about equal cost."""
 
     method: str = "scpl"
     """Local learning: scpl, early-exit, al, predsim, deinforeg, dascpl, dgl. End to end: bp (one
