@@ -382,6 +382,14 @@ def test_sizes_that_cannot_be_are_refused(name, sizes, told):
         models.build_text(name, num_classes=3, vocab_size=VOCABULARY, **sizes)
 
 
+@pytest.mark.parametrize(("width", "heads"), [(300, 6), (100, 5), (64, 4), (9, 3), (7, 1)])
+def test_heads_share_any_width_unless_their_number_is_given(width, heads):
+    """300 is the paper's; 50, 100 and 200 are widths of word vectors."""
+    model = models.build_text("transformer", num_classes=2, vocab_size=5, width=width)
+    assert model.layer1.attention.heads == heads
+    assert model(TOKENS.clamp(max=4)).shape == (len(TOKENS), 2)
+
+
 def test_a_vocabulary_without_words_for_padding_and_unknown_is_refused():
     with pytest.raises(InputError, match=r"padding \(0\).*vocab_size=1"):
         models.build_text("lstm", num_classes=3, vocab_size=1)

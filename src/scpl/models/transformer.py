@@ -20,6 +20,8 @@ from scpl.models.text import (
 
 __all__ = ["Transformer"]
 
+_HEADS = (6, 5, 4, 3, 2, 1)  # the paper's 6 where they share the width equally
+
 
 class Transformer(nn.Sequential):
     """Token embedding, ``depth`` encoder layers, and a classifier on the mean of a text's tokens.
@@ -31,7 +33,7 @@ class Transformer(nn.Sequential):
         vocab_size: Number of token ids.
         depth: Number of encoder layers.
         width: Entries of a token's vector.
-        heads: Attention heads; they share the width equally.
+        heads: Attention heads; they share the width equally. Default: the most of up to 6 that can.
         feed_forward: Width of a layer's hidden linear layer.
         dropout: Share of entries (attention weights, hidden layer, residual branches) that are
             dropped while training.
@@ -52,11 +54,13 @@ class Transformer(nn.Sequential):
         *,
         depth: int = 3,
         width: int = 300,
-        heads: int = 6,
+        heads: int | None = None,
         feed_forward: int = 300,
         dropout: float = 0.1,
         vectors: Tensor | None = None,
     ) -> None:
+        if heads is None:
+            heads = next(count for count in _HEADS if width % count == 0)
         sizes = {"num_classes": num_classes, "depth": depth, "width": width, "heads": heads}
         check_text_sizes("Transformer", vocab_size, dropout, feed_forward=feed_forward, **sizes)
         if width % heads:

@@ -71,7 +71,7 @@ class TrainConfig:
     dropout: float | None = None
     """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
     heads: int | None = None
-    """transformer: attention heads, which share the width equally; default: 6."""
+    """transformer: attention heads, which share the width equally; default: the most of up to 6."""
     hand_over: bool = False
     """lstm: begin each layer in the final state of the one before, as the paper does."""
     stages: int | None = None
