@@ -25,8 +25,17 @@ from scpl.run.inputs import Inputs
 from scpl.run.kinds import kind_of
 from scpl.run.loaders import Loaders
 
-__all__ = ["METHOD_FLAGS", "build_loaders", "build_method", "build_partition",
-           "build_pipeline", "choose_device", "cut_network", "set_threads"]  # fmt: skip
+__all__ = [
+    "METHOD_FLAGS",
+    "build_loaders",
+    "build_method",
+    "build_partition",
+    "build_pipeline",
+    "choose_device",
+    "cut_network",
+    "laid_out",
+    "set_threads",
+]  # fmt: skip
 
 _CONTRASTIVE = ("temperature", "normalization", "head", "head_depth", "head_width",
                 "cross_entropy", "standardise", "label_smoothing",
@@ -104,7 +113,18 @@ def build_partition(
     """
     with RandomState(derive_seed(config.seed, "network"), torch.device("cpu")).active():
         model = facts.inputs.build(config.model, facts.num_classes, **(initial or {}))
-    return cut_network(config, model, facts.inputs)
+    return cut_network(config, laid_out(model, choose_device(config.device)), facts.inputs)
+
+
+def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
+    """Lay the weights of convolutions out as they are fastest on a device; their values stay.
+
+    On a CPU that is channels last: pooling and normalisation over maps take far less time then,
+    and convolutions somewhat less. On CUDA it depends on the type, so the layout stays as it is.
+    """
+    if device.type != "cpu":
+        return network
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def cut_network(config: TrainConfig, model: nn.Module, inputs: Inputs) -> Partition:

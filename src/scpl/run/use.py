@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl.errors import InputError
-from scpl.run.build import choose_device, set_threads
+from scpl.run.build import choose_device, laid_out, set_threads
 from scpl.run.config import TrainConfig, read_toml
 from scpl.run.early import Exits
 from scpl.run.environment import peak_memory
@@ -132,7 +132,7 @@ def open_run(
     network, description = load_network(folder) if threshold is None else load_exits(folder)
     # By default the device of the run, so that its numbers come out again.
     device = choose_device(trained.device if config.device == "auto" else config.device)
-    return folder, trained, network.to(device), description, device
+    return folder, trained, laid_out(network.to(device), device), description, device
 
 
 def compute_logits(
