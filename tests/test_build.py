@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from scpl.run.build import build_partition, laid_out
+from scpl.run.config import TrainConfig
+from scpl.run.synthetic import synthetic_facts
+
+LAST = torch.channels_last
+
+
+def maps(network):
+    found = [p for p in network.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1]
+    assert found
+    return found
+
+
+def test_on_a_cpu_convolutions_are_channels_last_with_the_same_values():
+    config = TrainConfig(model="small-cnn", device="cpu")
+    parts = build_partition(config, synthetic_facts(config))
+    assert all(p.is_contiguous(memory_format=LAST) for p in maps(parts.model))
+    plain = torch.nn.Conv2d(3, 4, 3)
+    before = plain.weight.detach().clone()
+    last = laid_out(plain, torch.device("cpu"))
+    assert torch.equal(last.weight, before)
+    inputs = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(last(inputs), torch.nn.functional.conv2d(inputs, before, plain.bias))
+
+
+def test_elsewhere_weights_stay_as_they_are():
+    plain = torch.nn.Conv2d(3, 4, 3)
+    laid_out(plain, torch.device("meta"))
+    assert plain.weight.is_contiguous()
+
+
+@pytest.mark.parametrize(("model", "largest"), [("vgg8", 0.34), ("resnet18", 0.29)])
+def test_without_cuts_no_stage_is_much_larger_than_it_must_be(model, largest):
+    config = TrainConfig(model=model, data="cifar10", device="cpu", width=0.25)
+    parts = build_partition(config, synthetic_facts(config))
+    assert parts.num_stages == 4
+    assert max(parts.costs) < largest * sum(parts.costs)
