@@ -152,4 +152,6 @@ def test_the_timeline_shows_an_undrained_line(tmp_path):
     begun = {e["step"]: e["begin"] for e in first["events"] if e["activity"] == "forward"}
     ended = {e["step"]: e["end"] for e in last["events"] if e["activity"] == "learn"}
     overlapped = [step for step in range(2, 490) if begun[step + 1] < ended[step]]
-    assert len(overlapped) > 480
+    # A busy machine may hold the first rank up for longer than the last one sleeps, now and then;
+    # on a drained line no step would overlap.
+    assert len(overlapped) > 400
