@@ -256,6 +256,31 @@ def test_a_loaded_stage_continues_as_the_saved_one(schedule, optimizer, tmp_path
     assert_same_state(second.snapshot(9), whole.snapshot(9))
 
 
+def test_a_loaded_stage_continues_although_its_weights_lie_otherwise_in_memory():
+    # Fused Adam on a CPU takes the n-th number of its averages for the n-th of the weights.
+    def new(layout):
+        body = seeded_layers(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()))
+        return make(
+            body=body.to(memory_format=layout),
+            objective=Contrastive(Linear(3)((12,))),
+            optimizer=OPTIMIZERS["adamw-fused"],
+            names=("conv", "flat"),
+        )
+
+    def go_on(stage):
+        for step in range(3):
+            stage.forward(torch.linspace(-1, 1, 192).reshape(6, 2, 4, 4).sin())
+            stage.learn(TARGET, None, step)
+
+    first, second = new(torch.contiguous_format), new(torch.channels_last)
+    go_on(first)
+    second.load_state_dict(first.snapshot(3))
+    go_on(first)
+    go_on(second)
+    for one, other in zip(first.body.parameters(), second.body.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_snapshot_does_not_change_while_training_goes_on():
     stage = make()
     learn(stage)

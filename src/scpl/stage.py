@@ -18,7 +18,7 @@ from scpl.finite import LossGuard
 from scpl.message import TensorSpec, Tree, tensors_of, tree_map
 from scpl.objectives import Objective
 from scpl.randomness import RandomState
-from scpl.state import broken_values, copy_to_cpu, differences
+from scpl.state import broken_values, copy_to_cpu, differences, laid_out_like
 from scpl.summary import summary_of
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "Stage", "StageOptions"]
@@ -217,6 +217,7 @@ class Stage:
         self.objective.load_state_dict(state["objective"])
         if self.optimizer and state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
+            _lay_out_like_parameters(self.optimizer)
         if self.scheduler and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
         self.random.load_state_dict(state["random"])
@@ -266,6 +267,17 @@ class Stage:
             f"Stage {self.index} ({layers}) failed at step {step}",
             f"Its input was {shapes}; {type(error).__name__}: {error}",
         )
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give what an optimizer keeps the order in memory of its parameter.
+
+    A checkpoint may come from a device where another order is faster.
+    """
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = laid_out_like(parameter, value)
 
 
 def _version(tree: Tree) -> int:
