@@ -80,6 +80,22 @@ def test_three_methods_one_table_one_report(here, tmp_path):
     assert tree(tmp_path / "all" / "bp-seed0") == before
 
 
+def test_read_outs_by_depth_are_added_once_and_drawn(here, tmp_path):
+    plain = json.loads(compare("--methods", "scpl,bp", "--json").out)
+    assert all("readout_accuracy" not in one for one in plain["results"])
+    found = compare("--methods", "scpl,bp", "--json", "--probe")
+    assert found.status == 0, found.err
+    for one in json.loads(found.out)["results"]:
+        run = one["runs"][0]
+        alone = json.loads(scpl("eval", run["run"], "--probe", "--json").out)["readout_accuracy"]
+        assert run["readout_accuracy"] == alone
+        assert [stage["mean"] for stage in one["readout_accuracy"]] == alone
+        assert f"linear read-outs of {Path(run['run']).name}: {100 * alone[0]:.1f} | " in found.err
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "What a linear read-out finds after every stage" in page
+    assert "linear read-outs" not in compare("--methods", "scpl,bp", "--probe").err
+
+
 def test_a_run_of_a_comparison_is_the_run_alone(here, tmp_path):
     compare("--methods", "scpl", "--seeds", "3")
     train("--seed", "3", "--out", "alone")

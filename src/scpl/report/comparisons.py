@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from scpl.report.depth import depth_panels
 from scpl.report.formats import TIMES, percent, time_axis
 from scpl.report.groups import Group, Sample, group_runs
 from scpl.report.outcomes import outcome_panels, outcome_words, throughput_panels
@@ -41,6 +42,7 @@ def comparison_panels(runs: Sequence[RunRecord], target: Target | None = None) -
     panels = [
         *_accuracy_panels(groups, by_group, styles, target),
         *throughput_panels(groups, styles),
+        *depth_panels(groups, styles),
         *side_by_side_panels(by_group),
         *outcome_panels(groups, styles, target),
     ]

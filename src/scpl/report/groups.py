@@ -94,16 +94,16 @@ class Group:
 
     def memory(self) -> tuple[Sample, Sample]:
         """Collect peak memory in bytes: of the largest process, and of all processes together."""
-        known = self._lists("peak_memory_bytes")
+        known = self.lists("peak_memory_bytes")
         return Sample.of(map(max, known)), Sample.of(map(sum, known))
 
     def traffic(self) -> Sample:
         """Collect the bytes that all processes together send per training step."""
-        return Sample.of(map(sum, self._lists("bytes_per_step")))
+        return Sample.of(map(sum, self.lists("bytes_per_step")))
 
     def waiting(self) -> tuple[Sample, Sample]:
         """Collect shares of time spent waiting: the mean over the stages, and the largest."""
-        known = self._lists("wait_share")
+        known = self.lists("wait_share")
         return Sample.of(map(statistics.fmean, known)), Sample.of(map(max, known))
 
     def notes(self) -> list[str]:
@@ -113,7 +113,7 @@ class Group:
             dict.fromkeys(str(n) for notes in noted if isinstance(notes, list) for n in notes)
         )
 
-    def _lists(self, key: str) -> list[list[float]]:
+    def lists(self, key: str) -> list[list[float]]:
         """Collect the lists of numbers that are complete."""
         every = [as_numbers(summary.get(key)) for summary in self.summaries]
         return [values for values in every if values and all(map(math.isfinite, values))]

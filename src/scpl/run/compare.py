@@ -25,6 +25,7 @@ from scpl.run.equal_time import epochs_in_equal_time
 from scpl.run.fairness import FREE, config_for, method_names
 from scpl.run.folder import RunFolder
 from scpl.run.launch import BAD_INPUT
+from scpl.run.probe import probe_runs
 from scpl.run.resume import changed_settings
 from scpl.run.settings import CompareConfig, names
 
@@ -61,6 +62,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if not done:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
         raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
+    if config.probe:
+        _probe(done, quiet=base.quiet)
     comparison = Comparison.read(
         done,
         f"{base.model} on {base.data}: {', '.join(methods)}"
@@ -85,6 +88,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "command": comparison.command,
         "environment": dict(comparison.runs[0].environment),
     }
+
+
+def _probe(done: Sequence[Path], *, quiet: bool) -> None:
+    """Add read-outs by depth to the summaries of the runs."""
+    for path, found in probe_runs(done):
+        if not quiet:
+            by_stage = " | ".join(f"{100 * accuracy:.1f}" for accuracy in found)
+            sys.stderr.write(f"linear read-outs of {path.name}: {by_stage} %\n")
 
 
 def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:

@@ -1,29 +1,32 @@
-"""`scpl eval --probe`: how much a linear read-out finds in the features after every stage.
+"""`--probe`: how much a linear read-out finds in the features after every stage.
 
 The same procedure for every method, so that stages that learned locally stand beside the same depth
 of a network that was trained end to end: features in evaluation mode, maps averaged to at most
-2 x 2, standardised, then ridge regression onto one-hot classes. It has a closed form: no learning
-rate, no seed, one pass over the images.
+2 x 2 and sequences to one row, standardised, then ridge regression onto one-hot classes. It has a
+closed form: no learning rate, no seed, one pass over the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl.errors import InputError
+from scpl.message import Tree
 from scpl.partition import Partition
 from scpl.run.build import build_loaders, choose_device, cut_network, set_threads
 from scpl.run.config import TrainConfig, read_toml
 from scpl.run.folder import RunFolder
 from scpl.run.settings import EvalConfig
 from scpl.run.trained import load_network
+from scpl.summary import summary_of
 
-__all__ = ["probe"]
+__all__ = ["probe", "probe_runs"]
 
 _SIDE = 2
 _RIDGE = 1e-3
@@ -60,6 +63,21 @@ def probe(config: EvalConfig) -> list[float]:
     )
 
 
+def probe_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, list[float]]]:
+    """Fit the read-outs of runs that do not have them yet, and add them to their summaries.
+
+    Yields:
+        Each folder that was probed, and the accuracies, ``readout_accuracy`` of the summary.
+    """
+    for path in folders:
+        folder = RunFolder(path)
+        summary = folder.read_json(folder.summary)
+        if "readout_accuracy" not in summary:
+            found = probe(EvalConfig(path))
+            folder.write_json(folder.summary, {**summary, "readout_accuracy": found})
+            yield path, found
+
+
 def probe_partition(
     parts: Partition, train: Batches, judge: Batches, num_classes: int, device: torch.device
 ) -> list[float]:
@@ -92,16 +110,18 @@ def probe_partition(
 
 
 @torch.no_grad()
-def _features(bodies: Iterable[nn.Module], inputs: Tensor) -> list[Tensor]:
+def _features(bodies: Iterable[nn.Sequential], inputs: Tree) -> list[Tensor]:
     """Compute ``[N, D + 1]`` in float64 after every stage; the last column is 1."""
     found = []
     for body in bodies:
         inputs = body(inputs)
-        if inputs.ndim == 4:
-            height, width = (min(_SIDE, side) for side in inputs.shape[2:])
-            rows = functional.adaptive_avg_pool2d(inputs, (height, width)).flatten(1)
+        summary = summary_of(body)
+        seen = summary(inputs) if summary else inputs
+        if seen.ndim == 4:
+            height, width = (min(_SIDE, side) for side in seen.shape[2:])
+            rows = functional.adaptive_avg_pool2d(seen, (height, width)).flatten(1)
         else:
-            rows = inputs.mean(dim=1) if inputs.ndim == 3 else inputs
+            rows = seen.mean(dim=1) if seen.ndim == 3 else seen
         found.append(torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1).double())
     return found
 

@@ -43,6 +43,9 @@ class CompareConfig:
     target: float | None = None
     """Validation accuracy to measure the time to, e.g. 0.85; default: 0.99 of the lowest that a
     run of bp ends with."""
+    probe: bool = False
+    """Also fit a linear read-out to the features after every stage of every run, and draw how
+    accurate each is beside those of the other methods."""
 
     @classmethod
     def from_recipe(cls, path: Path | None) -> CompareConfig:
@@ -50,12 +53,15 @@ class CompareConfig:
         if path is None:
             return cls()
         values = read_toml(path)
-        keys = ("methods", "seeds", "equal", "target")
+        keys = ("methods", "seeds", "equal", "target", "probe")
         own = {key: values.pop(key) for key in keys if key in values}
         for key, value in own.items():
             if key == "equal":
                 if value not in ("epochs", "time"):
                     raise unknown_name(f"'equal' in {path}", value, ("epochs", "time"))
+            elif key == "probe":
+                if not isinstance(value, bool):
+                    raise InputError(f"{key!r} in {path} must be true or false", f"Got {value!r}")
             elif key == "target":
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise InputError(f"{key!r} in {path} must be a number", f"Got {value!r}")
