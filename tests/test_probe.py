@@ -53,3 +53,18 @@ def test_every_stage_of_a_run_is_probed_also_where_one_was_trained(tmp_path):
     assert len(readouts) == 4
     assert all(0.2 < accuracy <= 1 for accuracy in readouts)
     refused(scpl("eval", folder, "--probe", "--data", "mnist"), "--probe", "Got --data mnist")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_networks_for_texts_are_read_by_what_their_layers_summarise(tmp_path, model):
+    table = tmp_path / "texts.csv"
+    lines = [f'"{word} word {number}",{word}' for number in range(40) for word in ("good", "bad")]
+    table.write_text("text,label\n" + "\n".join(lines) + "\n")
+    folder = tmp_path / "run"
+    flags = ["--model", model, "--hidden", 16, "--epochs", 2, "--threads", 1, "--quiet"]
+    found = scpl("train", "--data", table, *flags, "--out", folder)
+    assert found.status == 0, found.err
+    found = scpl("eval", folder, "--probe", "--json")
+    assert found.status == 0, found.err
+    assert json.loads(found.out)["readout_accuracy"] == [1.0, 1.0, 1.0]
