@@ -81,9 +81,9 @@ def test_three_methods_one_table_one_report(here, tmp_path):
 
 
 def test_read_outs_by_depth_are_added_once_and_drawn(here, tmp_path):
-    plain = json.loads(compare("--methods", "scpl,bp", "--json").out)
+    plain = json.loads(compare("--methods", "scpl,al,bp", "--json").out)
     assert all("readout_accuracy" not in one for one in plain["results"])
-    found = compare("--methods", "scpl,bp", "--json", "--probe")
+    found = compare("--methods", "scpl,al,bp", "--json", "--probe")
     assert found.status == 0, found.err
     for one in json.loads(found.out)["results"]:
         run = one["runs"][0]
@@ -93,7 +93,16 @@ def test_read_outs_by_depth_are_added_once_and_drawn(here, tmp_path):
         assert f"linear read-outs of {Path(run['run']).name}: {100 * alone[0]:.1f} | " in found.err
     page = (tmp_path / "all" / "report.html").read_text()
     assert "What a linear read-out finds after every stage" in page
-    assert "linear read-outs" not in compare("--methods", "scpl,bp", "--probe").err
+    assert "linear read-outs" not in compare("--methods", "scpl,al,bp", "--probe").err
+
+
+def test_a_run_that_cannot_be_read_out_does_not_end_the_comparison(here, tmp_path):
+    compare("--methods", "scpl,bp")
+    (tmp_path / "all" / "scpl-seed0" / "model.safetensors").write_bytes(b"damaged")
+    found = compare("--methods", "scpl,bp", "--probe")
+    assert found.status == 0
+    assert "no linear read-outs of scpl-seed0: " in found.err
+    assert "linear read-outs of bp-seed0: " in found.err
 
 
 def test_a_run_of_a_comparison_is_the_run_alone(here, tmp_path):

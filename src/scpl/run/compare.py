@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scpl.errors import InputError, Interrupted
+from scpl.errors import InputError, Interrupted, ScplError
 from scpl.report import Absent, Comparison, write_comparison_report
 from scpl.report.groups import BASELINE
 from scpl.run.config import TrainConfig, read_toml, write_toml
@@ -25,7 +25,7 @@ from scpl.run.equal_time import epochs_in_equal_time
 from scpl.run.fairness import FREE, config_for, method_names
 from scpl.run.folder import RunFolder
 from scpl.run.launch import BAD_INPUT
-from scpl.run.probe import probe_runs
+from scpl.run.probe import probe_run
 from scpl.run.resume import changed_settings
 from scpl.run.settings import CompareConfig, names
 
@@ -91,11 +91,16 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def _probe(done: Sequence[Path], *, quiet: bool) -> None:
-    """Add read-outs by depth to the summaries of the runs."""
-    for path, found in probe_runs(done):
-        if not quiet:
+    """Add read-outs by depth to the summaries of the runs that have none."""
+    for folder in done:
+        try:
+            found = probe_run(folder)
+        except ScplError as error:  # the comparison is worth more than this picture
+            sys.stderr.write(f"no linear read-outs of {folder.name}: {error}\n")
+            continue
+        if found and not quiet:
             by_stage = " | ".join(f"{100 * accuracy:.1f}" for accuracy in found)
-            sys.stderr.write(f"linear read-outs of {path.name}: {by_stage} %\n")
+            sys.stderr.write(f"linear read-outs of {folder.name}: {by_stage} %\n")
 
 
 def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:

@@ -8,7 +8,7 @@ closed form: no learning rate, no seed, one pass over the images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from torch.nn import functional
 from scpl.errors import InputError
 from scpl.message import Tree
 from scpl.partition import Partition
-from scpl.run.build import build_loaders, choose_device, cut_network, set_threads
+from scpl.run.build import build_loaders, choose_device, set_threads
 from scpl.run.config import TrainConfig, read_toml
 from scpl.run.folder import RunFolder
 from scpl.run.settings import EvalConfig
-from scpl.run.trained import load_network
+from scpl.run.trained import load_stages
 from scpl.summary import summary_of
 
-__all__ = ["probe", "probe_runs"]
+__all__ = ["probe", "probe_run"]
 
 _SIDE = 2
 _RIDGE = 1e-3
@@ -51,31 +51,30 @@ def probe(config: EvalConfig) -> list[float]:
     if config.data is not None:
         raise InputError("--probe uses the images of the run", f"Got --data {config.data}")
     folder = RunFolder.open(config.run)
-    network, _ = load_network(folder)
+    parts = load_stages(folder)
     trained = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
     set_threads(trained.threads, trained.processes)
     plain = replace(trained, data_dir=config.data_dir or trained.data_dir, augmentation="none")
     loaders = build_loaders(replace(plain, views=1, batch_size=config.batch_size or 256))
-    parts = cut_network(trained, network, loaders.inputs)
     device = choose_device(config.device)
     return probe_partition(
         parts, loaders.train, loaders.valid or loaders.test, len(loaders.classes), device
     )
 
 
-def probe_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, list[float]]]:
-    """Fit the read-outs of runs that do not have them yet, and add them to their summaries.
+def probe_run(path: Path) -> list[float]:
+    """Add the read-outs of a run to its summary, as ``readout_accuracy``; else as `probe`.
 
-    Yields:
-        Each folder that was probed, and the accuracies, ``readout_accuracy`` of the summary.
+    Returns:
+        Their accuracies; nothing if the summary had them already.
     """
-    for path in folders:
-        folder = RunFolder(path)
-        summary = folder.read_json(folder.summary)
-        if "readout_accuracy" not in summary:
-            found = probe(EvalConfig(path))
-            folder.write_json(folder.summary, {**summary, "readout_accuracy": found})
-            yield path, found
+    folder = RunFolder(path)
+    summary = folder.read_json(folder.summary)
+    if "readout_accuracy" in summary:
+        return []
+    found = probe(EvalConfig(path))
+    folder.write_json(folder.summary, {**summary, "readout_accuracy": found})
+    return found
 
 
 def probe_partition(

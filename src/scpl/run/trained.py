@@ -28,7 +28,14 @@ from scpl.run.facts import Facts
 from scpl.run.folder import RunFolder
 from scpl.run.inputs import inputs_of
 
-__all__ = ["describe_network", "load_exits", "load_network", "save_exits", "save_network"]
+__all__ = [
+    "describe_network",
+    "load_exits",
+    "load_network",
+    "load_stages",
+    "save_exits",
+    "save_network",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -62,6 +69,25 @@ def load_network(folder: RunFolder) -> tuple[nn.Module, dict[str, Any]]:
         CheckpointError: if the run is not finished, or a file is damaged or of another network.
     """
     return _load(folder, _network, [folder.weights])
+
+
+def load_stages(folder: RunFolder) -> Partition:
+    """Build the network of a finished run, cut as it was trained; else as `load_network`.
+
+    Where the method has a read-out of its own, the network's has weights of no meaning.
+    """
+    network, description = load_network(folder)
+    if "recipe" not in description:
+        raise CheckpointError(
+            "The run must say where its network was cut",
+            f"{folder.description} has no recipe",
+            "Train it again",
+        )
+    with torch.random.fork_rng(devices=[]):
+        parts = _parts(_configured(description)[0], description)
+    parts.model.load_state_dict(network.state_dict(), strict=False)
+    parts.model.eval()
+    return parts
 
 
 def load_exits(folder: RunFolder) -> tuple[ExitNetwork, dict[str, Any]]:
