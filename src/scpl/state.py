@@ -6,10 +6,9 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["broken_values", "copy_to_cpu", "differences", "laid_out_like"]
+__all__ = ["broken_values", "copy_to_cpu", "differences"]
 
 State = Mapping[str, Any]
 
@@ -29,17 +28,6 @@ def copy_to_cpu(state: Any) -> Any:
     if isinstance(state, float):
         return float(state)
     return copy.deepcopy(state)
-
-
-def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Give a tensor the order in memory of a parameter of the same shape; its values stay.
-
-    Fused optimizers on a CPU walk through memory without a look at strides: where the two differ
-    they mix up entries, and say nothing.
-    """
-    if tensor.stride() == parameter.stride():
-        return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 def broken_values(state: State, parameters: set[str]) -> list[str]:

@@ -26,7 +26,6 @@ from scpl.link import Outbox
 from scpl.message import Message, TensorSpec, tensors_of
 from scpl.methods import MicroBatched
 from scpl.stage import Stage
-from scpl.state import laid_out_like
 from scpl.timeline import Timeline
 from scpl.worker import CheckpointHook, Losses, Worker
 
@@ -134,9 +133,6 @@ class ScheduledWorker(Worker):
         if self._clip_norm is not None:
             self._clip(self._clip_norm)
         for stage in self.stages:
-            for parameter in stage.parameters:
-                if parameter.grad is not None:  # zero-bubble puts it there as its kernel made it
-                    parameter.grad = laid_out_like(parameter, parameter.grad)
             stage.update()
         return own
 

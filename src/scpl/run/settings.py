@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import tyro
 
-from scpl.errors import InputError, unknown_name
+from scpl.errors import InputError
 from scpl.run.config import TrainConfig, read_toml
+from scpl.run.values import convert
 
 __all__ = [
     "BenchConfig",
@@ -52,23 +53,12 @@ class CompareConfig:
         """Read defaults from a recipe, which may also hold the flags of this command alone."""
         if path is None:
             return cls()
-        values = read_toml(path)
-        keys = ("methods", "seeds", "equal", "target", "probe")
-        own = {key: values.pop(key) for key in keys if key in values}
-        for key, value in own.items():
-            if key == "equal":
-                if value not in ("epochs", "time"):
-                    raise unknown_name(f"'equal' in {path}", value, ("epochs", "time"))
-            elif key == "probe":
-                if not isinstance(value, bool):
-                    raise InputError(f"{key!r} in {path} must be true or false", f"Got {value!r}")
-            elif key == "target":
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise InputError(f"{key!r} in {path} must be a number", f"Got {value!r}")
-            elif not isinstance(value, str):
-                raise InputError(
-                    f"{key!r} in {path} must be names separated by commas", f"Got {value!r}"
-                )
+        values, hints = read_toml(path), get_type_hints(cls)
+        own = {
+            key: convert(values.pop(key), hints[key], f"{key!r} in {path}")
+            for key in hints
+            if key in values and key != "train"
+        }
         return cls(TrainConfig.from_dict(values, str(path)), **own)
 
 
