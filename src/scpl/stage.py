@@ -273,7 +273,7 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
     """Give what an optimizer keeps the order in memory of its parameter.
 
     A checkpoint may come from a device where another order is faster. Fused optimizers on a CPU
-    walk through memory without a look at strides: where the two differ they mix up entries silently.
+    walk through memory without a look at strides: where two differ they mix up entries silently.
     """
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
