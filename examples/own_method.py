@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import scpl
-from scpl import data, heads, models
+from scpl import heads, models
+from scpl.data import images as data
 from scpl.methods import Site
 
 

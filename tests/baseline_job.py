@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import scpl
+from scpl.engine.ranks import connect
 from scpl.methods import METHODS, MicroBatched
 from scpl.models.transformer import Transformer
-from scpl.ranks import connect
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import VOCABULARY, data, texts

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scpl.cli import run
+from scpl.app.cli import run
 
 TINY = [
     "--model", "mlp", "--limit-train", "200", "--batch-size", "20", "--epochs", "1",

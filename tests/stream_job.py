@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import scpl
-from scpl.message import tree_map
+from scpl.partition.values import tree_map
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import NUM_CLASSES, VOCABULARY, data, texts

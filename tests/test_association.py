@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from scpl.association import Association
 from scpl.errors import InputError
-from scpl.objectives import CrossEntropy, Sum
+from scpl.methods.al import Association
+from scpl.methods.base import CrossEntropy, Sum
 
 TARGET = torch.tensor([0, 2, 1, 2])
 C, D = 3, 6

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scpl import auxiliary, models, split
-from scpl.auxiliary import Convolutional
+from scpl import models, split
 from scpl.errors import InputError
-from scpl.heads import PooledMLP
+from scpl.heads import PooledMLP, auxiliary
+from scpl.heads.auxiliary import Convolutional
 
 KINDS = ["mlp", "mlp-sr", "cnn"]
 SHAPES = [(7,), (5, 7), (6, 8, 8), (6, 7, 9), (6, 4, 4), (6, 2, 1), (6, 1, 1)]

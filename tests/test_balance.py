@@ -8,9 +8,9 @@ from torch import nn
 
 from networks import mlp
 from scpl import SCPL, Mesh, models, split
-from scpl.assembly import assign
-from scpl.balance import balanced_cuts, balanced_spread, minmax_partition
+from scpl.engine.build import assign
 from scpl.errors import PartitionError
+from scpl.partition.balance import balanced_cuts, balanced_spread, minmax_partition
 
 
 def largest(costs, starts):

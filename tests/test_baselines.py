@@ -12,8 +12,8 @@ from torch import nn
 import baseline_job
 import scpl
 from networks import data
-from scpl.baselines.replicated import shares
-from scpl.baselines.scheduled import fits, micro_batches
+from scpl.engine.trainers.replicas import shares
+from scpl.engine.trainers.schedule import fits, micro_batches
 from scpl.errors import InputError
 from scpl.methods import METHODS, CutBackpropagation, DataParallel, GPipe
 

@@ -13,13 +13,13 @@ from torch import nn
 import scpl
 from cli_runs import TINY, refused, start
 from cli_runs import scpl as command
+from scpl.app.bench import bench as module
+from scpl.app.bench.blocks import Block, train_block
+from scpl.app.bench.synthetic import synthetic_batches, synthetic_facts
+from scpl.app.config import TrainConfig
+from scpl.engine.timeline import Timeline
 from scpl.methods import SCPL, Backpropagation, DataParallel, GPipe
 from scpl.report.formats import TIMES
-from scpl.run import bench as module
-from scpl.run.blocks import Block, train_block
-from scpl.run.config import TrainConfig
-from scpl.run.synthetic import synthetic_batches, synthetic_facts
-from scpl.timeline import Timeline
 
 FAST = [*TINY, "--repeats", "2", "--steps", "2"]
 NAMES = {"mean", "sd", "median", "min", "max", "n"}
@@ -260,7 +260,7 @@ class TestBlocks:
         parts = scpl.split(network, num_stages=1, example=rows[0])
         pipeline = scpl.Pipeline(parts, SCPL(2), lambda p: torch.optim.SGD(p, lr=0.1))
         clock = 0.0
-        monkeypatch.setattr("scpl.run.blocks._now", lambda device: clock)
+        monkeypatch.setattr("scpl.app.bench.blocks._now", lambda device: clock)
 
         def batches():
             nonlocal clock

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from scpl.run.build import build_partition, laid_out
-from scpl.run.config import TrainConfig
-from scpl.run.synthetic import synthetic_facts
+from scpl.app.bench.synthetic import synthetic_facts
+from scpl.app.build import build_partition, laid_out
+from scpl.app.config import TrainConfig
 
 LAST = torch.channels_last
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from scpl.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
+from scpl.engine.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
 from scpl.errors import CheckpointError
 
 STAGES = 3

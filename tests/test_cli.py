@@ -25,7 +25,7 @@ from cli_runs import (
 )
 from data_files import write_folder, write_mnist
 from scpl import __version__
-from scpl.cli import COMMANDS
+from scpl.app.cli import COMMANDS
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ class TestHelp:
     )
     def test_torch_is_not_imported_to_answer(self, arguments):
         code = (
-            "import sys\nfrom scpl.cli import run\n"
+            "import sys\nfrom scpl.app.cli import run\n"
             f"try:\n    run({arguments})\nexcept SystemExit:\n    pass\n"
             "sys.exit('torch' in sys.modules)"
         )
@@ -190,7 +190,7 @@ class TestOutput:
         monkeypatch.setattr("os.dup2", lambda *_: None)
         monkeypatch.setattr("os.open", lambda *_: 0)
         monkeypatch.setattr("sys.stdout.fileno", lambda: 1, raising=False)
-        from scpl.cli import run
+        from scpl.app.cli import run
 
         assert run(["train"]) == 141
 

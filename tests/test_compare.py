@@ -12,10 +12,10 @@ import pytest
 
 from cli_runs import NUM_STEPS, TINY, refused, result, scpl, train, tree
 from data_files import write_folder
+from scpl.app.compare import compare as module
+from scpl.app.config import TrainConfig
 from scpl.errors import Interrupted
 from scpl.report import write_run_report
-from scpl.run import compare as module
-from scpl.run.config import TrainConfig
 from test_report import check_page
 
 TINY_CONFIG = TrainConfig(

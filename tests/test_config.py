@@ -4,8 +4,8 @@ import pytest
 
 from cli_runs import refused, scpl, train
 from scpl import models
+from scpl.app.config import TEXT_MODELS, TrainConfig, read_toml, write_toml
 from scpl.errors import InputError
-from scpl.run.config import TEXT_MODELS, TrainConfig, read_toml, write_toml
 
 
 def test_what_is_written_is_read_back(tmp_path):

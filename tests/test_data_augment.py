@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from data_files import random_split
-from scpl.data import AUGMENTATIONS, Augmentation
-from scpl.data.augment import _jitter, normalise
+from scpl.data.images import AUGMENTATIONS, Augmentation
+from scpl.data.images.augment import _jitter, normalise
 from scpl.data.seeding import generator
 from scpl.errors import InputError
 

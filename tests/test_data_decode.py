@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from data_files import encoded, picture
-from scpl.data import decode
 from scpl.data.cache import remember
-from scpl.data.decode import decode_images
+from scpl.data.images import decode
+from scpl.data.images.decode import decode_images
 from scpl.errors import DataError, InputError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from data_files import picture, write_folder
-from scpl.data.folder import has_folder, read_folder
-from scpl.data.tiny_imagenet import has_tiny_imagenet, read_tiny_imagenet
+from scpl.data.images.folder import has_folder, read_folder
+from scpl.data.images.tiny_imagenet import has_tiny_imagenet, read_tiny_imagenet
 from scpl.errors import DataError
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data_files import idx_bytes, write_mnist
-from scpl.data.digits import load_digits
-from scpl.data.idx import FILES, has_mnist, parse_idx, read_idx, read_mnist
+from scpl.data.images.digits import load_digits
+from scpl.data.images.idx import FILES, has_mnist, parse_idx, read_idx, read_mnist
 from scpl.errors import DataError
 
 KINDS = st.sampled_from([np.uint8, np.int8, np.int16, np.int32, np.float32, np.float64])

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_files import random_split
-from scpl.data import ImageData, Split, carve_validation, limit
-from scpl.data.images import channel_stats, resize
+from scpl.data.images import ImageData, Split, carve_validation, limit
+from scpl.data.images.sets import channel_stats, resize
 from scpl.data.seeding import generator
 from scpl.errors import DataError, InputError
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_files import random_split
-from scpl.data import Loader, Split
+from scpl.data.images import Loader, Split
 from scpl.data.prefetch import prefetched
 from scpl.errors import InputError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_files import write_cifar, write_folder, write_hub, write_mnist
-from scpl.data import known, load
+from scpl.data.images import known, load
 from scpl.errors import DataError, InputError
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet")
@@ -191,7 +191,7 @@ def test_unknown_names_and_sizes_are_refused():
 
 def test_importing_the_package_brings_no_optional_package():
     code = (
-        "import sys, scpl.data; optional = {'kornia', 'PIL', 'pyarrow', 'huggingface_hub'};"
+        "import sys, scpl.data.images; optional = {'kornia', 'PIL', 'pyarrow', 'huggingface_hub'};"
         "print(sorted(optional & set(sys.modules)))"
     )
     result = subprocess.run(

@@ -1,6 +1,6 @@
 import pytest
 
-from scpl.run.diagnosis import advise
+from scpl.app.train.recorder import advise
 
 FLAT = {"above_chance": -0.001, "positives": 12.0, "without_positives": 0.0, "spread": 0.9}
 

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 import scpl
-from scpl.cli import COMMANDS
-from scpl.methods import METHODS
-from scpl.run.config import TrainConfig
-from scpl.run.settings import (
+from scpl.app.cli import COMMANDS
+from scpl.app.config import (
     BenchConfig,
     CompareConfig,
     DoctorConfig,
     EvalConfig,
     ExportConfig,
     PredictConfig,
+    TrainConfig,
 )
+from scpl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

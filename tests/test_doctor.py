@@ -13,10 +13,10 @@ import torch
 
 from data_files import write_folder, write_mnist
 from scpl import __version__
-from scpl.cli import run as cli
-from scpl.run import doctor as module
-from scpl.run.doctor import _Report, doctor
-from scpl.run.settings import DoctorConfig
+from scpl.app import doctor as module
+from scpl.app.cli import run as cli
+from scpl.app.config import DoctorConfig
+from scpl.app.doctor import _Report, doctor
 
 GPU = {
     "version": "2.13.0+cu130", "cuda": "13.0", "hip": None, "threads": 4,
@@ -304,7 +304,7 @@ class TestMachine:
 def test_importing_it_does_not_load_torch():
     failure, _ = module._run_python(
         f"sys.path.insert(0, {str(Path(module.__file__).parents[2])!r})\n"
-        "import scpl.run.doctor; sys.exit('torch' in sys.modules)"
+        "import scpl.app.doctor; sys.exit('torch' in sys.modules)"
     )
     assert failure == ""
     assert "torch" in sys.modules

@@ -31,12 +31,12 @@ from networks import (
     texts,
 )
 from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, models, split
-from scpl.auxiliary import Convolutional
-from scpl.functional import supervised_contrastive_loss
+from scpl.engine.randomness import derive_seed
 from scpl.heads import Identity, Linear, PooledMLP
-from scpl.message import tree_map
-from scpl.objectives import Objective
-from scpl.randomness import derive_seed
+from scpl.heads.auxiliary import Convolutional
+from scpl.losses.contrastive import supervised_contrastive_loss
+from scpl.methods.base import Objective
+from scpl.partition.values import tree_map
 
 EPOCHS = 3
 SEED = 5

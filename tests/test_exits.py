@@ -7,8 +7,8 @@ from torch import nn
 
 from networks import NUM_CLASSES, UNEVEN_CUTS, assert_same_state, cnn, images
 from scpl import split
+from scpl.engine.export import ExitNetwork
 from scpl.errors import InputError
-from scpl.exits import ExitNetwork
 from scpl.heads import Linear
 
 INPUTS = torch.cat([inputs for inputs, _ in images(seed=3)])

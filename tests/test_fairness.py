@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
+from scpl.app.config import TrainConfig
+from scpl.app.fairness import config_for, method_names
 from scpl.errors import InputError
 from scpl.methods import METHODS
-from scpl.run.config import TrainConfig
-from scpl.run.fairness import config_for, method_names
 
 SEVERAL = TrainConfig(processes=2, spread=(3, 1), threads=2)
 
@@ -36,7 +36,7 @@ def test_in_one_process_all_have_the_same():
 
 
 def test_cores_are_divided_where_no_threads_are_given(monkeypatch):
-    monkeypatch.setattr("scpl.run.fairness.share_of_cores", lambda processes: 8 // processes)
+    monkeypatch.setattr("scpl.app.fairness.share_of_cores", lambda processes: 8 // processes)
     two = replace(SEVERAL, threads=None)
     assert config_for(two, "bp").threads == 4
     assert config_for(two, "bp-wide").threads == 8

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from scpl.app.folder import RunFolder
 from scpl.errors import CheckpointError, InputError
-from scpl.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.losses import SupConLoss
 
 from scpl.errors import InputError
-from scpl.functional import supervised_contrastive_loss
+from scpl.losses.contrastive import supervised_contrastive_loss
 
 BOTH = pytest.mark.parametrize("normalization", ["paper", "supcon"])
 

@@ -15,35 +15,32 @@ EACH_FILE = pytest.mark.parametrize(
     "path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES]
 )
 
-LAYERS = [
-    {"errors"},
-    {"chain", "message", "randomness", "rows", "state", "timeline"},
-    {"functional", "row_losses"},
-    {"observations"},
-    {"finite", "heads", "objectives", "summary"},
-    {"association", "auxiliary", "similarity"},
-    {"methods"},
-    {"balance", "agreement"},
-    {"partition"},
-    {"exits", "stage"},
-    {"mesh", "source", "watchdog"},
-    {"control"},
-    {"wire"},
-    {"ranks"},
-    {"link", "scores"},
-    {"checkpoint", "worker"},
-    {"baselines", "recovery"},
-    {"assembly"},
-    {"export", "line"},
-    {"pipeline"},
-    {"run"},
-    {"cli"},
-]
-"""Lowest first. A module imports from lower layers and from its own package, nothing else."""
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-ASIDE = {"models": {"errors"}, "data": {"errors"}, "report": {"errors"}}
-"""Packages beside the engine, and all they may know of it."""
-USERS_OF_ASIDE = {"run", "cli"}
+CORE = {"errors", "seeding", "files"}
+MAY_IMPORT = {
+    "errors": set(),
+    "seeding": set(),
+    "files": {"errors"},
+    "partition": CORE,
+    "losses": CORE,
+    "heads": CORE,
+    "models": CORE,
+    "data": CORE,
+    "report": CORE,
+    "methods": CORE | {"losses", "heads", "partition"},
+    "engine": CORE | {"losses", "methods", "partition"},
+    "pipeline": CORE | {"engine", "methods", "partition"},
+    "app": CORE
+    | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report"},
+}
+"""What each folder, and each file beside them, may import besides itself."""
+INSIDE = {
+    "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
+               {"ranks"}, {"channel", "scores", "checkpoint"}, {"worker"}, {"trainers"},
+               {"build"}, {"export"}],
+    "app": [set(), {"kinds"}, {"build"}, {"fairness", "network"},
+            {"bench"}, {"train"}, {"use"}, {"compare"}, {"cli"}],
+}  # fmt: skip
+"""Within a folder of folders: lowest first; what is not named here is below all."""
 ENTRY = {"__init__", "__main__"}
 """The package's own front door, which names everything lazily."""
 
@@ -53,7 +50,7 @@ def part_of(path):
 
 
 def imported(path):
-    """The parts of scpl a file imports, wherever in the file, and the line."""
+    """The modules of scpl a file imports, wherever in the file, and the line."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -66,47 +63,67 @@ def imported(path):
         for name in names:
             head, *rest = name.split(".")
             if head == "scpl":
-                found.append((rest[0] if rest else "", node.lineno))
-    return [(name, line) for name, line in found if not name.startswith("__")]
+                found.append((rest, node.lineno))
+    return [(rest, line) for rest, line in found if rest and not rest[0].startswith("__")]
 
 
 def may_import(importer, name):
-    if importer == name:
-        return True
-    if importer in ASIDE:
-        return name in ASIDE[importer]
-    if name in ASIDE:
-        return importer in USERS_OF_ASIDE
-    return name in RANK and RANK[name] < RANK[importer]
+    """Whether one folder may import another one."""
+    return importer == name or name in MAY_IMPORT[importer]
+
+
+def layer_of(folder, name):
+    """The height of a file or folder within its folder."""
+    return next((i for i, names in enumerate(INSIDE[folder]) if name in names), 0)
 
 
 @EACH_FILE
-def test_a_module_imports_only_from_lower_layers(path):
+def test_a_folder_imports_only_what_it_may(path):
     importer = part_of(path)
     if importer in ENTRY:
         return
-    assert importer in RANK or importer in ASIDE, f"give {importer!r} its place in LAYERS"
+    assert importer in MAY_IMPORT, f"say in MAY_IMPORT what {importer!r} may import"
     wrong = [
-        f"line {line}: {importer} -> {name or 'scpl'}"
-        for name, line in imported(path)
-        if not may_import(importer, name)
+        f"line {line}: {importer} -> {rest[0]}"
+        for rest, line in imported(path)
+        if not may_import(importer, rest[0])
     ]
     assert not wrong
+
+
+@EACH_FILE
+def test_within_engine_and_app_imports_point_one_way(path):
+    folder, *inside = path.relative_to(ROOT).with_suffix("").parts
+    if folder not in INSIDE or inside == ["__init__"]:
+        return
+    own = layer_of(folder, inside[0])
+    wrong = [
+        f"line {line}: {inside[0]} -> {rest[1]}"
+        for rest, line in imported(path)
+        if rest[0] == folder and rest[1] != inside[0] and layer_of(folder, rest[1]) > own
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", sorted(set(MAY_IMPORT) - CORE - {"pipeline"}))
+def test_every_folder_says_what_it_is_for_and_what_it_may_import(folder):
+    said = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+    _, _, imports = said.partition("May import: ")
+    wanted = MAY_IMPORT[folder] - CORE
+    if folder == "app":
+        assert imports == "everything else."
+    else:
+        assert imports.rstrip(".") == ", ".join(["errors", *sorted(wanted)])
 
 
 def test_the_check_sees_lazy_and_conditional_imports(tmp_path):
     file = tmp_path / "late.py"
     file.write_text("def f():\n    if True:\n        from scpl.pipeline import Pipeline\n")
-    assert imported(file) == [("pipeline", 3)]
-    assert not may_import("stage", "pipeline")
-    assert not may_import("models", "functional")
-    assert not may_import("worker", "checkpoint")
-    assert may_import("pipeline", "worker")
-
-
-@EACH_FILE
-def test_a_module_fits_in_300_lines(path):
-    assert len(path.read_text().splitlines()) <= 300
+    assert imported(file) == [(["pipeline", "Pipeline"], 3)]
+    assert not may_import("engine", "pipeline")
+    assert not may_import("models", "losses")
+    assert not may_import("report", "app")
+    assert may_import("pipeline", "engine")
 
 
 @EACH_FILE
@@ -121,24 +138,24 @@ def test_there_is_no_utils_module():
 
 
 @pytest.mark.parametrize(
-    "module", ["scpl.functional", "scpl.models", "scpl.models.vgg", "scpl.heads"]
+    "module", ["scpl.losses.contrastive", "scpl.models", "scpl.models.vgg", "scpl.heads"]
 )
 def test_formulas_and_networks_do_not_load_the_engine(module):
     loaded = loaded_after(f"import {module}")
-    engine = {f"scpl.{name}" for name in ("stage", "worker", "pipeline", "partition", "message")}
-    assert not loaded & engine
+    engine = ("scpl.engine", "scpl.pipeline", "scpl.partition", "scpl.methods")
+    assert not [name for name in loaded if name.startswith(engine)]
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         "import scpl",
-        "import scpl.cli",
-        "import scpl.run.config",
-        "import scpl.cli; scpl.cli.run(['--help'])",
-        "import scpl.cli; scpl.cli.run(['--version'])",
-        "import scpl.cli; scpl.cli.run(['no-such-command'])",
-        "import scpl.cli\ntry: scpl.cli.run(['train', '--help'])\nexcept SystemExit: pass",
+        "import scpl.app.cli",
+        "import scpl.app.config",
+        "import scpl.app.cli; scpl.app.cli.run(['--help'])",
+        "import scpl.app.cli; scpl.app.cli.run(['--version'])",
+        "import scpl.app.cli; scpl.app.cli.run(['no-such-command'])",
+        "import scpl.app.cli\ntry: scpl.app.cli.run(['train', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_help_does_not_load_torch(statement):

@@ -34,12 +34,12 @@ from scpl import (
     data,
     split,
 )
+from scpl.engine.randomness import derive_seed
 from scpl.errors import InputError
 from scpl.heads import Linear, PooledMLP
 from scpl.methods import METHODS
-from scpl.objectives import Objective
-from scpl.randomness import derive_seed
-from scpl.similarity import local_classifier, similarity_head
+from scpl.methods.base import Objective
+from scpl.methods.predsim import local_classifier, similarity_head
 
 SEED, CLIP, EPOCHS = 5, 0.5, 3
 PAPER = {"cross_entropy": 0.0, "standardise": False, "classifier_gradient": False}

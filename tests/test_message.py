@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from networks import assert_same_state
+from scpl.engine.messages import Kind, Mark, Message, decode, encode
 from scpl.errors import InputError
-from scpl.message import Kind, Mark, Message, TensorSpec, decode, encode, tensors_of, tree_map
+from scpl.partition.values import TensorSpec, tensors_of, tree_map
 
 DTYPES = [
     torch.float32,

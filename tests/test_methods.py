@@ -10,7 +10,8 @@ from scpl import SCPL, Backpropagation, EarlyExit, Method, Pipeline, split
 from scpl.errors import InputError
 from scpl.heads import Linear
 from scpl.methods import METHODS, Site
-from scpl.objectives import ClassifiedContrast, Contrastive, CrossEntropy, Objective, Sum
+from scpl.methods.base import CrossEntropy, Objective, Sum
+from scpl.methods.scpl import ClassifiedContrast, Contrastive
 
 READOUT = nn.Linear(6, NUM_CLASSES)
 INNER = Site(0, 2, (6,), None)

@@ -9,11 +9,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from networks import NUM_CLASSES, VOCABULARY, seeded, texts
 from scpl import SCPL, EarlyExit, Pipeline, heads, models, split
-from scpl.balance import balanced_cuts
 from scpl.errors import InputError, PartitionError
 from scpl.models.lstm import LSTMLayer, final_states
 from scpl.models.text import Embedding, masked_mean, sinusoids
 from scpl.models.transformer import EncoderLayer
+from scpl.partition.balance import balanced_cuts
 
 SMALL = {
     "lstm": {"depth": 2, "width": 6, "embedding_size": 5},

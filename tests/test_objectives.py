@@ -3,8 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from scpl.functional import supervised_contrastive_loss
-from scpl.objectives import ClassifiedContrast, Contrastive, CrossEntropy, Objective, Sum
+from scpl.losses.contrastive import supervised_contrastive_loss
+from scpl.methods.base import CrossEntropy, Objective, Sum
+from scpl.methods.scpl import ClassifiedContrast, Contrastive
 
 TARGET = torch.tensor([0, 1, 0, 1])
 

@@ -5,8 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scpl.functional import compare, supervised_contrastive_loss
-from scpl.observations import observe_accuracy, observe_contrast
+from scpl.losses.contrastive import (
+    compare,
+    observe_accuracy,
+    observe_contrast,
+    supervised_contrastive_loss,
+)
 
 
 def observed_contrastive_loss(rows, target, normalization="paper", **options):

@@ -68,7 +68,7 @@ def test_the_wheel_trains_from_another_folder(built, tmp_path):
     assert "quick/digits" in run("-m", "scpl", "recipes", "ls")
     script = "import sys; from importlib.metadata import distribution as d; "
     entry = "print([e.value for e in d('scpl').entry_points if e.name == 'scpl'])"
-    assert run("-c", script + entry) == "['scpl.cli:main']\n"
+    assert run("-c", script + entry) == "['scpl.app.cli:main']\n"
     summary = json.loads(run("-m", "scpl", "train", *TINY, "--json", "--out", "run"))
     assert summary["data"] == "digits"
     assert {path.name for path in (elsewhere / "run").iterdir()} >= COMPLETE

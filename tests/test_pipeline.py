@@ -7,8 +7,8 @@ from torch.optim import SGD, Adam
 
 from networks import NUM_CLASSES, Indexed, assert_same_state, cnn, data, mlp, rows, states
 from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, split
+from scpl.engine.stage import copy_to_cpu
 from scpl.errors import CheckpointError, DataError, InputError, NonFiniteError, StageError
-from scpl.state import copy_to_cpu
 
 
 def adam(parameters):

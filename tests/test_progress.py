@@ -2,14 +2,14 @@ import io
 
 import pytest
 
-from scpl.run.progress import (
+from scpl.app.train.progress import (
     Progress,
+    Usage,
     format_losses,
     format_readouts,
     format_seconds,
     format_usage,
 )
-from scpl.run.usage import Usage
 
 USAGE = Usage((300 * 2**20, 338 * 2**20), (0.314, 0.05))
 LOSSES = [{"contrastive": 1.25}, {"contrastive": 0.5, "cross_entropy": 2.0}]
@@ -28,7 +28,7 @@ def row(accuracy=None, seconds=10.0):
 def clock(monkeypatch):
     """Time that only tests move."""
     now = [100.0]
-    monkeypatch.setattr("scpl.run.progress.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("scpl.app.train.progress.time.perf_counter", lambda: now[0])
     return now
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.randomness import RandomState, derive_seed
+from scpl.engine.randomness import RandomState, derive_seed
 
 CPU = torch.device("cpu")
 

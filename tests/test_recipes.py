@@ -8,13 +8,12 @@ import pytest
 
 import scpl
 from scpl import models
-from scpl.cli import run as cli
+from scpl.app.cli import run as cli
+from scpl.app.config import CompareConfig, TrainConfig, read_toml
+from scpl.app.recipes import find_recipe, recipes, shipped
+from scpl.app.train.run import train
 from scpl.data.text.catalogue import TEXT_SETS
 from scpl.errors import InputError
-from scpl.run.config import TrainConfig, read_toml
-from scpl.run.recipes import find_recipe, recipes, shipped
-from scpl.run.settings import CompareConfig
-from scpl.run.train import train
 
 PAPER_IMAGES = [
     f"paper/{model}-{data}"
@@ -54,7 +53,8 @@ class TestEachRecipe:
 
     @EACH
     def test_its_names_are_known(self, name):
-        from scpl import data, heads, models
+        from scpl import heads, models
+        from scpl.data import images as data
 
         config = CompareConfig.from_recipe(shipped()[name]).train
         texts = name in PAPER_TEXTS or METHODS_OF.get(name) == TEXT_METHODS
@@ -217,7 +217,7 @@ class TestCommand:
 
     def test_it_does_not_load_torch(self):
         code = (
-            "import sys; from scpl.cli import run; run(['recipes', 'ls']); "
+            "import sys; from scpl.app.cli import run; run(['recipes', 'ls']); "
             "sys.exit('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

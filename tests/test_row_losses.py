@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from scpl.errors import InputError
-from scpl.row_losses import (
+from scpl.losses.similarity import (
     covariance_loss,
     similarity_matching_loss,
     squared_error,

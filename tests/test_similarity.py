@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from scpl.errors import InputError
-from scpl.row_losses import covariance_loss, similarity_matching_loss, variance_loss
-from scpl.similarity import (
-    InformationRegularization,
+from scpl.losses.similarity import covariance_loss, similarity_matching_loss, variance_loss
+from scpl.methods.deinforeg import InformationRegularization
+from scpl.methods.predsim import (
     SimilarityMatching,
     SpreadOverPositions,
     local_classifier,

@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import (
 )
 
 from networks import assert_same_state, seeded_layers
+from scpl.engine.stage import Stage, StageOptions, copy_to_cpu
 from scpl.errors import CheckpointError, InputError, NonFiniteError, StageError
 from scpl.heads import Linear
-from scpl.objectives import Contrastive, CrossEntropy, Objective, Sum
-from scpl.stage import Stage, StageOptions
-from scpl.state import copy_to_cpu
+from scpl.methods.base import CrossEntropy, Objective, Sum
+from scpl.methods.scpl import Contrastive
 
 FEATURES = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 TARGET = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.data import load
+from scpl.data.images import load
 from scpl.data.text import TEXT_SETS, is_text
 from scpl.data.text.files import find_files
 from scpl.data.text.labelled import Columns, choose_columns

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from cli_runs import in_process_of_its_own, refused, result, scpl
-from scpl.run.folder import RunFolder
-from scpl.run.trained import load_network
+from scpl.app.folder import RunFolder
+from scpl.app.network import load_network
 from text_files import SUFFIXES, tickets, write_set, write_table
 
 SMALL = [
@@ -301,8 +301,8 @@ class TestPredict:
         code = (
             "import io, resource, sys\n"
             "from pathlib import Path\n"
-            "from scpl.run.predict import predict\n"
-            "from scpl.run.settings import PredictConfig\n"
+            "from scpl.app.use.predict import predict\n"
+            "from scpl.app.config import PredictConfig\n"
             "def peak(*names):\n"
             "    predict(PredictConfig(Path(sys.argv[1]), names, batch_size=64), io.StringIO())\n"
             "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

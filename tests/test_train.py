@@ -22,8 +22,8 @@ from cli_runs import (
     tree,
     wait_for_steps,
 )
-from scpl.run.config import TrainConfig, read_toml
-from scpl.run.recorder import Recorder
+from scpl.app.config import TrainConfig, read_toml
+from scpl.app.train.recorder import Recorder
 
 EPOCHS = 4
 MANY = [*TINY, "--epochs", EPOCHS, "--quiet"]
@@ -125,7 +125,7 @@ class TestNotFinite:
 
     def test_the_last_good_checkpoint_is_kept(self, tmp_path, monkeypatch):
         """Finite for an epoch, then not."""
-        from scpl.data.loader import Loader
+        from scpl.data.images.loader import Loader
 
         batches = Loader.batches
 

@@ -3,17 +3,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scpl.control import LocalControl
-from scpl.mesh import Mesh
-from scpl.run.usage import Meter, Usage
-from scpl.timeline import Timeline
+from scpl.app.train.progress import Meter, Usage
+from scpl.engine.mesh import Mesh
+from scpl.engine.ranks import LocalControl
+from scpl.engine.timeline import Timeline
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Time that only tests move."""
     now = [100.0]
-    monkeypatch.setattr("scpl.run.usage.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("scpl.app.train.progress.time.perf_counter", lambda: now[0])
     return now
 
 
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 def memory(monkeypatch):
     """Memory that only tests fill."""
     peak = [1000]
-    monkeypatch.setattr("scpl.run.usage.peak_memory", lambda device: peak[0])
+    monkeypatch.setattr("scpl.app.train.progress.peak_memory", lambda device: peak[0])
     return peak
 
 

@@ -11,17 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_files import picture, write_folder
-from scpl import data, models
-from scpl.cli import run as cli
-from scpl.data.augment import normalise
+from scpl import models
+from scpl.app.cli import run as cli
+from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, write_toml
+from scpl.app.folder import RunFolder
+from scpl.app.network import load_exits, load_network
+from scpl.app.train.run import train
+from scpl.app.use.evaluate import evaluate, export
+from scpl.app.use.predict import predict
+from scpl.data import images as data
+from scpl.data.images.augment import normalise
 from scpl.errors import CheckpointError, DataError, InputError
-from scpl.run.config import TrainConfig, write_toml
-from scpl.run.folder import RunFolder
-from scpl.run.predict import predict
-from scpl.run.settings import EvalConfig, ExportConfig, PredictConfig
-from scpl.run.train import train
-from scpl.run.trained import load_exits, load_network
-from scpl.run.use import evaluate, export
 
 BATCH = 100
 EVAL_KEYS = [

@@ -5,8 +5,8 @@ import time
 import pytest
 from torch.distributed import DistNetworkError, HashStore, PrefixStore
 
-from scpl import watchdog as module
-from scpl.watchdog import Watchdog
+from scpl.engine import watchdog as module
+from scpl.engine.watchdog import Watchdog
 
 
 @pytest.fixture

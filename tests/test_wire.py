@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.message import Kind, Message, TensorSpec, decode, encode
-from scpl.wire import (
+from scpl.engine.channel import (
     HEADER_BYTES,
     SMALL_BYTES,
     as_bytes,
@@ -17,6 +16,8 @@ from scpl.wire import (
     size_of,
     unpack,
 )
+from scpl.engine.messages import Kind, Message, decode, encode
+from scpl.partition.values import TensorSpec
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 

@@ -9,10 +9,11 @@ from torch.optim import Adam
 
 from networks import NUM_CLASSES, assert_same_state, mlp, rows
 from scpl import SCPL, AssociatedLearning, EarlyExit, Pipeline, split
+from scpl.engine.messages import Kind, Mark, Message
+from scpl.engine.timeline import Timeline
+from scpl.engine.worker import Report, Worker
 from scpl.errors import StageError
-from scpl.message import Kind, Mark, Message, tensors_of
-from scpl.timeline import Timeline
-from scpl.worker import Report, Worker
+from scpl.partition.values import tensors_of
 
 INPUTS, TARGET = rows()[0]
 

@@ -25,9 +25,9 @@ from cable import UNSHAPED, Cable
 from plan import Job, team_of, work
 from writing import environment, say, shown, verdict
 
+from scpl.app.bench.teams import Team
+from scpl.app.bench.turns import Answers, Record, Rival, paired, spread, take_turns
 from scpl.errors import ScplError
-from scpl.run.teams import Team
-from scpl.run.turns import Answers, Record, Rival, paired, spread, take_turns
 
 LOOPBACK = "loopback"
 LINES = ("scpl", "early-exit")

@@ -341,7 +341,7 @@ def environment() -> dict[str, Any]:
     """Describe hardware and versions; torch comes late, since measuring does not need it."""
     import torch
 
-    from scpl.run.environment import describe_environment
+    from scpl.app.environment import describe_environment
 
     return describe_environment(torch.device("cpu"), threads=1)
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import scpl
-from scpl.functional import supervised_contrastive_loss
+from scpl.app.environment import describe_environment
 from scpl.heads import Head, Linear, MeanOverPositions, PooledMLP
+from scpl.losses.contrastive import supervised_contrastive_loss
+from scpl.methods.base import CrossEntropy, Sum
+from scpl.methods.scpl import Contrastive
 from scpl.models.cnn import SmallCNN
 from scpl.models.mlp import MLP
-from scpl.objectives import Contrastive, CrossEntropy, Sum
-from scpl.run.environment import describe_environment
 
 NUM_CLASSES = 10
 NUM_BLOCKS = 5  # the pairs are taken in this many blocks, to see whether the machine drifts

@@ -21,15 +21,15 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import scpl
-from scpl.assembly import build_stages
+from scpl.app.bench.blocks import Block, serve
+from scpl.app.bench.orders import Orders
+from scpl.app.environment import peak_memory
+from scpl.engine.build import build_stages
+from scpl.engine.stage import StageOptions
 from scpl.errors import InputError, Interrupted
 from scpl.heads import MeanOverPositions
 from scpl.methods import METHODS, MicroBatched
 from scpl.models.vgg import VGG8
-from scpl.run.blocks import Block, serve
-from scpl.run.environment import peak_memory
-from scpl.run.orders import Orders
-from scpl.stage import StageOptions
 
 NUM_CLASSES = 10
 NUM_BATCHES = 16

@@ -18,9 +18,9 @@ from typing import Any
 from plan import Job, team_of, work
 from writing import environment, say, shown, verdict
 
+from scpl.app.bench.turns import Record, Rival, paired, spread, take_turns
 from scpl.errors import ScplError
 from scpl.report.formats import memory
-from scpl.run.turns import Record, Rival, paired, spread, take_turns
 
 LINES = ("line", "one", "saving")  # the same stages: every loss must be the same
 SWEPT = ("gpipe", "1f1b", "zero-bubble")

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scpl.run.teams import Team
-from scpl.run.turns import Answers
+from scpl.app.bench.teams import Team
+from scpl.app.bench.turns import Answers
 
 JOB = Path(__file__).with_name("job.py")
 

@@ -30,6 +30,6 @@ def environment() -> dict[str, Any]:
     """Describe hardware and versions; imports torch late, which measuring does not need."""
     import torch
 
-    from scpl.run.environment import describe_environment
+    from scpl.app.environment import describe_environment
 
     return describe_environment(torch.device("cpu"), threads=1)

@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scpl.mesh import Mesh
+    from scpl.engine.mesh import Mesh
+    from scpl.engine.scores import Evaluation, Scores
+    from scpl.engine.worker import Report
     from scpl.methods import (
         DASCPL,
         DGL,
@@ -21,16 +23,14 @@ if TYPE_CHECKING:
         Method,
         PredSim,
     )
-    from scpl.objectives import Objective
+    from scpl.methods.base import Objective
     from scpl.partition import Partition, split
     from scpl.pipeline import Pipeline
-    from scpl.scores import Evaluation, Scores
-    from scpl.worker import Report
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Mesh": "scpl.mesh",
+    "Mesh": "scpl.engine.mesh",
     "DASCPL": "scpl.methods",
     "DGL": "scpl.methods",
     "SCPL": "scpl.methods",
@@ -40,13 +40,13 @@ _HOME = {
     "EarlyExit": "scpl.methods",
     "PredSim": "scpl.methods",
     "Method": "scpl.methods",
-    "Objective": "scpl.objectives",
+    "Objective": "scpl.methods.base",
     "Partition": "scpl.partition",
     "split": "scpl.partition",
-    "Evaluation": "scpl.scores",
+    "Evaluation": "scpl.engine.scores",
     "Pipeline": "scpl.pipeline",
-    "Scores": "scpl.scores",
-    "Report": "scpl.worker",
+    "Scores": "scpl.engine.scores",
+    "Report": "scpl.engine.worker",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m scpl`."""
 
-from scpl.cli import main
+from scpl.app.cli import main
 
 main()

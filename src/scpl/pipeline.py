@@ -9,25 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scpl.assembly import assign, build_stages, build_worker
-from scpl.checkpoint import CheckpointWriter
-from scpl.control import Control
+from scpl.engine.batches import Batches, Source, blame_data, pair, remaining
+from scpl.engine.build import assign, build_stages, build_worker
+from scpl.engine.channel import open_links
+from scpl.engine.checkpoint import CheckpointWriter, recover
+from scpl.engine.export import ExitNetwork, export_exits, export_network
+from scpl.engine.mesh import Mesh
+from scpl.engine.messages import Kind, Mark, Message
+from scpl.engine.ranks import Control, connect
+from scpl.engine.scores import Scores
+from scpl.engine.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
+from scpl.engine.timeline import Timeline
+from scpl.engine.worker import Line, Position, Report
 from scpl.errors import DataError, InputError, NonFiniteError
-from scpl.exits import ExitNetwork
-from scpl.export import export_exits, export_network
-from scpl.line import Line, Position
-from scpl.link import open_links
-from scpl.mesh import Mesh
-from scpl.message import Kind, Mark, Message
 from scpl.methods.base import Method
 from scpl.partition import Partition
-from scpl.ranks import connect
-from scpl.recovery import recover
-from scpl.scores import Scores
-from scpl.source import Batches, Source, blame_data, pair, remaining
-from scpl.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
-from scpl.timeline import Timeline
-from scpl.worker import Report
 
 __all__ = ["Pipeline"]
 

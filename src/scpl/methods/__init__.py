@@ -1,7 +1,11 @@
-"""The methods: one file each."""
+"""The methods: one file each, with the objective that a stage gets from it.
 
-from scpl.methods.associated import AssociatedLearning
-from scpl.methods.backpropagation import (
+May import: errors, heads, losses, partition.
+"""
+
+from scpl.methods.al import AssociatedLearning
+from scpl.methods.base import Layout, Method, Site
+from scpl.methods.bp import (
     Backpropagation,
     CutBackpropagation,
     DataParallel,
@@ -11,13 +15,12 @@ from scpl.methods.backpropagation import (
     WideBackpropagation,
     ZeroBubble,
 )
-from scpl.methods.base import Layout, Method, Site
 from scpl.methods.dascpl import DASCPL
 from scpl.methods.deinforeg import DeInfoReg
 from scpl.methods.dgl import DGL
 from scpl.methods.early_exit import EarlyExit
 from scpl.methods.predsim import PredSim
-from scpl.methods.supervised_contrastive import SCPL, HeadFactory
+from scpl.methods.scpl import SCPL, HeadFactory
 
 __all__ = [
     "DASCPL",

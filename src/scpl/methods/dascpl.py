@@ -9,9 +9,8 @@ from typing import ClassVar
 from torch import nn
 
 from scpl import heads
-from scpl.methods.base import Site
-from scpl.methods.supervised_contrastive import SCPL
-from scpl.objectives import CrossEntropy, Objective, Sum
+from scpl.methods.base import CrossEntropy, Objective, Site, Sum
+from scpl.methods.scpl import SCPL
 
 __all__ = ["DASCPL"]
 

@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from scpl import heads
 from scpl.errors import InputError
-from scpl.methods.base import Method, Site
-from scpl.objectives import CrossEntropy, Objective, Sum
-from scpl.similarity import InformationRegularization
+from scpl.losses.similarity import covariance_loss, similarity_matching_loss, variance_loss
+from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum
+from scpl.partition.values import Tree
 
 __all__ = ["DeInfoReg"]
+
+
+@final
+class InformationRegularization(Objective):
+    """Variance, invariance and covariance of a projection, and a classifier on it (DeInfoReg).
+
+    Args:
+        head: Maps features to ``[N, D]``.
+        num_classes: Number of classes.
+        classifier: Maps the projection to logits ``[N, C]``; None where the network's own read-out
+            is trained beside this objective.
+        weight: Factor on the classifier's cross-entropy, whose gradient reaches the layers.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        num_classes: int,
+        classifier: nn.Module | None = None,
+        *,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.classifier = classifier
+        self.weight = weight
+        self._num_classes = num_classes
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
+        projections = self.head(features)
+        terms = {
+            "variance": variance_loss(projections),
+            "invariance": similarity_matching_loss(projections, target, self._num_classes),
+            "covariance": covariance_loss(projections),
+        }
+        if self.classifier is not None:
+            logits = self.classifier(projections)
+            with torch.autocast(logits.device.type, enabled=False):
+                loss = functional.cross_entropy(logits.float(), target)
+            terms["cross_entropy"] = self.weight * loss
+        return terms
+
+    def predict(self, features: Tree) -> Tensor | None:
+        return None if self.classifier is None else self.classifier(self.head(features))
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:
+        return None if self.classifier is None else nn.Sequential(self.head, self.classifier)
 
 
 @dataclass(frozen=True)

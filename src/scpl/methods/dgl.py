@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-from scpl import auxiliary
-from scpl.auxiliary import Auxiliary
 from scpl.errors import unknown_name
-from scpl.methods.base import Method, Site
-from scpl.objectives import CrossEntropy, Objective
+from scpl.heads import auxiliary
+from scpl.heads.auxiliary import Auxiliary
+from scpl.methods.base import CrossEntropy, Method, Objective, Site
 
 __all__ = ["DGL"]
 
@@ -22,7 +21,7 @@ class DGL(Method):
 
     Attributes:
         num_classes: Number of classes.
-        auxiliary: Kind of the auxiliary networks on feature maps, see `scpl.auxiliary.build`.
+        auxiliary: Kind of the auxiliary networks on feature maps, see `scpl.heads.auxiliary.build`.
     """
 
     name: ClassVar[str] = "dgl"

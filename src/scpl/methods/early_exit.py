@@ -9,8 +9,7 @@ from typing import ClassVar
 from torch import nn
 
 from scpl import heads
-from scpl.methods.base import Method, Site
-from scpl.objectives import CrossEntropy, Objective
+from scpl.methods.base import CrossEntropy, Method, Objective, Site
 
 __all__ = ["EarlyExit"]
 

@@ -2,6 +2,8 @@
 
 Each is an ``nn.Sequential`` with named children, so its forward pass is the chain of the children
 and it can be cut before any of them. Importing this package does not import torch.
+
+May import: errors.
 """
 
 from __future__ import annotations

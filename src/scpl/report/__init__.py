@@ -1,4 +1,7 @@
-"""Reports: pictures, a self-contained page and a table, from the folders that runs leave behind."""
+"""Reports: pictures, a self-contained page and a table, from the folders that runs leave behind.
+
+May import: errors.
+"""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scpl.data import hub
-from scpl.data.catalogue import EMBEDDED, KNOWN
-from scpl.data.parquet import check_shards, shards
+from scpl.data.images.catalogue import EMBEDDED, KNOWN
+from scpl.data.images.parquet import check_shards, shards
 from scpl.data.places import roots
 from scpl.data.text.catalogue import TEXT_SETS, TextSet
 from scpl.data.text.tables import SUFFIXES, columns_of, is_table

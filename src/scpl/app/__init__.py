@@ -1,0 +1,4 @@
+"""What the command line calls: configurations, runs, comparisons, benchmarks.
+
+May import: everything else.
+"""

@@ -1,0 +1,260 @@
+"""`scpl compare`: the same network, data and settings under several methods."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from scpl.app.compare.equal_time import epochs_in_equal_time
+from scpl.app.config import CompareConfig, TrainConfig, names, read_toml, write_toml
+from scpl.app.fairness import FREE, config_for, method_names
+from scpl.app.folder import RunFolder
+from scpl.app.launch import BAD_INPUT
+from scpl.app.train.resume import changed_settings
+from scpl.app.use.probe import probe_run
+from scpl.errors import InputError, Interrupted, ScplError
+from scpl.report import Absent, Comparison, write_comparison_report
+from scpl.report.groups import BASELINE
+
+__all__ = ["compare"]
+
+VERDICT = "scpl: "  # how the command line begins the sentence that it ends with
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Train every method with every seed, and write one report.
+
+    Each run is a process of its own, so that its memory is its own and a failure ends nothing
+    else. For each seed all methods run before the next seed begins. A method that cannot run in
+    this setting (too few processes, a batch that cannot be divided) is left out and named.
+
+    Args:
+        config: Methods, seeds and what the runs have in common; with ``equal="time"`` each
+            method gets the epochs that fit into the time of ``bp``.
+
+    Returns:
+        ``results`` (one per method, see `scpl.report.Comparison.results`), ``target``, ``equal``,
+        ``not_runnable`` (method to reason), ``failures`` (run to reason), ``report`` (files),
+        ``command`` and ``environment``.
+
+    Raises:
+        InputError: for bad settings, or if no run succeeded.
+        Interrupted: after Ctrl-C; the same command continues.
+    """
+    base, methods, seeds = _checked(config)
+    out = base.out or Path("runs/compare")
+    RunFolder(out).ensure()
+    epochs = epochs_in_equal_time(base, methods, out) if config.equal == "time" else {}
+    done, absent = _run_all(base, methods, seeds, epochs, out)
+    if not done:
+        reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
+        raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
+    if config.probe:
+        _probe(done, quiet=base.quiet)
+    comparison = Comparison.read(
+        done,
+        f"{base.model} on {base.data}: {', '.join(methods)}"
+        + (", in equal time" if config.equal == "time" else ""),
+        target=config.target,
+        absent=absent,
+        command=shlex.join(["scpl", *sys.argv[1:]]),
+    )
+    written = write_comparison_report(out, comparison)
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    table = comparison.table()
+    notes = "" if base.quiet else f"\n{textwrap.fill(table.footnote, width or 100)}\n"
+    sys.stderr.write(f"\n{table.text(width)}{notes}\n{', '.join(map(str, written))}\n")
+    target = comparison.target
+    return {
+        "results": comparison.results(),
+        "target": target and {"accuracy": target.accuracy, "origin": target.origin},
+        "equal": config.equal,
+        "not_runnable": {one.run: one.reason for one in absent if not one.failed},
+        "failures": {one.run: one.reason for one in absent if one.failed},
+        "report": [str(path) for path in written],
+        "command": comparison.command,
+        "environment": dict(comparison.runs[0].environment),
+    }
+
+
+def _probe(done: Sequence[Path], *, quiet: bool) -> None:
+    """Add read-outs by depth to the summaries of the runs that have none."""
+    for folder in done:
+        try:
+            found = probe_run(folder)
+        except ScplError as error:  # the comparison is worth more than this picture
+            sys.stderr.write(f"no linear read-outs of {folder.name}: {error}\n")
+            continue
+        if found and not quiet:
+            by_stage = " | ".join(f"{100 * accuracy:.1f}" for accuracy in found)
+            sys.stderr.write(f"linear read-outs of {folder.name}: {by_stage} %\n")
+
+
+def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
+    """Check everything before the first run: common settings, methods, seeds."""
+    config.train.check()
+    if config.target is not None and not 0 < config.target <= 1:
+        raise InputError(
+            "--target must be an accuracy above 0 and at most 1",
+            f"Got {config.target:g}",
+            "Write 85 % as 0.85",
+        )
+    seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
+    methods = method_names(config.methods)
+    if config.equal == "time" and BASELINE not in methods:
+        raise InputError(
+            f"--equal time gives every method the time that {BASELINE} takes",
+            f"Got --methods {','.join(methods)}",
+            f"Add {BASELINE} to them",
+        )
+    return config.train, methods, seeds
+
+
+def _run_all(
+    base: TrainConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    epochs: Mapping[str, int],
+    out: Path,
+) -> tuple[list[Path], list[Absent]]:
+    """Do all runs; returns the folders of those that ended well, and the others.
+
+    Args:
+        base: What all have in common.
+        methods: Their names.
+        seeds: The seeds of each.
+        epochs: Passes of the methods that make others than the rest.
+        out: Folder of the comparison.
+    """
+    done: list[Path] = []
+    absent: list[Absent] = []
+    jobs = [(method, seed) for seed in seeds for method in methods]
+    for number, (method, seed) in enumerate(jobs, 1):
+        if any(one.run == method for one in absent):
+            continue  # another seed changes nothing
+        folder = out / f"{method}-seed{seed}"
+        if not base.quiet:
+            sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
+        own = config_for(base, method)
+        job = replace(own, seed=seed, epochs=epochs.get(method, own.epochs))
+        problem = _complete(folder, job, out)
+        if problem is None:
+            done.append(folder)
+            continue
+        name = folder.name if problem.failed else method
+        absent.append(Absent(name, problem.reason, problem.failed))
+        sys.stderr.write(f"{name} {absent[-1].words}\n")
+    return done, absent
+
+
+def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
+    """Make sure that a run is finished; return why it is not."""
+    run = RunFolder(folder)
+    if run.config.is_file() and not job.force:
+        _check_same(run, job)
+        if run.summary.is_file():
+            return None
+        arguments = ["--resume", str(folder), *(["--quiet"] if job.quiet else [])]
+    else:
+        recipe = out / f".{folder.name}.toml"
+        plain = replace(job, out=folder, resume=None, json=True, dry_run=False, force=False)
+        recipe.write_text(write_toml(plain), encoding="utf-8")
+        arguments = [str(recipe), *(["--force"] if folder.exists() else [])]
+    status, reason = _run_child([sys.executable, "-m", "scpl", "train", *arguments])
+    if arguments[0] != "--resume":
+        recipe.unlink(missing_ok=True)
+    if not status:
+        return None
+    # A setting is refused before the first step; what breaks later has failed.
+    began = run.steps.is_file() and run.steps.stat().st_size > 0
+    return Absent(folder.name, reason, failed=began or status != BAD_INPUT)
+
+
+def _run_child(command: list[str]) -> tuple[int, str]:
+    """Run one training process.
+
+    Returns:
+        Its exit status, and what it said last if that is not 0.
+
+    Raises:
+        Interrupted: if it was, or if a signal came that was passed on to it.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as child:
+        assert child.stderr is not None
+        last = ""
+        with _pass_on(child) as received:
+            for line in child.stderr:
+                # Whatever else is heard while several ranks end, ours is the verdict.
+                if line.strip() and (line.startswith(VERDICT) or not last.startswith(VERDICT)):
+                    last = line.strip()
+                sys.stderr.write(f"    {line}")
+            status = child.wait()
+    if received or status in (130, 143):
+        error = Interrupted(
+            "The comparison was interrupted; everything is saved",
+            fix="The same command continues it",
+        )
+        error.signal = received[0] if received else status - 128
+        raise error
+    if status < 0:
+        return status, f"killed by signal {-status} ({signal.Signals(-status).name})"
+    said = last.removeprefix(VERDICT)
+    return status, said if status == BAD_INPUT else f"exit status {status}: {said}"
+
+
+@contextmanager
+def _pass_on(child: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Pass Ctrl-C and SIGTERM on to a child, which saves and ends by itself.
+
+    Yields:
+        The signals that came.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        with suppress(OSError):
+            child.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may install handlers
+        return
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_same(run: RunFolder, job: TrainConfig) -> None:
+    """A kept run must be of the same configuration: two settings never share a table."""
+    before = TrainConfig.from_dict(read_toml(run.config), str(run.config))
+    changed = changed_settings(before, job, ignored=FREE)
+    if changed:
+        raise InputError(
+            "All runs of a comparison must have the same settings",
+            f"{run.path} was trained with others: {', '.join(changed)}",
+            "Choose another folder with --out, or train it again with --force",
+        )
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError("--seeds must be whole numbers", f"Got {text!r}") from error

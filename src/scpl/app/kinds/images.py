@@ -1,0 +1,198 @@
+"""Runs on images: their loaders, and what `scpl eval` and `scpl predict` do with them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scpl.app.config import EvalConfig, PredictConfig, TrainConfig, given
+from scpl.app.folder import RunFolder
+from scpl.app.kinds.base import ImageInputs, Loader, Loaders
+from scpl.data import images as data
+from scpl.data.images.augment import normalise
+from scpl.data.images.decode import decode_images
+from scpl.data.images.folder import EXTENSIONS
+from scpl.engine.randomness import derive_seed
+from scpl.errors import DataError, InputError
+
+__all__ = ["COLUMNS", "check_fit", "loaders", "pending", "test_loader"]
+
+COLUMNS: tuple[str, ...] = ("path",)
+"""What names an image in the output of `scpl predict`."""
+
+Batch = tuple[list[dict[str, Any]], Tensor]
+
+TEXT_ONLY = ("text", "label", "test_data", "vectors", "hidden", "layers", "dropout", "heads",
+             "hand_over")  # fmt: skip
+_GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
+
+
+def loaders(config: TrainConfig) -> Loaders:
+    """Load a data set of images and make its loaders.
+
+    Raises:
+        DataError: if it is missing or damaged.
+        InputError: if a setting is for texts.
+    """
+    if wrong := given(config, TEXT_ONLY):
+        raise InputError(
+            f"{', '.join(wrong)} must go with a data set of texts", f"Got {config.data}"
+        )
+    source = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size)
+    train, valid = source.train, None
+    if config.limit_train is not None and config.limit_train < len(train):
+        train = data.limit(train, config.limit_train, derive_seed(config.seed, "limit"))
+    if config.validation > 0:
+        train, valid = data.carve_validation(
+            train, config.validation, derive_seed(config.seed, "validation")
+        )
+    mean, std = tuple(source.mean), tuple(source.std)
+    return Loaders(
+        source.name,
+        tuple(source.classes),
+        ImageInputs(source.channels, source.image_size, mean, std, config.width),
+        data.Loader(
+            train,
+            batch_size=config.batch_size,
+            mean=mean,
+            std=std,
+            augmentation=config.augmentation,
+            views=config.views,
+            flip=source.flip,
+            shuffle=True,
+            seed=config.seed,
+        ),
+        None
+        if valid is None
+        else data.Loader(valid, batch_size=config.batch_size, mean=mean, std=std),
+        data.Loader(source.test, batch_size=config.batch_size, mean=mean, std=std),
+    )
+
+
+def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: str) -> None:
+    """Check that a trained network can take the images of a data set.
+
+    Raises:
+        DataError: naming both shapes.
+    """
+    if (source.channels, source.image_size) != (channels, image_size):
+        raise DataError(
+            f"{name} takes images of {channels} x {image_size} x {image_size}",
+            f"Got {source.channels} x {source.image_size} x {source.image_size}",
+            f"Pass --image-size {image_size}, or another data set",
+        )
+
+
+def test_loader(
+    config: EvalConfig, trained: TrainConfig, folder: RunFolder, description: Mapping[str, Any]
+) -> Loader:
+    """The test images, normalised as those that the network learnt from."""
+    name, data_dir = config.data or trained.data, config.data_dir or trained.data_dir
+    inputs = ImageInputs.of(description)
+    size = trained.image_size if config.data is None else inputs.image_size
+    source = data.load(name, data_dir=data_dir, image_size=size)
+    model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
+    try:
+        check_fit(source, channels=inputs.channels, image_size=inputs.image_size, name=model)
+    except DataError as error:  # its advice is for commands that choose an image size
+        raise DataError(error.rule, error.got, advice) from None
+    if source.num_classes != description["num_classes"]:
+        raise DataError(
+            f"{model} tells {description['num_classes']} classes apart",
+            f"{source.name} has {source.num_classes}",
+            advice,
+        )
+    batch_size = config.batch_size or trained.batch_size
+    return data.Loader(source.test, batch_size=batch_size, mean=inputs.mean, std=inputs.std)
+
+
+def pending(
+    config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
+) -> Iterator[Batch]:
+    """Read the images that are to be classified, batch by batch.
+
+    Images that cannot be read are named on stderr; the others go on.
+
+    Returns:
+        What names each image, and the normalised images ``[N, C, H, W]``.
+
+    Raises:
+        DataError: at once, if an input is missing or there is no image; at the end, if images
+            could not be read.
+    """
+    files = _find_images([Path(name) for name in config.inputs])
+    return _batches(files, config.batch_size, ImageInputs.of(description))
+
+
+def _batches(files: Sequence[Path], size: int, inputs: ImageInputs) -> Iterator[Batch]:
+    failed = 0
+    for start in range(0, len(files), size):
+        chunk = files[start : start + size]
+        paths, images = _read_images(chunk, inputs.image_size, inputs.channels)
+        failed += len(chunk) - len(paths)
+        if paths:
+            names = [{"path": _shown(path)} for path in paths]
+            yield names, normalise(images, inputs.mean, inputs.std)
+    if failed:
+        raise DataError(
+            "Every image must be readable",
+            f"{failed} of {len(files)} were not; they are named above",
+            "Replace or remove them; all others were classified",
+        )
+
+
+def _find_images(inputs: Sequence[Path]) -> list[Path]:
+    """List the image files that were named, and those in named folders, each once."""
+    missing = [_shown(path) for path in inputs if not path.exists()]
+    if missing:
+        raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
+    found = [file for path in inputs for file in (_walk(path) if path.is_dir() else [path])]
+    if not found:
+        raise DataError(
+            "There must be at least one image to classify",
+            f"Got none in {', '.join(map(_shown, inputs)) or 'no input'}",
+            f"Known image files: {', '.join(sorted(EXTENSIONS))}",
+        )
+    return list(dict.fromkeys(found))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The image files below a folder, in the order of their names, without hidden ones."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        shown = (Path(root, name) for name in sorted(files) if not name.startswith("."))
+        yield from (file for file in shown if file.suffix.lower() in EXTENSIONS)
+
+
+def _read_images(files: Sequence[Path], size: int, channels: int) -> tuple[list[Path], Tensor]:
+    """Decode files into ``uint8 [N, channels, size, size]``; unreadable ones are left out."""
+    try:
+        return list(files), _with_channels(decode_images(files, size), channels)
+    except DataError as error:
+        if len(files) == 1:
+            reason = error.__cause__ or error
+            sys.stderr.write(f"{_shown(files[0])}: {type(reason).__name__}: {reason}\n")
+            return [], torch.empty(0, channels, size, size, dtype=torch.uint8)
+    # One of them is bad: one by one, so that the others are still read.
+    parts = [_read_images([file], size, channels) for file in files]
+    return [path for paths, _ in parts for path in paths], torch.cat([each for _, each in parts])
+
+
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    """Turn ``uint8 [N, C, H, W]`` from grey to colour or back, if the network needs it."""
+    if images.shape[1] in (1, channels):
+        return images.expand(-1, channels, -1, -1)
+    weights = torch.tensor(_GREY, dtype=torch.int32).view(1, 3, 1, 1)
+    luma = (images.int() * weights).sum(1, keepdim=True) + (1 << 15)
+    return (luma >> 16).to(torch.uint8)
+
+
+def _shown(path: Path) -> str:
+    """A path as text that every stream can write, whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

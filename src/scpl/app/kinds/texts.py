@@ -1,0 +1,235 @@
+"""Runs on texts: their loaders, and what `scpl eval` and `scpl predict` do with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scpl import models
+from scpl.app.config import EvalConfig, PredictConfig, TrainConfig, given
+from scpl.app.folder import RunFolder
+from scpl.app.kinds.base import Loader, Loaders, TextInputs
+from scpl.data import text
+from scpl.engine.randomness import derive_seed
+from scpl.errors import DataError, InputError
+
+__all__ = ["COLUMNS", "loaders", "network_sizes", "pending", "settings_of", "test_loader"]
+
+COLUMNS: tuple[str, ...] = ("source", "row")
+"""What names a text in the output of `scpl predict`."""
+
+Batch = tuple[list[dict[str, Any]], Tensor]
+
+TOKENIZER = "tokenizer.json"
+IMAGE_ONLY = ("image_size", "augmentation", "views")
+_SIZES = {"hidden": "width", "layers": "depth", "dropout": "dropout", "heads": "heads"}
+
+
+def loaders(config: TrainConfig) -> Loaders:
+    """Load a data set of texts and make its loaders.
+
+    Raises:
+        DataError: if it is missing, damaged, or not labelled as it should be.
+        InputError: if a setting is for images, or the network is.
+    """
+    if wrong := given(config, IMAGE_ONLY):
+        raise InputError(
+            f"{', '.join(wrong)} must go with a data set of images", f"Got {config.data}"
+        )
+    sizes = network_sizes(config)  # before any reading
+    source = text.load_text(
+        config.data, settings_of(config), data_dir=config.data_dir, test=config.test_data
+    )
+    notes, vectors = list(source.notes), None
+    if config.vectors is not None and config.resume is None:
+        words = source.tokenizer.words
+        vectors = text.read_vectors(config.vectors, words)
+        notes.append(f"{config.vectors}: {vectors.coverage(words, source.train.tokens)}")
+    inputs = TextInputs(
+        source.tokenizer.vocab_size,
+        config.max_tokens,
+        source.columns.text,
+        source.columns.label,
+        source.fingerprint,
+        sizes,
+    )
+
+    def initial() -> dict[str, Any]:
+        if vectors is None:
+            return {}
+        seed = derive_seed(config.seed, "vectors")
+        return {"vectors": vectors.matrix(inputs.vocab_size, seed)}
+
+    return Loaders(
+        source.name,
+        source.classes,
+        inputs,
+        text.TextLoader(source.train, batch_size=config.batch_size, shuffle=True, seed=config.seed),
+        text.TextLoader(source.valid, batch_size=config.batch_size) if source.valid else None,
+        text.TextLoader(source.test, batch_size=config.batch_size),
+        tuple(notes),
+        {TOKENIZER: source.tokenizer.to_json()},
+        initial,
+    )
+
+
+def settings_of(config: TrainConfig) -> text.TextSettings:
+    """What of a configuration says how a data set is read."""
+    splits = text.SplitSettings(
+        test_share=config.test_share,
+        validation=config.validation,
+        limit=config.limit_train,
+        seed=derive_seed(config.seed, "texts"),
+    )
+    return text.TextSettings(
+        text=config.text,
+        label=config.label,
+        splits=splits,
+        tokens=config.tokens,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_tokens,
+    )
+
+
+def network_sizes(config: TrainConfig) -> dict[str, Any]:
+    """Sizes of the network that the configuration gives; the others are the network's own.
+
+    Raises:
+        InputError: if the network does not take texts, or the word vectors are not for words.
+    """
+    known = models.text_sizes(config.model)
+    sizes = {
+        size: getattr(config, name)
+        for name, size in _SIZES.items()
+        if getattr(config, name) is not None
+    }
+    if config.hand_over:
+        sizes["hand_over"] = True
+    if config.vectors is not None:
+        if config.tokens == "subwords":
+            raise InputError(
+                "--vectors must go with words as tokens",
+                "Got --tokens subwords",
+                "Drop one of the two",
+            )
+        width = text.width_of(config.vectors)
+        # What lies behind the embedding has a width of its own in some networks.
+        sizes.setdefault("embedding_size" if "embedding_size" in known else "width", width)
+    return sizes
+
+
+def test_loader(
+    config: EvalConfig, trained: TrainConfig, folder: RunFolder, description: Mapping[str, Any]
+) -> Loader:
+    """The test texts, in the numbers of the run's own tokenizer."""
+    inputs, classes = TextInputs.of(description), tuple(description["classes"])
+    batch_size = config.batch_size or trained.batch_size
+    tokenizer = _tokenizer(folder)
+    if config.data is not None:
+        columns = text.Columns(inputs.text_columns, inputs.label_column)
+        data_dir = config.data_dir or trained.data_dir
+        found, notes = text.load_test(
+            config.data, tokenizer, classes, columns, inputs.max_tokens, data_dir=data_dir
+        )
+        sys.stderr.write("".join(f"{note}\n" for note in notes))
+        return text.TextLoader(found, batch_size=batch_size)
+    source = text.load_text(
+        trained.data,
+        settings_of(trained),
+        data_dir=config.data_dir or trained.data_dir,
+        test=trained.test_data,
+        tokenizer=tokenizer,
+    )
+    if source.fingerprint != inputs.fingerprint:
+        raise DataError(
+            "the run's own data must be as it was in training",
+            f"The files of {trained.data} have changed since",
+            "Put the old files back, or test on a table of its own: --data FILE",
+        )
+    return text.TextLoader(source.test, batch_size=batch_size)
+
+
+def pending(
+    config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
+) -> Iterator[Batch]:
+    """Read the texts that are to be classified, batch by batch, in constant memory.
+
+    An input that is a file is a table; any other is a text itself. Rows that cannot be read are
+    counted on stderr; the others go on.
+
+    Returns:
+        What names each text, and the tokens ``int64 [N, L]``.
+
+    Raises:
+        DataError: at once, if a file is missing or lacks a column; at the end, if rows could not
+            be read.
+    """
+    columns = config.text or TextInputs.of(description).text_columns
+    sources = [_source(str(name), columns) for name in config.inputs]
+    if not sources:
+        raise InputError("There must be at least one text to classify", "Got none")
+    return _batches(sources, columns, config.batch_size, folder, TextInputs.of(description))
+
+
+def _batches(
+    sources: Sequence[Path | str],
+    columns: Sequence[str],
+    size: int,
+    folder: RunFolder,
+    inputs: TextInputs,
+) -> Iterator[Batch]:
+    tokenizer, faults = _tokenizer(folder), text.Faults()
+    found = (each for source in sources for each in _texts(source, columns, faults))
+    while batch := list(islice(found, size)):
+        names = [{"source": source, "row": row} for source, row, _ in batch]
+        rows = tokenizer.encode([content for _, _, content in batch], inputs.max_tokens)
+        yield names, text.pad(rows)
+    for note in faults.notes():
+        sys.stderr.write(f"{note}\n")
+    lost = sum(map(faults.count, text.LEFT_OUT))
+    if lost:
+        raise DataError(
+            "Every row must be readable",
+            f"{lost} were not, as told above",
+            "Correct or remove them; all others were classified",
+        )
+
+
+def _source(name: str, columns: Sequence[str]) -> Path | str:
+    """Tell a table from a text."""
+    path = Path(name)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a text may be too long for a name, or hold a NUL
+        there = False
+    # A name without spaces that ends like a table's is not meant as a text.
+    if there or (text.is_table(path) and not any(letter.isspace() for letter in name)):
+        text.check_columns(path, text.columns_of(path), columns)
+        return path
+    return name
+
+
+def _texts(
+    source: Path | str, columns: Sequence[str], faults: text.Faults
+) -> Iterator[tuple[str, int, str]]:
+    if isinstance(source, str):
+        yield source, 1, source
+        return
+    for number, values in text.rows_of(source, columns, faults):
+        yield str(source), number, text.text_of(values, columns, f"{source} row {number}")
+
+
+def _tokenizer(folder: RunFolder) -> text.Tokenizer:
+    path = folder.path / TOKENIZER
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            "a run on texts must keep its tokenizer", f"{path}: {error}", "Copy it from the run"
+        ) from error
+    return text.from_json(content, str(path))

@@ -1,0 +1,267 @@
+"""What a run writes down while it trains. Only the last rank records: it knows every loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scpl.app.config import TrainConfig
+from scpl.app.folder import RunFolder
+from scpl.app.kinds.base import Facts
+from scpl.app.train.clock import Clock
+from scpl.app.train.progress import NOTHING, Progress, Usage
+from scpl.engine.scores import Evaluation, Scores
+from scpl.engine.worker import Report
+
+__all__ = [
+    "Recorder",
+    "advise",
+    "loss_columns",
+    "mean_values",
+    "number",
+    "observed_columns",
+    "valid_columns",
+]
+
+
+class Recorder:
+    """Logs steps and epochs, and shows progress.
+
+    Args:
+        config: The run's configuration.
+        facts: Its data in numbers.
+        folder: Where to write.
+        quiet: Show nothing.
+    """
+
+    def __init__(
+        self, config: TrainConfig, facts: Facts, folder: RunFolder, *, quiet: bool
+    ) -> None:
+        self._config, self._facts, self._folder = config, facts, folder
+        self._waiting: list[tuple[float, Report]] = []
+        self._rows: list[dict[str, Any]] = []  # steps of this epoch
+        self._table: list[dict[str, Any]] = []  # finished epochs
+        self._board: Any = None
+        self._classes, self._warned = facts.num_classes, set[int]()
+        self.progress = Progress(
+            config.epochs,
+            facts.steps,
+            facts.train_samples,
+            folder.append_log,
+            quiet=quiet,
+            noun=facts.noun,
+        )
+        if config.tensorboard:
+            self._board = _open_board(folder)
+
+    @property
+    def valid_accuracy(self) -> float | None:
+        """Validation accuracy of the last epoch."""
+        return number(self._table[-1].get("valid_accuracy")) if self._table else None
+
+    def restore(self, step: int, epochs: int) -> None:
+        """Forget what was logged after a checkpoint.
+
+        Args:
+            step: Steps done at the checkpoint.
+            epochs: Epochs finished by then.
+        """
+        rows = self._folder.read_steps(step)
+        self._folder.write_steps(rows)
+        self._rows = [row for row in rows if row["epoch"] == epochs + 1]
+        self._table = list(self._folder.read_metrics(epochs))
+        self._folder.write_metrics(self._table)
+
+    def add(self, seconds: float, report: Report) -> None:
+        """Take a report; its numbers are read later, all at once."""
+        self._waiting.append((seconds, report))
+
+    def flush(self, usage: Usage = NOTHING) -> None:
+        """Read the losses that are waiting (one device sync) and log them.
+
+        Args:
+            usage: What to show of memory and waiting.
+        """
+        steps = self._facts.steps
+        rows: list[dict[str, Any]] = [
+            {
+                "step": report.step,
+                "epoch": (report.step - 1) // steps + 1,
+                "seconds": round(seconds, 4),
+                "samples": report.num_samples // self._config.views,
+                "losses": losses,
+                "observed": observed,
+            }
+            for seconds, report in self._waiting
+            for losses, observed in (report.read(),)
+        ]
+        self._waiting = []
+        if rows:
+            self._folder.append_steps(rows)
+            self._rows += rows
+            self.progress.update((rows[-1]["step"] - 1) % steps + 1, rows[-1]["losses"], usage)
+
+    def end_epoch(
+        self,
+        epoch: int,
+        clock: Clock,
+        seconds: float,
+        lr: float,
+        scores: Scores | None,
+        usage: Usage = NOTHING,
+    ) -> None:
+        """Write the row of an epoch.
+
+        Args:
+            epoch: From 1.
+            clock: The run's time.
+            seconds: What the epoch's training took.
+            lr: The learning rate at its end.
+            scores: Its validation.
+            usage: What to show of memory and waiting.
+        """
+        self.flush()
+        losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
+        samples = sum(row["samples"] for row in self._rows)
+        row = {
+            "epoch": epoch,
+            "step": self._rows[-1]["step"],
+            "seconds": round(clock.now(), 4),
+            "train_seconds": round(clock.train_seconds(), 4),
+            "samples_per_second": round(samples / max(seconds, 1e-9), 2),
+            "lr": lr,
+            **loss_columns(losses),
+            **observed_columns(observed),
+            **valid_columns(scores.peek() if scores else None),
+        }
+        self._rows = []
+        self._table.append(row)
+        self._folder.write_metrics(self._table)
+        self.progress.end_epoch(row, losses, usage)
+        self._warn(observed)
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name not in ("epoch", "step"):
+                    self._board.add_scalar(name, value, row["step"])
+
+    def _warn(self, observed: list[dict[str, float]]) -> None:
+        """Say once of each stage that it stays flat, if it does."""
+        for stage, part in enumerate(observed):
+            if stage not in self._warned and (advice := advise(stage, part, self._classes)):
+                self._warned.add(stage)
+                self.progress.say(f"Warning: {advice}")
+
+    def close(self) -> None:
+        """Leave the terminal clean and the files complete."""
+        self.progress.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: RunFolder) -> Any:
+    from scpl.data.extras import require
+
+    require("tensorboard", "tensorboard", "--tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.path / "tensorboard"))
+
+
+def mean_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, float]]:
+    """Mean of every loss or observation over the images of an epoch.
+
+    Args:
+        rows: The logged steps of the epoch.
+        key: ``"losses"`` or ``"observed"``: a list with a mapping per stage in every row.
+    """
+    total = sum(row["samples"] for row in rows)
+    return [
+        {
+            name: sum(row[key][stage][name] * row["samples"] for row in rows) / total
+            for name in terms
+        }
+        for stage, terms in enumerate(rows[0].get(key, ()))
+    ]
+
+
+def loss_columns(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Name the losses of all stages; terms are listed where a stage has several."""
+    columns = {f"train_loss_stage{k}": sum(terms.values()) for k, terms in enumerate(losses)}
+    for stage, terms in enumerate(losses):
+        if len(terms) > 1:
+            columns.update({f"train_{n}_stage{stage}": value for n, value in terms.items()})
+    return columns
+
+
+def observed_columns(observed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Name what the objectives noticed beside their losses."""
+    return {
+        f"observed_{name}_stage{stage}": value
+        for stage, part in enumerate(observed)
+        for name, value in part.items()
+    }
+
+
+def valid_columns(scores: Evaluation | None) -> dict[str, Any]:
+    """Name what a validation found; empty cells where there is nothing."""
+    if scores is None:
+        return {"valid_loss": "", "valid_accuracy": ""}
+    columns: dict[str, Any] = {"valid_loss": scores.loss, "valid_accuracy": scores.accuracy}
+    for stage, accuracy in enumerate(scores.stage_accuracy):
+        columns[f"valid_accuracy_stage{stage}"] = "" if accuracy is None else accuracy
+    return columns
+
+
+def number(value: Any) -> float | None:
+    """Read a cell of the table, which is text after a resume."""
+    return None if value in (None, "") else float(value)
+
+
+_FLAT = -0.02
+"""A contrastive loss that has not fallen this far below its chance level has taught nothing."""
+_BARELY = 1.1
+"""So has a cross-entropy whose classifier is right less often than this times guessing."""
+_COLLAPSED = 0.1
+_LONELY = 0.5
+
+
+def advise(stage: int, observed: Mapping[str, float], num_classes: int) -> str | None:
+    """Say why a stage has learned nothing in an epoch, and what to do.
+
+    Args:
+        stage: Its index.
+        observed: Means over the epoch, by name; see `Objective.observed`.
+        num_classes: Number of classes.
+
+    Returns:
+        One sentence for the log, or None if the stage learns, or nothing is known of it.
+    """
+    above = observed.get("above_chance")
+    accuracy = observed.get("accuracy")
+    learns = (above is not None and above < _FLAT) or (
+        accuracy is not None and accuracy > _BARELY / num_classes
+    )
+    if learns or (above is None and accuracy is None):
+        return None
+    found = [f"contrast {above:+.3f} from chance level"] if above is not None else []
+    found += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
+    return f"Stage {stage} has learned nothing yet ({', '.join(found)}): {_cause(observed)}"
+
+
+def _cause(observed: Mapping[str, float]) -> str:
+    without, spread = observed.get("without_positives", 0.0), observed.get("spread", 1.0)
+    if without > _LONELY:
+        return (
+            f"{100 * without:.0f} % of the anchors have no other sample of their class in the "
+            "mini-batch; raise --batch-size or use --views 2"
+        )
+    if spread < _COLLAPSED:
+        return (
+            f"its projections have collapsed to one direction (spread {spread:.2f}); lower --lr "
+            "or set --clip-norm"
+        )
+    if "accuracy" not in observed:  # contrast alone
+        return "raise --lr, or add a local classifier with --cross-entropy 0.8"
+    if "above_chance" in observed:
+        return "raise --lr, or let its objective see more with --head-depth 2"
+    return "raise --lr, or cut the network so that this stage has more layers (--cuts)"

@@ -1,0 +1,179 @@
+"""What a finished run is good for: `scpl eval` and `scpl export`; `scpl predict` is beside it.
+
+All need only what `scpl.app.network` reads: the plain network, or the one with exits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scpl.app.build import choose_device, laid_out, set_threads
+from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, read_toml
+from scpl.app.environment import peak_memory
+from scpl.app.folder import RunFolder
+from scpl.app.kinds import kind_named
+from scpl.app.kinds.base import inputs_of
+from scpl.app.network import load_exits, load_network
+from scpl.engine.export import ExitNetwork
+from scpl.errors import InputError
+
+__all__ = ["Exits", "compute_logits", "evaluate", "export", "open_run"]
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Test a finished run, by default exactly as it was tested at its end.
+
+    Returns:
+        The result, with the keys of ``summary.json`` that apply to a test. With an exit threshold
+        also the share of the samples that left after each stage, how many stages a sample went
+        through on average, and the share of all stages that was saved.
+
+    Raises:
+        CheckpointError: if the run is not finished or damaged.
+        DataError: if the data is missing, or does not fit the network.
+        InputError: for an exit threshold that is none, or a run without early exits.
+    """
+    started = time.perf_counter()
+    folder, trained, network, description, device = open_run(config, config.exit_threshold)
+    set_threads(trained.threads, trained.processes)  # thread counts decide the last bit of a sum
+    loader = kind_named(description).test_loader(config, trained, folder, description)
+    loaded = time.perf_counter()
+    correct, loss, count = 0, 0.0, 0
+    exits = Exits(network, config.exit_threshold)
+    for inputs, target in loader:
+        logits = compute_logits(exits, inputs, device, trained.precision)
+        target = target.to(device)
+        correct += int((logits.argmax(1) == target).sum())
+        loss += float(functional.cross_entropy(logits, target, reduction="sum"))
+        count += len(target)  # sums and counts, so that a ragged batch weighs right
+    ended = time.perf_counter()
+    # A method that does not cut the network has one stage, whatever the configuration says.
+    summary = folder.read_json(folder.summary) if folder.summary.is_file() else {}
+    return {
+        "method": trained.method,
+        "data": config.data or trained.data,
+        "model": trained.model,
+        "stages": summary.get("stages", trained.num_stages),
+        **{name: getattr(trained, name) for name in ("processes", "epochs", "seed")},
+        "test_accuracy": correct / count,
+        "test_loss": loss / count,
+        **exits.result(count),
+        "samples_per_second": count / max(ended - loaded, 1e-9),
+        "wall_seconds": ended - started,
+        "peak_memory_bytes": [peak_memory(device)],
+        "run": str(folder.path),
+    }
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Write the plain network of a finished run, and what it is, into one safetensors file.
+
+    What a prediction needs besides, such as the tokenizer of texts, is written beside it.
+
+    Returns:
+        The file, those beside it, the number of parameters, and the number of keys.
+
+    Raises:
+        CheckpointError: if the run is not finished or damaged.
+        InputError: if a file exists, or cannot be written.
+    """
+    folder = RunFolder.open(config.run)
+    network, description = load_network(folder)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    contents = {config.to: save(state, {"format": "pt", "scpl": json.dumps(description)})}
+    for name in inputs_of(description).files:
+        contents[config.to.with_name(f"{config.to.stem}.{name}")] = folder.read_bytes(name)
+    existing = [path for path in contents if path.exists()]
+    if existing and not config.force:
+        advice = "Choose another with --to, or overwrite it with --force"
+        raise InputError("An exported file must not exist yet", f"Got {existing[0]}", advice)
+    for path, content in contents.items():
+        _write(path, content)
+    beside = [str(path) for path in contents if path != config.to]
+    return {
+        "file": str(config.to),
+        **({"beside": beside} if beside else {}),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "keys": len(state),
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.parent / f".{path.name}.tmp"
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except OSError as error:
+        if draft.is_file():
+            draft.unlink()
+        raise InputError(
+            "An exported file must be writable", f"{path}: {error}", "Choose another with --to"
+        ) from error
+
+
+def open_run(
+    config: EvalConfig | PredictConfig, threshold: float | None = None
+) -> tuple[RunFolder, TrainConfig, nn.Module, dict[str, Any], torch.device]:
+    """Open a finished run: its folder, configuration, network, description and device."""
+    folder = RunFolder.open(config.run)
+    trained = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
+    network, description = load_network(folder) if threshold is None else load_exits(folder)
+    # By default the device of the run, so that its numbers come out again.
+    device = choose_device(trained.device if config.device == "auto" else config.device)
+    return folder, trained, laid_out(network.to(device), device), description, device
+
+
+def compute_logits(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, precision: str
+) -> Tensor:
+    """Compute float32 logits ``[N, C]`` in the precision the network was trained in."""
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        return network(inputs.to(device)).float()
+
+
+class Exits:
+    """A network whose samples leave at a threshold, and a count of where they left.
+
+    Args:
+        network: Without a threshold any; else one with exits.
+        threshold: Probability that is sure enough; None runs the whole network.
+    """
+
+    def __init__(self, network: nn.Module, threshold: float | None) -> None:
+        self._network, self._threshold = network, threshold
+        self._left: list[int] = []
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return logits ``[N, C]``."""
+        if self._threshold is None:
+            logits: Tensor = self._network(inputs)
+            return logits
+        assert isinstance(self._network, ExitNetwork)
+        found = self._network.leave_early(inputs, self._threshold)
+        counts = found.stages.bincount(minlength=self._network.num_stages).tolist()
+        self._left = [a + b for a, b in zip(self._left or [0] * len(counts), counts, strict=True)]
+        return found.logits
+
+    def result(self, count: int) -> dict[str, Any]:
+        """Return what early exits came to for so many samples; nothing without a threshold."""
+        if self._threshold is None:
+            return {}
+        run = sum(left * (stage + 1) for stage, left in enumerate(self._left)) / count
+        return {
+            "exit_threshold": self._threshold,
+            "exit_share": [left / count for left in self._left],
+            "stages_per_sample": run,
+            "stages_saved": 1 - run / len(self._left),
+        }

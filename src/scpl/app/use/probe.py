@@ -1,0 +1,138 @@
+"""`--probe`: how much a linear read-out finds in the features after every stage.
+
+The same procedure for every method, so that stages that learned locally stand beside the same depth
+of a network that was trained end to end: features in evaluation mode, maps averaged to at most
+2 x 2 and sequences to one row, standardised, then ridge regression onto one-hot classes. It has a
+closed form: no learning rate, no seed, one pass over the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scpl.app.build import build_loaders, choose_device, set_threads
+from scpl.app.config import EvalConfig, TrainConfig, read_toml
+from scpl.app.folder import RunFolder
+from scpl.app.network import load_stages
+from scpl.errors import InputError
+from scpl.partition import Partition
+from scpl.partition.features import summary_of
+from scpl.partition.values import Tree
+
+__all__ = ["probe", "probe_run"]
+
+_SIDE = 2
+_RIDGE = 1e-3
+"""Added to the correlation matrix of the features, whose diagonal is 1."""
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def probe(config: EvalConfig) -> list[float]:
+    """Fit a linear read-out to the features after every stage.
+
+    The read-outs are fitted to the run's training images, without augmentation, and judged on its
+    validation images; where none were held out, on the test images.
+
+    Returns:
+        The accuracy of each stage's read-out, 0 .. 1.
+
+    Raises:
+        InputError: if other data than the run's own is asked for.
+        CheckpointError: if the run is not finished or damaged.
+    """
+    if config.data is not None:
+        raise InputError("--probe uses the images of the run", f"Got --data {config.data}")
+    folder = RunFolder.open(config.run)
+    parts = load_stages(folder)
+    trained = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
+    set_threads(trained.threads, trained.processes)
+    plain = replace(trained, data_dir=config.data_dir or trained.data_dir, augmentation="none")
+    loaders = build_loaders(replace(plain, views=1, batch_size=config.batch_size or 256))
+    device = choose_device(config.device)
+    return probe_partition(
+        parts, loaders.train, loaders.valid or loaders.test, len(loaders.classes), device
+    )
+
+
+def probe_run(path: Path) -> list[float]:
+    """Add the read-outs of a run to its summary, as ``readout_accuracy``; else as `probe`.
+
+    Returns:
+        Their accuracies; nothing if the summary had them already.
+    """
+    folder = RunFolder(path)
+    summary = folder.read_json(folder.summary)
+    if "readout_accuracy" in summary:
+        return []
+    found = probe(EvalConfig(path))
+    folder.write_json(folder.summary, {**summary, "readout_accuracy": found})
+    return found
+
+
+def probe_partition(
+    parts: Partition, train: Batches, judge: Batches, num_classes: int, device: torch.device
+) -> list[float]:
+    """Fit a read-out after every stage on ``train``, and count how often it is right on ``judge``.
+
+    Args:
+        parts: The network; it is put into evaluation mode.
+        train: Yields ``(inputs, target)``.
+        judge: The same, of other images.
+        num_classes: Number of classes.
+        device: Where to compute.
+    """
+    for body in parts.bodies:
+        body.eval().to(device)
+    sums: list[tuple[Tensor, Tensor]] = []
+    for inputs, target in train:
+        wanted = functional.one_hot(target.to(device), num_classes).double()
+        features = _features(parts.bodies, inputs.to(device))
+        fresh = [(rows.T @ rows, rows.T @ wanted) for rows in features]
+        sums = (
+            [(a + c, b + d) for (a, b), (c, d) in zip(sums, fresh, strict=True)] if sums else fresh
+        )
+    readouts = [_solve(*each) for each in sums]
+    correct, count = torch.zeros(len(readouts), dtype=torch.long), 0
+    for inputs, target in judge:
+        count += len(target)
+        for stage, rows in enumerate(_features(parts.bodies, inputs.to(device))):
+            correct[stage] += ((rows @ readouts[stage]).argmax(1).cpu() == target.cpu()).sum()
+    return [int(number) / count for number in correct]
+
+
+@torch.no_grad()
+def _features(bodies: Iterable[nn.Sequential], inputs: Tree) -> list[Tensor]:
+    """Compute ``[N, D + 1]`` in float64 after every stage; the last column is 1."""
+    found = []
+    for body in bodies:
+        inputs = body(inputs)
+        summary = summary_of(body)
+        seen = summary(inputs) if summary else inputs
+        if seen.ndim == 4:
+            height, width = (min(_SIDE, side) for side in seen.shape[2:])
+            rows = functional.adaptive_avg_pool2d(seen, (height, width)).flatten(1)
+        else:
+            rows = seen.mean(dim=1) if seen.ndim == 3 else seen
+        found.append(torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1).double())
+    return found
+
+
+def _solve(square: Tensor, product: Tensor) -> Tensor:
+    """Ridge regression from sums: ``[D + 1, D + 1]`` and ``[D + 1, C]`` to weights of that shape.
+
+    Standardising the features amounts to a penalty on each weight in proportion to the variance of
+    its feature; the weight of the constant is free.
+    """
+    count, total = square[-1, -1], square[-1]
+    variance = (square.diagonal() - total.square() / count).clamp(min=1e-9 * count)
+    penalty = _RIDGE * variance
+    penalty[-1] = 0
+    solution: Tensor = torch.linalg.solve(square + penalty.diag(), product)
+    return solution

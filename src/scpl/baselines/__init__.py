@@ -1,1 +1,0 @@
-"""End-to-end training over several ranks, on the same stream of batches and marks."""

@@ -1,0 +1,158 @@
+"""Build a rank's stages: bodies from the partition, objectives from the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from scpl.engine.channel import Outbox
+from scpl.engine.mesh import Mesh
+from scpl.engine.randomness import RandomState, derive_seed
+from scpl.engine.ranks import Control
+from scpl.engine.stage import Stage, StageOptions
+from scpl.engine.timeline import Timeline
+from scpl.engine.trainers.replicas import ReplicatedWorker
+from scpl.engine.trainers.schedule import ScheduledWorker
+from scpl.engine.worker import CheckpointHook, Worker
+from scpl.errors import InputError
+from scpl.methods import MicroBatched
+from scpl.methods.base import Method, Objective, Site
+from scpl.partition import Partition
+from scpl.partition.balance import balanced_spread
+
+__all__ = ["assign", "build_objective", "build_stages", "build_worker"]
+
+
+def assign(method: Method, mesh: Mesh, parts: Partition) -> tuple[range, list[int]]:
+    """Decide who holds what.
+
+    If the mesh does not say, ranks get stages of about equal cost.
+
+    Returns:
+        The stages that this rank holds, and for each stage the rank that saves and exports it.
+
+    Raises:
+        InputError: if the method cannot train on these ranks.
+    """
+    if method.layout == "one" and mesh.num_ranks > 1:
+        raise InputError(
+            f"{method.name} trains on one process",
+            f"Got {mesh.num_ranks}",
+            "Start one process, or use bp-cut, gpipe, 1f1b or ddp",
+        )
+    if method.layout != "one" and not method.cuts_gradients and mesh.num_ranks == 1:
+        raise InputError(
+            f"{method.name} needs at least two processes",
+            "Got one",
+            "Start it with --processes 2 or torchrun, or use bp",
+        )
+    num_stages = parts.num_stages
+    if method.layout == "replicas":
+        return range(num_stages), [0] * num_stages
+    if mesh.spread is None and mesh.num_ranks <= num_stages:
+        mesh = replace(mesh, spread=balanced_spread(parts.costs, mesh.num_ranks))
+    return mesh.hosted(num_stages), mesh.owners(num_stages)
+
+
+def build_worker(
+    method: Method,
+    stages: Sequence[Stage],
+    outbox: Outbox,
+    on_checkpoint: CheckpointHook,
+    timeline: Timeline,
+    *,
+    control: Control,
+    options: StageOptions,
+    seed: int,
+) -> Worker:
+    """Build what trains a rank's stages.
+
+    Args:
+        method: Decides how gradients go.
+        stages: Consecutive stages, in order.
+        outbox: Where messages go on.
+        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
+        timeline: Where the worker records what it does when.
+        control: The ranks.
+        options: How stages learn.
+        seed: Seed of what is drawn in training.
+    """
+    if isinstance(method, MicroBatched):
+        return ScheduledWorker(
+            stages,
+            outbox,
+            on_checkpoint,
+            timeline,
+            method=method,
+            control=control,
+            clip_norm=options.clip_norm,
+            precision=options.precision,
+        )
+    if method.layout == "replicas":
+        return ReplicatedWorker(
+            stages,
+            outbox,
+            on_checkpoint,
+            timeline,
+            control=control,
+            seed=seed,
+            clip_norm=options.clip_norm,
+        )
+    return Worker(stages, outbox, on_checkpoint, timeline)
+
+
+def build_stages(
+    parts: Partition,
+    method: Method,
+    options: StageOptions,
+    hosted: Iterable[int],
+    *,
+    seed: int,
+    device: torch.device,
+) -> list[Stage]:
+    """Build the stages that one rank hosts.
+
+    What a stage draws depends on the seed and its index, not on which others are built here.
+
+    Args:
+        parts: The partitioned network.
+        method: Which objective each stage gets.
+        options: How stages learn.
+        hosted: Which stages to build.
+        seed: Seed of the objectives' parameters and of the stages' random state.
+        device: Where they compute.
+    """
+    _check_factory("optimizer", options.optimizer)
+    return [
+        Stage(
+            index,
+            parts.bodies[index],
+            parts.names[index],
+            build_objective(parts, method, index, seed),
+            options,
+            seed=derive_seed(seed, "stage", index),
+            device=device,
+        )
+        for index in hosted
+    ]
+
+
+def _check_factory(name: str, value: object) -> None:
+    """Catch the commonest slip: an optimizer instead of a way to build one."""
+    if not callable(value):
+        raise InputError(
+            f"`{name}` must be a function of a stage's parameters",
+            f"Got a {type(value).__name__}",
+            "Pass for instance lambda params: torch.optim.Adam(params, lr=1e-3)",
+        )
+
+
+def build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:
+    """Build the objective of one stage; its weights depend on the seed and its index."""
+    is_last = index == parts.num_stages - 1
+    readout = parts.readout if is_last else None
+    site = Site(index, parts.num_stages, parts.feature_shapes[index], readout)
+    with RandomState(derive_seed(seed, "objective", index), torch.device("cpu")).active():
+        return method.objective(site)

@@ -1,0 +1,341 @@
+"""The one-way channel between neighbouring ranks.
+
+The rule: one direction, down the line, in order, at most `depth` messages in flight; a buffer
+lives, unmodified, until its send completes. Because traffic never flows back there is no order of
+messages that could deadlock.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from scpl.engine.messages import Message, decode, encode
+from scpl.engine.ranks import Control
+from scpl.engine.timeline import Timeline
+from scpl.errors import InputError, LinkError
+from scpl.partition.values import TensorSpec, tensors_of
+
+__all__ = [
+    "HEADER_BYTES",
+    "SMALL_BYTES",
+    "EndOfLine",
+    "Outbox",
+    "Receiver",
+    "Sender",
+    "as_bytes",
+    "divide",
+    "make_frames",
+    "missing_bytes",
+    "open_links",
+    "read_frames",
+    "size_of",
+    "unpack",
+]
+
+
+class Outbox(Protocol):
+    """Where a rank's last stage sends what it makes."""
+
+    def send(self, message: Message) -> int:
+        """Send on; returns at once unless `depth` messages are still in flight.
+
+        Returns:
+            Bytes sent.
+        """
+
+    def close(self) -> None:
+        """Wait until everything has left."""
+
+
+class EndOfLine:
+    """The outbox of the last rank: there is nobody to send to."""
+
+    def send(self, message: Message) -> int:
+        """Do nothing."""
+        return 0
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Sender:
+    """Sends messages to the next rank, behind the sender's back.
+
+    Args:
+        peer: The next rank.
+        timeline: Where waiting is recorded.
+        stage: The last stage of this rank, for the record.
+        control: Knows the process groups.
+    """
+
+    def __init__(self, peer: int, timeline: Timeline, stage: int, control: Control) -> None:
+        self._peer, self._timeline, self._stage = peer, timeline, stage
+        self._headers, self._data = control.headers, control.data
+        # Work and the tensors it reads, oldest first.
+        self._in_flight: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
+
+    def send(self, message: Message) -> int:
+        """Send on; waits while the message before is still on its way (back-pressure).
+
+        Returns:
+            Bytes sent.
+
+        Raises:
+            LinkError: if the next rank is gone.
+        """
+        header, tensors = encode(message)
+        small, large = divide(tensors)
+        frames, buffers = make_frames(header), [*small, *large]
+        self._settle(message.step)
+        try:
+            work = [dist.isend(frame, self._peer, group=self._headers) for frame in frames]
+            work += [dist.isend(buffer, self._peer, group=self._data) for buffer in buffers]
+        except RuntimeError as error:
+            raise _lost(self._peer, error) from error
+        self._in_flight.append((work, [*frames, *buffers]))
+        return sum(buffer.nbytes for buffer in (*frames, *buffers))
+
+    def close(self) -> None:
+        """Wait until everything has left."""
+        self._settle(-1)
+
+    def _settle(self, step: int) -> None:
+        """Wait for what is on its way; its buffers are free afterwards."""
+        begin = time.perf_counter()
+        while self._in_flight:
+            work, _ = self._in_flight[0]
+            try:
+                _wait(work)
+            except RuntimeError as error:
+                raise _lost(self._peer, error) from error
+            self._in_flight.popleft()
+        end = time.perf_counter()
+        if end - begin > 1e-4:
+            self._timeline.add("wait", self._stage, step, begin, end)
+
+
+class Receiver:
+    """Receives messages from the rank before, ahead of their use.
+
+    Args:
+        peer: The rank before.
+        timeline: Where waiting is recorded.
+        stage: The first stage of this rank, for the record.
+        depth: Messages in flight on this link: one on its way, the others received and waiting.
+        control: Knows the process groups, and whether the run has failed elsewhere.
+        device: Where tensors go.
+    """
+
+    def __init__(
+        self,
+        peer: int,
+        timeline: Timeline,
+        stage: int,
+        *,
+        depth: int,
+        control: Control,
+        device: torch.device,
+    ) -> None:
+        self._peer, self._timeline, self._stage = peer, timeline, stage
+        self._headers, self._data = control.headers, control.data
+        self._device, self._check = device, control.check
+        self._free = threading.Semaphore(max(1, depth - 1))
+        self._arrived: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        # A daemon, because a receive that never comes cannot be taken back.
+        self._thread = threading.Thread(target=self._run, name=f"receive-{peer}", daemon=True)
+        self._thread.start()
+
+    def receive(self) -> Message:
+        """Take the next message.
+
+        Raises:
+            LinkError: if the rank before is gone.
+        """
+        begin = time.perf_counter()
+        while True:
+            try:
+                item = self._arrived.get(timeout=0.2)
+                break
+            except queue.Empty:
+                self._check()
+        if isinstance(item, Exception):
+            raise item
+        end = time.perf_counter()
+        if end - begin > 1e-4:
+            self._timeline.add("wait", self._stage, item.step, begin, end)
+        self._free.release()
+        return item
+
+    def _run(self) -> None:
+        # Waiting for the next message on the common stream would hold up this one's computing.
+        stream = _own_stream(self._device)
+        try:
+            while True:
+                self._free.acquire()
+                with torch.cuda.stream(stream):
+                    message = self._receive_one()
+                if stream is not None:
+                    stream.synchronize()
+                    for tensor in tensors_of([message.features, message.target, message.carry]):
+                        tensor.record_stream(torch.cuda.default_stream(self._device))
+                self._arrived.put(message)
+                if message.note.get("last"):
+                    return
+        except RuntimeError as error:
+            self._arrived.put(_lost(self._peer, error))
+        except Exception as error:  # a damaged header: the main thread must see it
+            self._arrived.put(error)
+
+    def _receive_one(self) -> Message:
+        frames = [self._receive_frame(HEADER_BYTES)]
+        if missing := missing_bytes(frames[0]):
+            frames.append(self._receive_frame(missing))
+        header, begin = read_frames(frames), time.perf_counter()
+        specs, build = decode(header)
+        tensors: list[Tensor | None] = [None] * len(specs)
+        small = [i for i, spec in enumerate(specs) if size_of(spec) <= SMALL_BYTES]
+        work, packed = [], None
+        total = sum(size_of(specs[i]) for i in small)
+        if total:
+            packed = torch.empty(total, dtype=torch.uint8, device=self._device)
+            work.append(dist.irecv(packed, self._peer, group=self._data))
+        for i, spec in enumerate(specs):
+            if size_of(spec) > SMALL_BYTES:
+                tensors[i] = spec.empty(self._device)
+                work.append(dist.irecv(as_bytes(tensors[i]), self._peer, group=self._data))
+        _wait(work)
+        offset = 0
+        for i in small:
+            tensors[i], offset = unpack(packed, specs[i], offset, self._device)
+        message = build([t for t in tensors if t is not None])
+        self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
+        return message
+
+    def _receive_frame(self, size: int) -> Tensor:
+        frame = torch.empty(size, dtype=torch.uint8)
+        _wait([dist.irecv(frame, self._peer, group=self._headers)])
+        return frame
+
+
+def open_links(
+    control: Control, timeline: Timeline, hosted: range, depth: int, device: torch.device
+) -> tuple[Receiver | None, Outbox]:
+    """Open a rank's links to its neighbours; the only rank has none.
+
+    Args:
+        control: Knows the ranks.
+        timeline: Where waiting is recorded.
+        hosted: The stages of this rank.
+        depth: Messages in flight on each link, at least 2.
+        device: Where tensors live.
+    """
+    if depth < 2:
+        raise InputError(
+            "depth must be at least 2: one message is worked on while the next one travels",
+            f"Got {depth}",
+        )
+    mesh, inbox, outbox = control.mesh, None, EndOfLine()
+    if not mesh.is_first:
+        inbox = Receiver(
+            mesh.rank - 1,
+            timeline,
+            hosted.start,
+            depth=depth,
+            control=control,
+            device=device,
+        )
+    if not mesh.is_last:
+        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, control)
+    return inbox, outbox
+
+
+def _wait(work: list[dist.Work | None]) -> None:
+    for item in work:
+        assert item is not None, "this rank is in the group"
+        item.wait()
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _lost(peer: int, error: Exception) -> LinkError:
+    lost = LinkError(
+        "Neighbouring ranks must stay connected",
+        f"The link to rank {peer} broke: {str(error).splitlines()[0]}",
+    )
+    lost.peer = peer
+    return lost
+
+
+HEADER_BYTES = 8192
+SMALL_BYTES = 4096
+_LENGTH = 4  # bytes at the start of a frame that hold the header's length
+
+
+def divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Pack the small tensors into one buffer of bytes; leave the large ones where they are."""
+    small = [t for t in tensors if t.nbytes <= SMALL_BYTES and t.numel()]
+    large = [as_bytes(t) for t in tensors if t.nbytes > SMALL_BYTES]
+    return ([torch.cat([as_bytes(t) for t in small])] if small else []), large
+
+
+def as_bytes(tensor: Tensor | None) -> Tensor:
+    """See a tensor as bytes: gloo and NCCL do not know every type."""
+    assert tensor is not None
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def unpack(
+    packed: Tensor | None, spec: TensorSpec, offset: int, device: torch.device
+) -> tuple[Tensor, int]:
+    """Take one small tensor out of the packed ones; returns it and where the next begins."""
+    tensor = spec.empty(device)
+    size = tensor.nbytes
+    if size:
+        assert packed is not None
+        as_bytes(tensor).copy_(packed[offset : offset + size])
+    return tensor, offset + size
+
+
+def size_of(spec: TensorSpec) -> int:
+    """Bytes of a tensor."""
+    size = spec.dtype.itemsize
+    for length in spec.shape:
+        size *= length
+    return size
+
+
+def make_frames(header: bytes) -> list[Tensor]:
+    """Put a header into a frame, ``uint8 [HEADER_BYTES]``; what does not fit follows in a second.
+
+    The losses of every stage travel with each message, so a line of many stages has long headers.
+    """
+    raw = len(header).to_bytes(_LENGTH, "little") + header
+    frame = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+    first = bytearray(raw[:HEADER_BYTES])
+    frame[: len(first)] = torch.frombuffer(first, dtype=torch.uint8)
+    rest = bytearray(raw[HEADER_BYTES:])
+    return [frame, torch.frombuffer(rest, dtype=torch.uint8)] if rest else [frame]
+
+
+def missing_bytes(frame: Tensor) -> int:
+    """How many bytes of the header follow in a second frame."""
+    length = int.from_bytes(frame[:_LENGTH].numpy().tobytes(), "little")
+    return max(0, length - (HEADER_BYTES - _LENGTH))
+
+
+def read_frames(frames: list[Tensor]) -> bytes:
+    """Take the header out of its frames."""
+    raw = b"".join(frame.numpy().tobytes() for frame in frames)
+    return raw[_LENGTH : _LENGTH + int.from_bytes(raw[:_LENGTH], "little")]

@@ -1,0 +1,273 @@
+"""Back to a plain module: the trained network, or one with exits, the same on every rank."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scpl.engine.build import build_objective
+from scpl.engine.ranks import Control
+from scpl.engine.stage import Stage
+from scpl.errors import InputError
+from scpl.methods.base import Method
+from scpl.partition import Partition
+from scpl.partition.features import summary_of
+from scpl.partition.values import Tree, tree_map
+
+__all__ = [
+    "PREFIX",
+    "EarlyExits",
+    "ExitNetwork",
+    "Sources",
+    "build_exits",
+    "export_exits",
+    "export_network",
+]
+
+Sources = dict[str, tuple[int, str]]
+"""For each key of an exit its stage, and its key in the state of that stage's objective."""
+
+
+def export_network(
+    parts: Partition,
+    method: Method,
+    stages: Sequence[Stage],
+    control: Control,
+    owners: Sequence[int],
+) -> nn.Module:
+    """Return the network that predicts: a copy on the CPU, in eval mode; all ranks call it.
+
+    Args:
+        parts: The network that is trained.
+        method: Says whether its own read-out predicts.
+        stages: Those of this rank.
+        control: The tie between the ranks.
+        owners: For each stage the rank whose weights count.
+
+    Returns:
+        The user's module; or one with another read-out, if the method has one of its own.
+    """
+    copied = _copy(parts, control, owners)
+    if not method.replaces_readout:
+        return copied.model
+    return _with_exits(copied, method, stages, control, owners, [parts.num_stages - 1])
+
+
+def export_exits(
+    parts: Partition,
+    method: Method,
+    stages: Sequence[Stage],
+    control: Control,
+    owners: Sequence[int],
+) -> ExitNetwork:
+    """Return the network with an exit after every stage; otherwise as `export_network`.
+
+    Raises:
+        InputError: if not every stage can predict under this method.
+    """
+    if not method.has_exits:
+        raise InputError(
+            "Only a method whose stages all predict has early exits",
+            f"Got {method.name}",
+            "Train with early-exit, dascpl, dgl, predsim, deinforeg or al",
+        )
+    copied, every = _copy(parts, control, owners), range(parts.num_stages)
+    return _with_exits(copied, method, stages, control, owners, every)
+
+
+def build_exits(
+    parts: Partition, method: Method, stages: Iterable[int]
+) -> tuple[ExitNetwork, Sources]:
+    """Build the structure of a network with exits; all ranks build the same.
+
+    Args:
+        parts: The partitioned network; its layers become part of the result.
+        method: Whose objectives know how to read logits out of the features.
+        stages: Which of them get an exit: the last one, at least.
+
+    Returns:
+        The network, its exits with weights of no meaning, and where their weights are to be found.
+
+    Raises:
+        InputError: if an objective cannot predict.
+    """
+    objectives = [build_objective(parts, method, k, seed=0) for k in range(parts.num_stages)]
+    owner = {
+        id(value): (stage, key)
+        for stage, objective in enumerate(objectives)
+        for key, value in objective.state_dict(keep_vars=True).items()
+    }
+    exits: dict[int, nn.Module] = {}
+    sources: Sources = {}
+    for stage in stages:
+        reader = objectives[stage].reader(objectives[:stage])
+        if reader is None:
+            raise InputError(
+                f"Every stage must predict to be an exit (method {method.name})",
+                f"Got none from stage {stage}",
+                "Implement `reader` of its objective",
+            )
+        if reader is parts.readout:
+            exits[stage] = reader
+            continue
+        for key, value in reader.state_dict(keep_vars=True).items():
+            sources[f"{PREFIX}.{stage}.{key}"] = owner[id(value)]
+        exits[stage] = copy.deepcopy(reader)  # exits may have modules in common; keys have not
+    return ExitNetwork(parts, exits), sources
+
+
+def _copy(parts: Partition, control: Control, owners: Sequence[int]) -> Partition:
+    """Copy the network with each layer's weights from the rank that trains it."""
+    copied = copy.deepcopy(parts)
+    model = copied.model.cpu().eval()
+    names = [*parts.names[:-1], (*parts.names[-1], *parts.readout_names)]
+    for owner, layers in zip(owners, names, strict=True):
+        for name in layers:
+            for value in model.get_submodule(name).state_dict().values():
+                control.broadcast(value, owner)
+    return copied
+
+
+def _with_exits(
+    parts: Partition,
+    method: Method,
+    stages: Sequence[Stage],
+    control: Control,
+    owners: Sequence[int],
+    wanted: Iterable[int],
+) -> ExitNetwork:
+    network, sources = build_exits(parts, method, wanted)
+    state = network.cpu().state_dict()
+    trained = {stage.index: stage.objective.state_dict() for stage in stages}
+    for key, (stage, name) in sources.items():
+        if stage in trained:
+            state[key].copy_(trained[stage][name])
+        control.broadcast(state[key], owners[stage])
+    return network.eval()
+
+
+PREFIX = "exits"
+"""Keys of what is not the user's own begin with this, and the number of a stage."""
+
+
+class EarlyExits(NamedTuple):
+    """What `ExitNetwork.leave_early` found.
+
+    Attributes:
+        logits: ``[N, C]``, float32, in the order of the inputs.
+        stages: The stage at which each sample left, ``[N]``.
+    """
+
+    logits: Tensor
+    stages: Tensor
+
+
+class ExitNetwork(nn.Module):
+    """The layers of a network under their own keys, with a way to logits after some stages.
+
+    Called like the network itself it predicts with the last exit. It is a module like any other:
+    it can be moved, copied, saved and loaded.
+
+    Args:
+        parts: The network, cut into stages. Its layers become part of this module. Its read-out
+            does too, unless the last exit is another module.
+        exits: For some stages, the last one among them, the module from features to logits.
+    """
+
+    def __init__(self, parts: Partition, exits: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        model, last = parts.model, parts.num_stages - 1
+        # Not by add_module: the user's names must not be refused because a method is called alike.
+        self._parameters.update(model._parameters)
+        self._buffers.update(model._buffers)
+        self._non_persistent_buffers_set.update(model._non_persistent_buffers_set)
+        self._modules.update(model._modules)
+        if PREFIX in self._modules:
+            raise InputError(
+                f"A network with early exits must have no layer called {PREFIX!r}",
+                f"Got {type(model).__name__} with one",
+                "Rename it",
+            )
+        own = {str(k): module for k, module in exits.items() if module is not parts.readout}
+        self._modules[PREFIX] = nn.ModuleDict(own)
+        if exits[last] is not parts.readout:
+            for name in parts.readout_names:
+                parent, _, leaf = name.rpartition(".")
+                del (model.get_submodule(parent) if parent else self)._modules[leaf]
+        self._bodies = parts.bodies  # in a tuple, so that layers have no second key
+        self._exits = tuple(exits.get(index) for index in range(parts.num_stages))
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return len(self._bodies)
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the logits ``[N, C]`` of the last exit."""
+        features: Tree = inputs
+        for body in self._bodies:
+            features = body(features)
+        reader = self._exits[-1]
+        assert reader is not None
+        logits: Tensor = reader(_seen(self._bodies[-1], features))
+        return logits
+
+    def leave_early(self, inputs: Any, threshold: float) -> EarlyExits:
+        """Predict each sample at the first exit that is sure of it.
+
+        After each stage with an exit, samples whose largest softmax probability reaches the
+        threshold leave; the others go on, as a smaller batch. All leave at the last exit.
+
+        Args:
+            inputs: A batch: a tensor ``[N, ...]``, or a tree of tensors whose first dimension
+                is the batch; so must be all features between stages.
+            threshold: Probability that is sure enough, above 0 and at most 1.
+
+        Raises:
+            InputError: if the threshold is none.
+        """
+        if not 0 < threshold <= 1:
+            raise InputError(
+                "An exit threshold must be a probability, above 0 and at most 1", f"Got {threshold}"
+            )
+        features: Tree = inputs
+        found: list[tuple[Tensor, Tensor, int]] = []
+        rows: Tensor | None = None  # of the samples that are still here
+        for index, (body, reader) in enumerate(zip(self._bodies, self._exits, strict=True)):
+            features = body(features)
+            if reader is None:
+                continue
+            logits = reader(_seen(body, features)).float()
+            if rows is None:
+                rows = torch.arange(len(logits), device=logits.device)
+            sure = logits.softmax(dim=1).amax(dim=1) >= threshold
+            if index == self.num_stages - 1:
+                sure.fill_(True)
+            found.append((rows[sure], logits[sure], index))
+            rows = rows[~sure]
+            if not len(rows):
+                break
+            features = _keep(features, ~sure)
+        return _in_order(found)
+
+
+def _seen(body: nn.Sequential, features: Tree) -> Tree:
+    """Return what an exit reads of a stage's output: the same as its objective does."""
+    summary = summary_of(body)
+    return summary(features) if summary else features
+
+
+def _keep(features: Tree, stays: Tensor) -> Tree:
+    return tree_map(lambda tensor: tensor[stays], features)
+
+
+def _in_order(found: list[tuple[Tensor, Tensor, int]]) -> EarlyExits:
+    """Put the samples that left together back into the order of the inputs."""
+    order = torch.cat([rows for rows, _, _ in found]).argsort()
+    logits = torch.cat([part for _, part, _ in found])
+    stages = torch.cat([torch.full_like(rows, index) for rows, _, index in found])
+    return EarlyExits(logits[order], stages[order])

@@ -1,0 +1,428 @@
+"""One stage: body, objective, optimizer. The only caller of ``backward()`` and ``step()``."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from scpl.engine.randomness import RandomState
+from scpl.errors import CheckpointError, NonFiniteError, StageError
+from scpl.methods.base import Objective
+from scpl.partition.features import summary_of
+from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
+
+__all__ = [
+    "BROKEN_FEATURES",
+    "LossGuard",
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "Stage",
+    "StageOptions",
+    "broken_values",
+    "copy_to_cpu",
+    "differences",
+]
+
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How every stage learns.
+
+    Attributes:
+        optimizer: Builds a stage's optimizer from its parameters.
+        scheduler: Builds its learning-rate schedule, stepped once per training step.
+        clip_norm: Clip the norm of a stage's gradient to this.
+        precision: Type of the forward pass (``torch.autocast``); losses are always float32.
+    """
+
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None = None
+    clip_norm: float | None = None
+    precision: torch.dtype = torch.float32
+
+
+class Stage:
+    """A stage of the line.
+
+    Args:
+        index: Its place, from 0.
+        body: Its layers.
+        names: The dotted names of the layers in the user's network, for its saved state.
+        objective: What it minimises.
+        options: How it learns.
+        seed: Where its random state starts.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        body: nn.Sequential,
+        names: tuple[str, ...],
+        objective: Objective,
+        options: StageOptions,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.index = index
+        self.body = body.to(device)
+        self.objective = objective.to(device)
+        self.device = device
+        self._options = options
+        self._names = names
+        self.random = RandomState(seed, device)
+        self._summary = summary_of(body) or (lambda output: output)
+        self._output: Tree = None
+        self._output_version = 0
+        self.guard = LossGuard(index)
+        self._modules = [*self.body.modules(), *self.objective.modules()]
+        # A user's objective could hold a layer of the body: count its parameters once.
+        self.parameters = list(dict.fromkeys([*body.parameters(), *objective.parameters()]))
+        trained = [p for p in self.parameters if p.requires_grad]
+        self.optimizer = options.optimizer(trained) if trained else None
+        self.scheduler = (
+            options.scheduler(self.optimizer) if options.scheduler and self.optimizer else None
+        )
+
+    def forward(self, features: Tree) -> Tree:
+        """Compute the stage's output, and keep it attached for `learn`.
+
+        Args:
+            features: The detached output of the stage before.
+
+        Returns:
+            The detached output. It shares storage with what `learn` needs, so whoever sends it
+            must not change it; a later stage may, because it runs after `learn`.
+        """
+        self.set_mode(training=True)
+        with self.random.active(), self.autocast():
+            self._output = self.body(features)
+        # Contiguous, so that the next stage meets the same strides in this process and in
+        # another: strides choose kernels, and kernels decide the last bit.
+        detached = tree_map(lambda tensor: tensor.detach().contiguous(), self._output)
+        self._output_version = _version(self._output)
+        return detached
+
+    def hand_on(self, target: Tensor, carry: Tree) -> Tree:
+        """Return what the objective of the next stage gets."""
+        with torch.no_grad(), self.random.active(), self.autocast():
+            onward = self.objective.hand_on(target, carry)
+        return tree_map(lambda tensor: tensor.detach().contiguous(), onward)
+
+    def learn(self, target: Tensor, carry: Tree, step: int) -> dict[str, Tensor]:
+        """Update the stage from the local loss of its last output.
+
+        Args:
+            target: Class indices ``[N]``.
+            carry: What the objective of the stage before handed on.
+            step: The training step, for messages.
+
+        Returns:
+            The detached terms of the loss.
+
+        Raises:
+            NonFiniteError: if the loss is NaN or infinite; the parameters are as before.
+        """
+        output, self._output = self._output, None
+        with self.random.active():
+            with self.autocast():
+                terms = self.objective(self._summary(output), target, carry)
+            if _version(output) != self._output_version:
+                raise StageError(
+                    "An objective must not change the features in place: they are on their way "
+                    "to the next stage",
+                    f"The objective of stage {self.index} did",
+                    "Give its first layer inplace=False",
+                )
+            loss = reduce(torch.add, terms.values())
+            self.guard.check(loss, output, step)
+            if loss.requires_grad:
+                loss.backward()
+                if self._options.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(self.parameters, self._options.clip_norm)
+                self.update()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def update(self) -> None:
+        """Let the optimizer use the gradients that are there, and clear them."""
+        if self.optimizer is None:
+            return
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def infer(self, features: Tree) -> Tree:
+        """Compute the output in evaluation mode, without gradients."""
+        self.set_mode(training=False)
+        with torch.no_grad(), self.random.active(), self.autocast():
+            return tree_map(Tensor.contiguous, self.body(features))
+
+    def predict(self, output: Tree) -> Tensor | None:
+        """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
+        with torch.no_grad(), self.random.active(), self.autocast():
+            logits = self.objective.predict(self._summary(output))
+        return None if logits is None else logits.float()
+
+    def share(self, received: Tree) -> Tree:
+        """Return copies of what the objective tells the next stage's for its predictions."""
+        with torch.no_grad(), self.random.active():
+            return tree_map(lambda t: t.detach().clone(), self.objective.share(received))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything the stage needs to continue, under the user's layer names."""
+        body = {
+            f"{name}.{key}": value
+            for name, layer in zip(self._names, self.body, strict=True)
+            for key, value in layer.state_dict().items()
+        }
+        return {
+            "layers": list(self._names),  # those without parameters count, too
+            "body": body,
+            "objective": dict(self.objective.state_dict()),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "random": self.random.state_dict(),
+        }
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that a saved state fits, without changing anything.
+
+        Raises:
+            CheckpointError: if it is of another network or method; all differences are listed.
+        """
+        faults = differences(self.state_dict(), state)
+        if faults:
+            raise CheckpointError(
+                f"A checkpoint must be of the same network, cuts and method (stage {self.index})",
+                "Differences: " + "; ".join(faults[:6]) + ("; ..." if len(faults) > 6 else ""),
+                "Resume with the configuration the run was started with",
+            )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state that fits.
+
+        Raises:
+            CheckpointError: if it does not; nothing was changed.
+        """
+        self.check_state_dict(state)
+        for name, layer in zip(self._names, self.body, strict=True):
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): k for k in state["body"] if k.startswith(prefix)}
+            layer.load_state_dict({key: state["body"][full] for key, full in own.items()})
+        self.objective.load_state_dict(state["objective"])
+        if self.optimizer and state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+            _lay_out_like_parameters(self.optimizer)
+        if self.scheduler and state["scheduler"]:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.random.load_state_dict(state["random"])
+
+    def snapshot(self, step: int) -> dict[str, Any]:
+        """Copy the state to the CPU, to be written while the stage goes on.
+
+        Raises:
+            NonFiniteError: if a parameter is NaN or infinite, or a buffer NaN. A buffer may be
+                infinite: the mask of an attention layer is.
+        """
+        self.guard.look()
+        state: dict[str, Any] = copy_to_cpu(self.state_dict())
+        broken = broken_values({**state["body"], **state["objective"]}, self._parameter_names())
+        if broken:
+            raise NonFiniteError(
+                "Weights must be finite to be saved",
+                f"{broken[0]!r} of stage {self.index} is not, after step {step}",
+                "Lower the learning rate or clip gradients; earlier checkpoints are kept",
+            )
+        return state
+
+    def _parameter_names(self) -> set[str]:
+        """Keys of the saved state that stand for parameters, not buffers."""
+        layers = zip(self._names, self.body, strict=True)
+        names = {f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters()}
+        return names | {key for key, _ in self.objective.named_parameters()}
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Compute in the stage's precision."""
+        precision = self._options.precision
+        if precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=precision)
+
+    def set_mode(self, *, training: bool) -> None:
+        """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""
+        if any(module.training != training for module in self._modules):
+            self.body.train(training)
+            self.objective.train(training)
+
+    def explain(self, error: Exception, features: Tree, step: int) -> StageError:
+        """Name stage, step and input of an error that user code raised."""
+        shapes = ", ".join(map(str, map(TensorSpec.of, tensors_of(features)))) or "nothing"
+        layers = ", ".join(self._names) or "no layers"
+        return StageError(
+            f"Stage {self.index} ({layers}) failed at step {step}",
+            f"Its input was {shapes}; {type(error).__name__}: {error}",
+        )
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    """Give what an optimizer keeps the order in memory of its parameter.
+
+    A checkpoint may come from a device where another order is faster. Fused optimizers on a CPU
+    walk through memory without a look at strides: where two differ they mix up entries silently.
+    """
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _version(tree: Tree) -> int:
+    """Count the in-place changes of all tensors of a tree."""
+    return sum(tensor._version for tensor in tensors_of(tree))
+
+
+BROKEN_FEATURES = "its features already were not finite; "
+LOOK_EVERY = 64
+"""Steps between two looks at the losses of an accelerator: a look waits for the device."""
+
+
+class LossGuard:
+    """Looks at the losses of one stage.
+
+    Args:
+        stage: Its index, for messages.
+    """
+
+    def __init__(self, stage: int) -> None:
+        self._stage = stage
+        self._unchecked: list[tuple[int, Tensor]] = []
+
+    def check(self, loss: Tensor, output: Tree, step: int) -> None:
+        """Look at a loss: at once where that is free (CPU), elsewhere later, many at a time.
+
+        Args:
+            loss: A scalar.
+            output: The features it was computed from, to tell which broke first.
+            step: The training step, for messages.
+
+        Raises:
+            NonFiniteError: if it is NaN or infinite.
+        """
+        if loss.device.type != "cpu":
+            self._unchecked.append((step, loss.detach()))
+            if len(self._unchecked) >= LOOK_EVERY:
+                self.look()
+        elif not math.isfinite(loss.item()):
+            broken = any(
+                not t.isfinite().all() for t in tensors_of(output) if t.is_floating_point()
+            )
+            raise self._error(loss, step, BROKEN_FEATURES if broken else "")
+
+    def look(self) -> None:
+        """Look at the losses that were not looked at yet (one sync).
+
+        Raises:
+            NonFiniteError: naming the first step whose loss was NaN or infinite.
+        """
+        waiting, self._unchecked = self._unchecked, []
+        if not waiting:
+            return
+        finite = torch.stack([loss for _, loss in waiting]).isfinite().tolist()
+        for (step, loss), good in zip(waiting, finite, strict=True):
+            if not good:
+                raise self._error(loss, step, "")
+
+    def _error(self, loss: Tensor, step: int, detail: str) -> NonFiniteError:
+        return NonFiniteError(
+            "The loss of every stage must be finite",
+            f"Stage {self._stage} got {loss.item()} at step {step} ({detail}"
+            "earlier checkpoints are kept)",
+            "Check the data for NaN, lower the learning rate, or clip gradients",
+        )
+
+
+State = Mapping[str, Any]
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """Deep-copy nested dicts and lists, with every tensor cloned to the CPU.
+
+    Numbers of other libraries (``lr=numpy.float64(0.1)``) become Python's own: a checkpoint is
+    read with ``weights_only``, which knows no others.
+    """
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: copy_to_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(copy_to_cpu(value) for value in state)
+    if isinstance(state, float):
+        return float(state)
+    return copy.deepcopy(state)
+
+
+def broken_values(state: State, parameters: set[str]) -> list[str]:
+    """Name what is NaN, and the parameters that are infinite (a mask may well be)."""
+    return [
+        name
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and (~value.isfinite() if name in parameters else value.isnan()).any()
+    ]
+
+
+def differences(mine: State, other: State) -> list[str]:
+    """List everything that keeps a stage from continuing from a saved state."""
+    return [
+        *_layers(mine["layers"], other["layers"]),
+        *_tensors("", mine["body"], other["body"]),
+        *_tensors("objective.", mine["objective"], other["objective"]),
+        *_optimizers(mine["optimizer"], other["optimizer"]),
+    ]
+
+
+def _layers(mine: list[str], other: list[str]) -> Iterator[str]:
+    """Layers without parameters leave no other trace."""
+    if mine != other:
+        yield f"the layers are {', '.join(other)} there and {', '.join(mine)} here"
+
+
+def _tensors(prefix: str, mine: State, other: State) -> Iterator[str]:
+    yield from (f"{prefix}{key} is missing" for key in mine if key not in other)
+    yield from (f"{prefix}{key} is unknown here" for key in other if key not in mine)
+    for key, value in mine.items():
+        if isinstance(value, Tensor) and key in other and other[key].shape != value.shape:
+            yield f"{prefix}{key} is {tuple(other[key].shape)} there and {tuple(value.shape)} here"
+
+
+def _optimizers(mine: State | None, other: State | None) -> Iterator[str]:
+    if mine is None or other is None:
+        if mine is not other:
+            yield f"{_article(other)} optimizer there and {_article(mine)} optimizer here"
+        return
+    here, there = mine["param_groups"], other["param_groups"]
+    sizes = [[len(group["params"]) for group in groups] for groups in (there, here)]
+    if sizes[0] != sizes[1]:
+        yield f"the optimizer trains {sizes[0]} tensors there and {sizes[1]} here"
+    elif any(one.keys() - saved.keys() for one, saved in zip(here, there, strict=True)):
+        yield "the optimizer is of another kind"
+
+
+def _article(optimizer: State | None) -> str:
+    return "no" if optimizer is None else "an"

@@ -1,0 +1,317 @@
+"""GPipe, 1F1B and naive model parallelism: gradients go back up through the ranks.
+
+Batches, evaluations, checkpoints and the end of the run travel down the line as for every other
+method; only what a rank does with a training batch differs. Its target goes on to the last rank at
+once, and then a schedule of ``torch.distributed.pipelining`` moves activations down and gradients
+up, micro-batch by micro-batch, in a process group of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
+from torch.nn import functional
+
+from scpl.engine.channel import Outbox
+from scpl.engine.messages import Message
+from scpl.engine.ranks import Control
+from scpl.engine.stage import Stage
+from scpl.engine.timeline import Timeline
+from scpl.engine.worker import CheckpointHook, Losses, Worker
+from scpl.errors import InputError, LinkError, StageError
+from scpl.methods import MicroBatched
+from scpl.methods.base import CrossEntropy
+from scpl.partition.values import TensorSpec, Tree, tensors_of
+
+__all__ = ["Part", "RecordedStage", "ScheduledWorker", "fits", "micro_batches"]
+
+KEPT_SCHEDULES = 16
+"""Schedules of batch forms that are kept: each holds a buffer for every micro-batch."""
+
+
+def micro_batches(rows: int, wanted: int) -> int:
+    """The largest number of equal micro-batches of ``rows`` rows that is at most ``wanted``."""
+    return next(n for n in range(min(wanted, rows), 0, -1) if rows % n == 0)
+
+
+def fits(schedule: str, count: int, num_ranks: int) -> bool:
+    """Whether a schedule can run this number of micro-batches on this number of ranks."""
+    if schedule == "1F1B":
+        return count >= num_ranks
+    if schedule == "InterleavedZeroBubble":
+        return count % max(1, count // num_ranks) == 0
+    return True
+
+
+class ScheduledWorker(Worker):
+    """Trains this rank's stages with a schedule over all ranks.
+
+    Args:
+        stages: Consecutive stages, in order.
+        outbox: Where targets, evaluations and marks go.
+        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
+        timeline: Where the worker records what it does when.
+        method: The schedule and the number of micro-batches.
+        control: The ranks.
+        clip_norm: Clip the norm of the whole network's gradient to this.
+        precision: Type of the forward pass, and of what crosses a cut.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        outbox: Outbox,
+        on_checkpoint: CheckpointHook,
+        timeline: Timeline,
+        *,
+        method: MicroBatched,
+        control: Control,
+        clip_norm: float | None,
+        precision: torch.dtype,
+    ) -> None:
+        super().__init__(stages, outbox, on_checkpoint, timeline)
+        self._method, self._mesh = method, control.mesh
+        if not fits(method.schedule, method.num_micro_batches, self._mesh.num_ranks):
+            raise InputError(
+                f"{method.name} on {self._mesh.num_ranks} processes needs a multiple of "
+                f"{self._mesh.num_ranks} micro-batches",
+                f"Got {method.num_micro_batches}",
+                f"Pass for instance {2 * self._mesh.num_ranks}",
+            )
+        self._group = control.new_group()
+        self._clip_norm = clip_norm
+        self._module = Part(stages, precision)
+        self._schedules: OrderedDict[Any, tuple[RecordedStage, Any, tuple[TensorSpec, ...]]]
+        self._schedules = OrderedDict()  # the latest used last
+
+    def _train(self, message: Message) -> Losses:
+        """Send the target on, run the schedule, update."""
+        inputs, target, step = tensors_of(message.features), message.target, message.step
+        assert target is not None
+        specs = map(TensorSpec.of, inputs) if self._mesh.is_first else _specs(message)
+        part, schedule, onward = self._schedule_for(len(target), tuple(specs))
+        note = {**message.note, "specs": [[str(s.dtype), *s.shape] for s in onward]}
+        self.bytes_sent += self._outbox.send(
+            replace(message, features=None, note=note, reports=self._losses)
+        )
+        for stage in self.stages:
+            stage.set_mode(training=True)
+        part.begin(step)
+        losses: list[Tensor] = []
+        first = self.stages[0]
+        try:
+            with first.random.active(), first.autocast():
+                schedule.step(
+                    *inputs,
+                    **({"target": target, "losses": losses} if self._mesh.is_last else {}),
+                    return_outputs=False,
+                )
+        except RuntimeError as error:  # not of the layers, which have been explained
+            if part.failed is not None:
+                raise part.failed from part.failed.__cause__
+            raise LinkError(
+                "The ranks of a schedule must stay connected",
+                f"A micro-batch of step {step} got lost: {str(error).splitlines()[0]}",
+            ) from error
+        part.end()
+        self.bytes_sent += part.take_bytes()
+        with self.timeline.during("update", first.index, step):
+            return self._update(losses, step)
+
+    def _update(self, losses: list[Tensor], step: int) -> Losses:
+        own: Losses = ()
+        if self._mesh.is_last:
+            loss = torch.stack(losses).mean().detach()
+            self.stages[-1].guard.check(loss, None, step)
+            own = ({"cross_entropy": loss},)
+        if self._clip_norm is not None:
+            self._clip(self._clip_norm)
+        for stage in self.stages:
+            stage.update()
+        return own
+
+    def _clip(self, limit: float) -> None:
+        """Scale all gradients as if one process held them."""
+        gradients = [p.grad for s in self.stages for p in s.parameters if p.grad is not None]
+        square = nn.utils.get_total_norm(gradients) ** 2
+        dist.all_reduce(square, group=self._group)
+        scale = (limit / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
+
+    def _schedule_for(
+        self, rows: int, specs: tuple[TensorSpec, ...]
+    ) -> tuple[RecordedStage, Any, tuple[TensorSpec, ...]]:
+        """The schedule for batches of this form, and the form of what this rank sends on.
+
+        The last batch of an epoch may be smaller than others, and texts differ in length; if it
+        has too few equal slices for the schedule, GPipe gives the same gradients. Torch would find
+        the shapes by running layers in training mode, which changes their state.
+        """
+        key = (rows, specs)
+        if key in self._schedules:
+            self._schedules.move_to_end(key)
+            return self._schedules[key]
+        count = micro_batches(rows, self._method.num_micro_batches)
+        slices = [TensorSpec((rows // count, *spec.shape[1:]), spec.dtype) for spec in specs]
+        outputs = self._outputs(slices)
+        part = RecordedStage(
+            self._module,
+            self._mesh.rank,
+            self._mesh.num_ranks,
+            self.stages[0].device,
+            input_args=self._examples(slices, attached=not self._mesh.is_first),
+            output_args=self._examples(outputs, attached=True),
+            group=self._group,
+            timeline=self.timeline,
+            stage=self.stages[0],
+        )
+        wanted, num_ranks = self._method.schedule, self._mesh.num_ranks
+        kind = get_schedule_class(wanted if fits(wanted, count, num_ranks) else "GPipe")
+        several = issubclass(kind, PipelineScheduleMulti)
+        schedule = kind([part] if several else part, count, loss_fn=_mean_cross_entropy)
+        onward = tuple(TensorSpec((rows, *spec.shape[1:]), spec.dtype) for spec in outputs)
+        self._schedules[key] = (part, schedule, onward)
+        if len(self._schedules) > KEPT_SCHEDULES:
+            self._schedules.popitem(last=False)
+        return self._schedules[key]
+
+    def _outputs(self, inputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+        """Run this rank's layers on zeros, without a trace, to see what comes out."""
+        first = self.stages[0]
+        for stage in self.stages:
+            stage.set_mode(training=False)
+        with torch.no_grad(), first.random.active(), first.autocast():
+            found = self._module(*(spec.empty(first.device).zero_() for spec in inputs))
+        return [TensorSpec.of(tensor) for tensor in tensors_of(found)]
+
+    def _examples(self, specs: Sequence[TensorSpec], *, attached: bool) -> tuple[Tensor, ...]:
+        device = self.stages[0].device
+        return tuple(
+            spec.empty(device).requires_grad_(attached and spec.dtype.is_floating_point)
+            for spec in specs
+        )
+
+
+def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
+        return functional.cross_entropy(logits, target)
+
+
+def _specs(message: Message) -> list[TensorSpec]:
+    """What the rank before will send."""
+    return [
+        TensorSpec(tuple(shape), getattr(torch, name.removeprefix("torch.")))
+        for name, *shape in message.note["specs"]
+    ]
+
+
+class Part(nn.Module):
+    """This rank's layers as one module, with the classifier at the end of the line."""
+
+    def __init__(self, stages: Sequence[Stage], precision: torch.dtype) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(stage.body for stage in stages)
+        objective = stages[-1].objective
+        self.classifier = objective.classifier if isinstance(objective, CrossEntropy) else None
+        self.precision = precision
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute logits in float32, or features in the type that crosses the cut.
+
+        Raises:
+            InputError: if the features are neither a tensor nor a tuple of tensors.
+        """
+        features: Tree = inputs[0] if len(inputs) == 1 else inputs
+        for body in self.bodies:
+            features = body(features)
+        if self.classifier is not None:
+            logits: Tensor = self.classifier(features).float()
+            return logits
+        if isinstance(features, Tensor):
+            return self._prepared(features)
+        if not isinstance(features, tuple) or not all(isinstance(t, Tensor) for t in features):
+            raise InputError(
+                "With a schedule, what crosses a cut must be a tensor or a tuple of tensors",
+                f"Got {type(features).__name__}",
+                "Cut elsewhere, or use a method that cuts gradients",
+            )
+        return tuple(map(self._prepared, features))
+
+    def _prepared(self, tensor: Tensor) -> Tensor:
+        return (tensor.to(self.precision) if tensor.is_floating_point() else tensor).contiguous()
+
+
+class RecordedStage(PipelineStage):
+    """Records when it computes, and counts what it sends."""
+
+    def __init__(self, *args: Any, timeline: Timeline, stage: Stage, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.failed: StageError | None = None
+        self._timeline, self._stage = timeline, stage
+        self._step, self._idle_since, self._bytes = 0, 0.0, 0
+
+    def begin(self, step: int) -> None:
+        """A training step begins."""
+        self._step, self._idle_since = step, time.perf_counter()
+
+    def end(self) -> None:
+        """It ends; what is left of it was waiting."""
+        self._wait_until(time.perf_counter())
+
+    def take_bytes(self) -> int:
+        """Bytes sent since the last call."""
+        taken, self._bytes = self._bytes, 0
+        return taken
+
+    def forward_one_chunk(self, *args: Any, **options: Any) -> Any:
+        """Compute one micro-batch."""
+        return self._record("forward", super().forward_one_chunk, *args, **options)
+
+    def backward_one_chunk(self, *args: Any, **options: Any) -> Any:
+        """Compute one micro-batch's gradients."""
+        return self._record("backward", super().backward_one_chunk, *args, **options)
+
+    def backward_weight_one_chunk(self, *args: Any, **options: Any) -> Any:
+        """Compute the half of the gradients that nobody waits for."""
+        return self._record("backward", super().backward_weight_one_chunk, *args, **options)
+
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        """List what goes down."""
+        return self._counted(super().get_fwd_send_ops(fwd_chunk_id))
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        """List what goes up."""
+        return self._counted(super().get_bwd_send_ops(bwd_chunk_id))
+
+    def _counted(self, operations: list[dist.P2POp]) -> list[dist.P2POp]:
+        self._bytes += sum(operation.tensor.nbytes for operation in operations)
+        return operations
+
+    def _record(self, activity: str, work: Any, *args: Any, **options: Any) -> Any:
+        begin = time.perf_counter()
+        self._wait_until(begin)
+        try:
+            result = work(*args, **options)
+        except Exception as error:
+            # Torch says the same of every error of a layer; the cause is the error itself.
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            self.failed = self._stage.explain(cause, tensors_of(list(args[1:2])), self._step)
+            self.failed.__cause__ = cause
+            raise
+        self._idle_since = time.perf_counter()
+        self._timeline.add(activity, self._stage.index, self._step, begin, self._idle_since)
+        return result
+
+    def _wait_until(self, now: float) -> None:
+        if now - self._idle_since > 1e-4:
+            self._timeline.add("wait", self._stage.index, self._step, self._idle_since, now)

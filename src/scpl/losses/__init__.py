@@ -1,0 +1,4 @@
+"""Loss formulas: pure functions of tensors that know nothing of stages, heads or devices.
+
+May import: errors.
+"""

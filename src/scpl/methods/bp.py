@@ -1,0 +1,131 @@
+"""Backpropagation: the network trained end to end, on one device or several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from scpl.errors import InputError
+from scpl.methods.base import CrossEntropy, Layout, Method, Nothing, Objective, Site
+
+__all__ = [
+    "Backpropagation",
+    "CutBackpropagation",
+    "DataParallel",
+    "GPipe",
+    "MicroBatched",
+    "OneForwardOneBackward",
+    "WideBackpropagation",
+    "ZeroBubble",
+]
+
+
+@dataclass(frozen=True)
+class Backpropagation(Method):
+    """Plain end-to-end training on one device, with the same loop around it.
+
+    All stages are joined to one, so that the loop is exactly forward, cross-entropy, backward,
+    step: the reference every other method is measured against.
+    """
+
+    name: ClassVar[str] = "bp"
+    cuts_gradients: ClassVar[bool] = False
+    layout: ClassVar[Layout] = "one"
+
+    def objective(self, site: Site) -> Objective:  # noqa: D102
+        return Nothing() if site.readout is None else CrossEntropy(site.readout)
+
+
+@dataclass(frozen=True)
+class WideBackpropagation(Backpropagation):
+    """The same on one device with all the cores that the other methods use together.
+
+    On a CPU this is the honest rival of several processes: threads share the work of every layer.
+    """
+
+    name: ClassVar[str] = "bp-wide"
+
+
+@dataclass(frozen=True)
+class MicroBatched(Backpropagation):
+    """End-to-end training with the stages spread over the ranks.
+
+    Every mini-batch goes down the stages and its gradient comes back up, in equal micro-batches
+    that let ranks work at the same time. A schedule of ``torch.distributed.pipelining`` says in
+    which order. BatchNorm sees micro-batches instead of mini-batches, so with it the numbers
+    differ from those of plain backpropagation; without it the gradients are the same.
+
+    Attributes:
+        num_classes: Number of classes.
+        num_micro_batches: Slices of a mini-batch. A mini-batch that cannot be cut into that many
+            equal ones (the last of an epoch) is cut into the next smaller number that fits.
+    """
+
+    layout: ClassVar[Layout] = "stages"
+    schedule: ClassVar[str]
+    """What ``torch.distributed.pipelining`` calls the schedule."""
+
+    num_micro_batches: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_micro_batches < 1:
+            raise InputError(
+                "num_micro_batches must be at least 1", f"Got {self.num_micro_batches}"
+            )
+
+
+@dataclass(frozen=True)
+class GPipe(MicroBatched):
+    """All micro-batches forward, then all backward (Huang et al. 2019), without recomputation."""
+
+    name: ClassVar[str] = "gpipe"
+    schedule: ClassVar[str] = "GPipe"
+
+
+@dataclass(frozen=True)
+class OneForwardOneBackward(MicroBatched):
+    """Forward and backward of micro-batches alternate (Narayanan et al. 2019, synchronous)."""
+
+    name: ClassVar[str] = "1f1b"
+    schedule: ClassVar[str] = "1F1B"
+
+
+@dataclass(frozen=True)
+class ZeroBubble(MicroBatched):
+    """1F1B with a backward pass in two halves; the second fills gaps (Qi et al. 2023)."""
+
+    name: ClassVar[str] = "zero-bubble"
+    schedule: ClassVar[str] = "InterleavedZeroBubble"
+
+
+@dataclass(frozen=True)
+class CutBackpropagation(MicroBatched):
+    """Naive model parallelism: the whole mini-batch goes down and up, one rank works at a time."""
+
+    name: ClassVar[str] = "bp-cut"
+    schedule: ClassVar[str] = "GPipe"
+
+    num_micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_micro_batches != 1:
+            raise InputError(
+                "bp-cut never slices a mini-batch",
+                f"Got {self.num_micro_batches} micro-batches",
+                "Use gpipe or 1f1b",
+            )
+
+
+@dataclass(frozen=True)
+class DataParallel(Backpropagation):
+    """Every rank has the whole network and a share of each mini-batch; gradients are averaged.
+
+    BatchNorm sees each rank's share, and the statistics of the first rank are kept, as usual. On
+    more than two ranks a resumed run equals an undisturbed one up to the last bits only: torch
+    groups gradients anew after its first step, and adds them up in another order.
+    """
+
+    name: ClassVar[str] = "ddp"
+    layout: ClassVar[Layout] = "replicas"

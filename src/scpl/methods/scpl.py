@@ -1,0 +1,210 @@
+"""SCPL: every stage learns from a supervised contrastive loss (arXiv 2602.00062)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from scpl.errors import InputError, unknown_name
+from scpl.heads.auxiliary import Convolutional
+from scpl.losses.contrastive import compare, contrastive_loss, observe_accuracy, observe_contrast
+from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum, cross_entropy_loss
+from scpl.partition.values import Tree
+
+__all__ = ["SCPL", "HeadFactory"]
+
+HeadFactory: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
+
+
+Normalization: TypeAlias = Literal["paper", "supcon"]
+
+
+@final
+class Contrastive(Objective):
+    """Supervised contrastive loss of a projection of the features (SCPL, section 3).
+
+    Args:
+        head: Projection head, maps features to ``[N, D]``; discarded after training.
+        temperature: Divides the similarities.
+        normalization: See `scpl.losses.contrastive.supervised_contrastive_loss`.
+        standardise: See the same.
+        weight: Factor on the loss.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        temperature: float = 0.1,
+        normalization: Normalization = "paper",
+        *,
+        standardise: bool = False,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.temperature = temperature
+        self.normalization: Normalization = normalization
+        self.standardise = standardise
+        self.weight = weight
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
+        return {"contrastive": self.weight * self.contrast(self.head(features), target)}
+
+    def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of projections ``[N, D]``, and observe it."""
+        compared = compare(
+            projections, target, temperature=self.temperature, standardise=self.standardise
+        )
+        self.observed = observe_contrast(compared, projections, self.normalization)
+        return contrastive_loss(compared, self.normalization)
+
+
+@final
+class ClassifiedContrast(Objective):
+    r"""Contrast and classify one projection of the features.
+
+    The loss is :math:`(1 - w) L_{contrastive} + w L_{cross-entropy}`, and both look at the features
+    through the same head, so the second costs next to nothing.
+
+    Args:
+        contrastive: The contrast, with its head; its weight is 1 - w.
+        classifier: Maps projections to logits ``[N, C]``; discarded after training.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+    """
+
+    def __init__(
+        self, contrastive: Contrastive, classifier: nn.Module, *, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.contrastive = contrastive
+        self.classifier = classifier
+        self.label_smoothing = label_smoothing
+
+    def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
+        weight, self.observed, terms = self.contrastive.weight, {}, {}
+        projections = self.contrastive.head(features)
+        if weight > 0:
+            terms["contrastive"] = weight * self.contrastive.contrast(projections, target)
+            self.observed |= self.contrastive.observed
+        logits = self.classifier(projections)
+        self.observed |= observe_accuracy(logits, target)
+        loss = cross_entropy_loss(logits, target, self.label_smoothing)
+        return {**terms, "local_cross_entropy": (1 - weight) * loss}
+
+    def predict(self, features: Tree) -> Tensor:
+        logits: Tensor = self.classifier(self.contrastive.head(features))
+        return logits
+
+    def reader(self, earlier: Sequence[Objective]) -> nn.Module:
+        return nn.Sequential(self.contrastive.head, self.classifier)
+
+
+@dataclass(frozen=True)
+class SCPL(Method):
+    """Supervised contrastive parallel learning.
+
+    Each stage minimises the supervised contrastive loss of a projection of its features, or a mix
+    of it with the cross-entropy of a linear classifier on the same projection. The last stage
+    also trains the network's own classifier with cross-entropy.
+
+    Attributes:
+        num_classes: Number of classes.
+        temperature: Temperature of the contrastive loss.
+        normalization: ``"paper"`` divides an anchor's loss by its positives + 1 (the authors'
+            code), ``"supcon"`` by its positives (Khosla et al. 2020).
+        head: Builds a projection head from the shape of one sample's features.
+        classifier_gradient: Let the network's own classifier teach the last stage's layers. In the
+            paper it does not: its input is detached, and every layer learns from contrast alone.
+        cross_entropy: Share w of the cross-entropy in a stage's loss, (1 - w) contrast + w
+            cross-entropy; 0 is the paper's, 1 drops the contrast. Where the network's own
+            classifier teaches the last stage, it takes the place of the local one, with weight 1.
+        standardise: Standardise the columns of the projections over the mini-batch before they are
+            contrasted; in the paper they are not.
+        label_smoothing: Of all cross-entropies: share of the target spread over all classes.
+    """
+
+    name: ClassVar[str] = "scpl"
+
+    temperature: float = 0.1
+    normalization: Normalization = "paper"
+    head: HeadFactory = field(default_factory=Convolutional)
+    classifier_gradient: bool = True
+    cross_entropy: float = 0.8
+    standardise: bool = True
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise InputError("temperature must be more than 0", f"Got {self.temperature}")
+        if self.normalization not in get_args(Normalization):
+            raise unknown_name("normalization", self.normalization, get_args(Normalization))
+        if not 0 <= self.cross_entropy <= 1:
+            raise InputError(
+                "cross_entropy must be a share of the local loss, from 0 to 1",
+                f"Got {self.cross_entropy}",
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                "label_smoothing must be a share, from 0 to below 1",
+                f"Got {self.label_smoothing}",
+            )
+
+    def objective(self, site: Site) -> Objective:  # noqa: D102
+        if site.readout is None:
+            return self._local(site)
+        readout = CrossEntropy(
+            site.readout,
+            detach=not self.classifier_gradient,
+            label_smoothing=self.label_smoothing,
+        )
+        if not self.classifier_gradient:
+            return Sum(self._local(site), readout)
+        return readout if self.cross_entropy == 1 else Sum(self._contrast(site), readout)
+
+    def _contrast(self, site: Site) -> Contrastive:
+        return Contrastive(
+            self.head(site.feature_shape),
+            self.temperature,
+            self.normalization,
+            weight=1 - self.cross_entropy,
+            standardise=self.standardise,
+        )
+
+    def _local(self, site: Site) -> Objective:
+        """Build the objective that looks at the features through a head alone."""
+        if self.cross_entropy == 0:
+            return self._contrast(site)
+        contrast = self._contrast(site)
+        width = _width(contrast.head, site.feature_shape)
+        return ClassifiedContrast(
+            contrast,
+            nn.Linear(width, self.num_classes),
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def _width(head: nn.Module, shape: tuple[int, ...]) -> int:
+    """Find D, the length of a head's projections, without changing the head.
+
+    Raises:
+        InputError: The head does not take plain tensors to rows.
+    """
+    training = head.training
+    try:
+        with torch.no_grad():
+            projections = head.eval()(torch.zeros(1, *shape))
+        _, width = projections.shape
+    except Exception as error:
+        raise InputError(
+            "For a local classifier the head must map features [N, *shape] to projections [N, D]",
+            f"On zeros of the shape {[1, *shape]} it failed: {type(error).__name__}: {error}",
+            "Change the head, or use contrast alone with cross_entropy=0",
+        ) from error
+    finally:
+        head.train(training)
+    return int(width)

@@ -1,0 +1,8 @@
+"""Cut a network into stages, and prove that nothing changed.
+
+May import: errors.
+"""
+
+from scpl.partition.cutting import Partition, split
+
+__all__ = ["Partition", "split"]

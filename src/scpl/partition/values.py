@@ -1,0 +1,67 @@
+"""What crosses a cut: tensors in plain lists, tuples and dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from scpl.errors import InputError
+
+__all__ = ["TensorSpec", "Tree", "tensors_of", "tree_map"]
+
+Tree: TypeAlias = Any
+"""A tensor, None, or a list, tuple or dict (string keys) of trees."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of a tensor: sizes a receive buffer and names a difference."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """Describe ``tensor``."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def empty(self, device: torch.device | str = "cpu") -> Tensor:
+        """Allocate a tensor of this shape and type."""
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
+    def __str__(self) -> str:
+        return f"{self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
+    """Apply ``function`` to every tensor of ``tree``, keeping its structure.
+
+    Raises:
+        InputError: if the tree holds something that is not a tensor, None, list, tuple or dict.
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if tree is None:
+        return None
+    if type(tree) is list:
+        return [tree_map(function, item) for item in tree]
+    if type(tree) is tuple:
+        return tuple(tree_map(function, item) for item in tree)
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {key: tree_map(function, item) for key, item in tree.items()}
+    raise InputError(
+        "What crosses a cut must be a tensor, None, or plain lists, tuples and dicts of them",
+        f"Got {type(tree).__module__}.{type(tree).__qualname__}",
+        "Cut elsewhere, or let the module before the cut return plain tensors",
+    )
+
+
+def tensors_of(tree: Tree) -> list[Tensor]:
+    """List the tensors of ``tree`` in a fixed order."""
+    found: list[Tensor] = []
+    tree_map(found.append, tree)
+    return found
