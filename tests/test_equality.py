@@ -31,12 +31,12 @@ from networks import (
     texts,
 )
 from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, models, split
-from scpl.engine.randomness import derive_seed
 from scpl.heads import Identity, Linear, PooledMLP
 from scpl.heads.auxiliary import Convolutional
 from scpl.losses.contrastive import supervised_contrastive_loss
 from scpl.methods.base import Objective
 from scpl.partition.values import tree_map
+from scpl.seeding import derive_seed
 
 EPOCHS = 3
 SEED = 5

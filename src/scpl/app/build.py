@@ -16,13 +16,14 @@ from scpl import heads, models
 from scpl.app.config import TrainConfig
 from scpl.app.kinds import kind_of
 from scpl.app.kinds.base import Inputs, Loaders
-from scpl.engine.randomness import RandomState, derive_seed
+from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import Control
 from scpl.errors import InputError, unknown_name
 from scpl.heads.auxiliary import Convolutional
 from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
+from scpl.seeding import derive_seed
 
 __all__ = [
     "METHOD_FLAGS",

@@ -9,7 +9,7 @@ import torch
 
 from scpl.engine.channel import Outbox
 from scpl.engine.mesh import Mesh
-from scpl.engine.randomness import RandomState, derive_seed
+from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import Control
 from scpl.engine.stage import Stage, StageOptions
 from scpl.engine.timeline import Timeline
@@ -21,6 +21,7 @@ from scpl.methods import MicroBatched
 from scpl.methods.base import Method, Objective, Site
 from scpl.partition import Partition
 from scpl.partition.balance import balanced_spread
+from scpl.seeding import derive_seed
 
 __all__ = ["assign", "build_objective", "build_stages", "build_worker"]
 

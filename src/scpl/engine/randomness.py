@@ -7,20 +7,13 @@ lends it to the process only while it computes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState", "derive_seed"]
-
-
-def derive_seed(seed: int, *names: str | int) -> int:
-    """Derive an independent 63-bit seed for a named purpose."""
-    text = "/".join(str(part) for part in (seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+__all__ = ["RandomState"]
 
 
 class RandomState:

@@ -12,8 +12,8 @@ from scpl.data import images as data
 from scpl.data.images.catalogue import EMBEDDED, KNOWN
 from scpl.data.text import TEXT_SETS
 from scpl.data.text.catalogue import TextSet
-from scpl.engine.randomness import derive_seed
 from scpl.errors import unknown_name
+from scpl.seeding import derive_seed
 
 __all__ = ["synthetic_batches", "synthetic_facts"]
 

@@ -18,8 +18,8 @@ from scpl.data import images as data
 from scpl.data.images.augment import normalise
 from scpl.data.images.decode import decode_images
 from scpl.data.images.folder import EXTENSIONS
-from scpl.engine.randomness import derive_seed
 from scpl.errors import DataError, InputError
+from scpl.seeding import derive_seed
 
 __all__ = ["COLUMNS", "check_fit", "loaders", "pending", "test_loader"]
 

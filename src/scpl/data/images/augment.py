@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scpl.data.extras import require
-from scpl.data.seeding import generator
 from scpl.errors import InputError, unknown_name
+from scpl.seeding import generator
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "normalise"]
 
@@ -82,7 +82,7 @@ class Augmentation:
         """
         if self.name == "none":
             return normalise(images, self.mean, self.std)
-        draws = generator("augment", self.seed, epoch, batch, view)
+        draws = generator(self.seed, "augment", epoch, batch, view)
         images = _crop(images, draws)
         if self.flip:
             images = torch.where(_coin(len(images), 0.5, draws), images.flip(-1), images)

@@ -10,8 +10,8 @@ from torch import Tensor
 from scpl.data.epochs import Batch, EpochLoader, require
 from scpl.data.images.augment import Augmentation
 from scpl.data.images.sets import Split
-from scpl.data.seeding import generator
 from scpl.errors import InputError
+from scpl.seeding import generator
 
 __all__ = ["Loader"]
 
@@ -92,4 +92,4 @@ class Loader(EpochLoader):
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
             return torch.arange(len(self.split))
-        return torch.randperm(len(self.split), generator=generator("order", self.seed, epoch))
+        return torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scpl.data.seeding import generator
 from scpl.data.strata import stratified
 from scpl.errors import DataError, InputError
+from scpl.seeding import generator
 
 __all__ = ["ImageData", "Parts", "Split", "carve_validation", "channel_stats", "limit", "resize"]
 
@@ -176,7 +176,7 @@ def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
             f"Got a fraction of {fraction} of {len(split)} images",
             "Use more images or another fraction",
         )
-    chosen = stratified(split.labels, count, generator("carve", seed))
+    chosen = stratified(split.labels, count, generator(seed, "carve"))
     return split.take(torch.nonzero(~chosen)[:, 0]), split.take(torch.nonzero(chosen)[:, 0])
 
 
@@ -190,7 +190,7 @@ def limit(split: Split, n: int, seed: int) -> Split:
         raise InputError("the number of images to keep must be at least 1", f"Got {n}")
     if n >= len(split):
         return split
-    chosen = stratified(split.labels, n, generator("limit", seed))
+    chosen = stratified(split.labels, n, generator(seed, "limit"))
     return split.take(torch.nonzero(chosen)[:, 0])
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from scpl.data.epochs import Batch, EpochLoader
-from scpl.data.seeding import generator
 from scpl.data.text.encoded import Encoded
+from scpl.seeding import generator
 
 __all__ = ["TextLoader"]
 
@@ -62,7 +62,7 @@ class TextLoader(EpochLoader):
         lengths = self.split.lengths
         if not self.shuffle:
             return list(torch.split(torch.argsort(lengths, stable=True), self.batch_size))
-        draws = generator("text-order", self.seed, epoch)
+        draws = generator(self.seed, "text-order", epoch)
         batches: list[Tensor] = []
         order = torch.randperm(len(lengths), generator=draws)
         for pool in torch.split(order, _POOL * self.batch_size):

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scpl.data.seeding import generator
 from scpl.data.strata import stratified
 from scpl.data.text.cells import sorted_labels
 from scpl.data.text.faults import Faults
@@ -17,6 +16,7 @@ from scpl.data.text.files import Files
 from scpl.data.text.labelled import Columns, Texts, labelled, read_labelled
 from scpl.data.text.tables import class_names
 from scpl.errors import DataError, InputError
+from scpl.seeding import generator
 
 __all__ = ["SplitSettings", "Splits", "read_splits"]
 
@@ -112,7 +112,7 @@ def _hold_out(rows: Texts, share: float, seed: int, purpose: str, flag: str) -> 
     """Divide by class; at least one text of every class stays in the first part."""
     if not 0 < share < 1:
         raise InputError(f"{flag} must be a share, above 0 and below 1", f"Got {share}")
-    draws = generator(purpose, seed)
+    draws = generator(seed, purpose)
     others = torch.nonzero(~_one_per_class(rows.labels, draws))[:, 0]
     count = round(len(rows) * share)
     if not 0 < count <= len(others):
@@ -129,7 +129,7 @@ def _hold_out(rows: Texts, share: float, seed: int, purpose: str, flag: str) -> 
 def _limited(rows: Texts, settings: SplitSettings) -> Texts:
     if settings.limit is None or settings.limit >= len(rows):
         return rows
-    draws = generator("limit", settings.seed)
+    draws = generator(settings.seed, "limit")
     chosen = _one_per_class(rows.labels, draws)
     others = torch.nonzero(~chosen)[:, 0]
     count = settings.limit - int(chosen.sum())

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scpl.data.seeding import generator
 from scpl.errors import DataError
+from scpl.seeding import generator
 
 __all__ = ["WordVectors", "read_vectors", "width_of"]
 
@@ -38,7 +38,7 @@ class WordVectors:
 
         Words without one get a random one of the same mean size, padding gets zeros.
         """
-        draws = generator("vectors", seed)
+        draws = generator(seed, "vectors")
         filled = torch.randn(vocab_size, self.values.shape[1], generator=draws)
         filled *= self.values.square().mean().sqrt()
         filled[self.numbers] = self.values

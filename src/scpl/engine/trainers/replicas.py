@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from scpl.engine.channel import Outbox
 from scpl.engine.messages import Mark, Message
-from scpl.engine.randomness import derive_seed
 from scpl.engine.ranks import Control
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
@@ -29,6 +28,7 @@ from scpl.engine.worker import CheckpointHook, Losses, Worker
 from scpl.errors import LinkError, ScplError
 from scpl.methods.base import CrossEntropy
 from scpl.partition.values import Tree, tree_map
+from scpl.seeding import derive_seed
 
 __all__ = ["ReplicatedWorker", "shares"]
 

@@ -6,8 +6,8 @@ import torch
 from data_files import random_split
 from scpl.data.images import AUGMENTATIONS, Augmentation
 from scpl.data.images.augment import _jitter, normalise
-from scpl.data.seeding import generator
 from scpl.errors import InputError
+from scpl.seeding import generator
 
 UNIT = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 IMAGES = random_split(64, shape=(3, 16, 16)).images
@@ -80,7 +80,7 @@ def test_strong_changes_the_colours_of_most_images():
 
 def test_the_jitter_has_the_limits_of_its_definition():
     flat = torch.full((2000, 3, 4, 4), 0.4)  # only brightness acts on a flat grey
-    ratio = _jitter(flat, generator("test", 0))[:, 0, 2, 2] / 0.4
+    ratio = _jitter(flat, generator(0, "test"))[:, 0, 2, 2] / 0.4
     assert float(ratio.min()) == pytest.approx(0.6, abs=0.01)
     assert float(ratio.max()) == pytest.approx(1.4, abs=0.01)
 

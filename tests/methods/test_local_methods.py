@@ -31,15 +31,15 @@ from scpl import (
     Method,
     Pipeline,
     PredSim,
-    data,
     split,
 )
-from scpl.engine.randomness import derive_seed
+from scpl.data.images import load
 from scpl.errors import InputError
 from scpl.heads import Linear, PooledMLP
 from scpl.methods import METHODS
 from scpl.methods.base import Objective
 from scpl.methods.predsim import local_classifier, similarity_head
+from scpl.seeding import derive_seed
 
 SEED, CLIP, EPOCHS = 5, 0.5, 3
 PAPER = {"cross_entropy": 0.0, "standardise": False, "classifier_gradient": False}
@@ -440,7 +440,7 @@ def test_mixed_precision_is_learnt_with_losses_in_float32(name):
 @pytest.fixture(scope="module")
 def digits():
     """600 images to learn from, in mini-batches, and all to test on."""
-    source = data.load("digits")
+    source = load("digits")
     pairs = [(part.images.float() / 128 - 1, part.labels) for part in (source.train, source.test)]
     (images, target), test = pairs
     batches = list(zip(images[:600].split(30), target[:600].split(30), strict=True))

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.engine.randomness import RandomState, derive_seed
+from scpl.engine.randomness import RandomState
+from scpl.seeding import derive_seed, generator
 
 CPU = torch.device("cpu")
 
@@ -59,3 +60,10 @@ def test_a_saved_state_continues():
     other = RandomState(9, CPU)
     other.load_state_dict(saved)
     assert draw(other) == expected
+
+
+def test_generators_differ_by_purpose_and_key_and_repeat():
+    keys = [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", 1), (-1, "a"), (2**70, "a")]
+    draws = [torch.rand(4, generator=generator(*key)) for key in keys]
+    assert len({tuple(draw.tolist()) for draw in draws}) == len(keys)
+    assert torch.equal(draws[0], torch.rand(4, generator=generator(0, "a")))

@@ -11,7 +11,7 @@ import torch
 from networks import flat
 
 pytestmark = pytest.mark.timeout(400)
-JOB = Path(__file__).with_name("stream_job.py")
+JOB = Path(__file__).parents[1] / "stream_job.py"
 TIMEOUT = 150
 
 

@@ -18,7 +18,7 @@ from scpl.errors import InputError
 from scpl.methods import METHODS, CutBackpropagation, DataParallel, GPipe
 
 pytestmark = pytest.mark.timeout(400)
-JOB = Path(__file__).with_name("baseline_job.py")
+JOB = Path(__file__).parents[1] / "baseline_job.py"
 SEVERAL = ["bp-cut", "gpipe", "1f1b", "zero-bubble", "ddp"]
 
 

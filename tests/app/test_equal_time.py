@@ -2,13 +2,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from test_compare import compare, here  # noqa: F401  (a fixture)
 
 from cli_runs import refused, scpl
 from scpl.app.compare import equal_time
 from scpl.app.compare.equal_time import epochs_in_equal_time
 from scpl.app.config import TrainConfig
 from scpl.errors import InputError
-from test_compare import compare, here  # noqa: F401  (a fixture)
 
 BASE = TrainConfig(model="mlp", limit_train=200, batch_size=20, epochs=10, quiet=True)
 RATIOS = {"scpl": 1.37, "early-exit": 0.04, "bp": 1.0}

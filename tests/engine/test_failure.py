@@ -5,9 +5,9 @@ import time
 
 import pytest
 import torch
+from test_stream import joined, run_ranks, train
 
 from networks import flat
-from test_stream import joined, run_ranks, train
 
 pytestmark = pytest.mark.timeout(400)
 VERDICT = re.compile(r"^(?:VERDICT|scpl: Every rank).*$", re.MULTILINE)

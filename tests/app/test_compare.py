@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_report import check_page
 
 from cli_runs import NUM_STEPS, TINY, refused, result, scpl, train, tree
 from data_files import write_folder
@@ -16,7 +17,6 @@ from scpl.app.compare import compare as module
 from scpl.app.config import TrainConfig
 from scpl.errors import Interrupted
 from scpl.report import write_run_report
-from test_report import check_page
 
 TINY_CONFIG = TrainConfig(
     model="mlp", limit_train=200, batch_size=20, epochs=1, threads=1, device="cpu", out=Path("all")

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from data_files import random_split
 from scpl.data.images import ImageData, Split, carve_validation, limit
 from scpl.data.images.sets import channel_stats, resize
-from scpl.data.seeding import generator
 from scpl.errors import DataError, InputError
 
 LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=60)
@@ -153,10 +152,3 @@ def test_resize_keeps_bytes_and_labels():
     assert torch.equal(small.labels, split.labels)
     constant = Split(torch.full((1, 1, 8, 8), 77, dtype=torch.uint8), torch.tensor([0]))
     assert set(resize(constant, 5).images.flatten().tolist()) == {77}
-
-
-def test_generators_differ_by_purpose_and_key_and_repeat():
-    keys = [("a", 0), ("b", 0), ("a", 1), ("a", 0, 0), ("a", 0, 1), ("a", -1), ("a", 2**70)]
-    draws = [torch.rand(4, generator=generator(*key)) for key in keys]
-    assert len({tuple(draw.tolist()) for draw in draws}) == len(keys)
-    assert torch.equal(draws[0], torch.rand(4, generator=generator("a", 0)))
