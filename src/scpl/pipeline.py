@@ -13,7 +13,7 @@ from scpl.engine.batches import Batches, Source, blame_data, pair, remaining
 from scpl.engine.build import assign, build_stages, build_worker
 from scpl.engine.channel import open_links
 from scpl.engine.checkpoint import CheckpointWriter, recover
-from scpl.engine.export import ExitNetwork, export_exits, export_network
+from scpl.engine.export import ExitNetwork, export_exits, export_network, has_exits
 from scpl.engine.mesh import Mesh
 from scpl.engine.messages import Kind, Mark, Message
 from scpl.engine.ranks import Control, connect
@@ -75,19 +75,13 @@ class Pipeline:
         self._owns_control = control is None
         self.control = control or connect(mesh or Mesh(), self.device, silence)
         self.mesh = self.control.mesh
-        if parts.num_outputs != method.num_classes:
-            raise InputError(
-                "The network must have one output per class",
-                f"Got {parts.num_outputs} outputs for {method.num_classes} classes",
-                "Build the network for this data set, or pass the right num_classes",
-            )
         options = StageOptions(optimizer, scheduler, clip_norm, precision)
         hosted, self._owners = assign(method, self.mesh, self.parts)
         self.stages = build_stages(
             self.parts, method, options, hosted, seed=seed, device=self.device
         )
         self.timeline = Timeline(self.mesh.rank)
-        self._source = Source(method.num_classes, self.device)
+        self._source = Source(parts.num_outputs, self.device)
         inbox, outbox = open_links(self.control, self.timeline, hosted, depth, self.device)
         self._worker = build_worker(
             method, self.stages, outbox, self._write_part, self.timeline,
@@ -214,8 +208,17 @@ class Pipeline:
         """
         return export_network(self.parts, self.method, self.stages, self.control, self._owners)
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether there are several stages that all predict: an exit after each."""
+        return has_exits(self.parts, self.method)
+
     def export_exits(self) -> ExitNetwork:
-        """Return the network with an exit after every stage, if all predict; else as `export`."""
+        """Return the network with an exit after every stage; else as `export`.
+
+        Raises:
+            InputError: if not every stage predicts (see `has_exits`).
+        """
         return export_exits(self.parts, self.method, self.stages, self.control, self._owners)
 
     @property

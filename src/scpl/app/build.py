@@ -12,15 +12,14 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from scpl import heads, models
+from scpl import models
 from scpl.app.config import TrainConfig
 from scpl.app.kinds import kind_of
 from scpl.app.kinds.base import Inputs, Loaders
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import Control
 from scpl.errors import InputError, unknown_name
-from scpl.heads.auxiliary import Convolutional
-from scpl.methods import METHODS, CutBackpropagation, Method, MicroBatched
+from scpl.methods import METHODS, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.seeding import derive_seed
@@ -60,7 +59,7 @@ def build_loaders(config: TrainConfig) -> Loaders:
     return kind_of(config).loaders(config)
 
 
-def build_method(config: TrainConfig, num_classes: int) -> Method:
+def build_method(config: TrainConfig) -> Method:
     """Build the method.
 
     Raises:
@@ -70,11 +69,7 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
     if kind is None:
         raise unknown_name("--method", config.method, METHODS)
     options = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
-    if "head" in options:
-        depth, width = options.pop("head_depth"), options.pop("head_width")
-        conv = config.head == "conv"
-        options["head"] = Convolutional(depth, width) if conv else heads.by_name(config.head)
-    if issubclass(kind, MicroBatched) and kind is not CutBackpropagation:
+    if issubclass(kind, MicroBatched):
         rows, count = config.batch_size * config.views, config.micro_batches
         if rows % count:
             raise InputError(
@@ -83,7 +78,7 @@ def build_method(config: TrainConfig, num_classes: int) -> Method:
                 "Change --batch-size or --micro-batches",
             )
         options["num_micro_batches"] = count
-    return kind(num_classes, **options)
+    return kind(**options)
 
 
 class Outline(Protocol):

@@ -150,7 +150,7 @@ def _exits(description: dict[str, Any]) -> ExitNetwork:
 
 def _configured(description: dict[str, Any]) -> tuple[TrainConfig, Method]:
     config = TrainConfig.from_dict(description["recipe"], "the recipe in model.json")
-    return config, build_method(config, description["num_classes"])
+    return config, build_method(config)
 
 
 def _parts(config: TrainConfig, description: dict[str, Any]) -> Partition:

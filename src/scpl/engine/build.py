@@ -17,7 +17,7 @@ from scpl.engine.trainers.replicas import ReplicatedWorker
 from scpl.engine.trainers.schedule import ScheduledWorker
 from scpl.engine.worker import CheckpointHook, Worker
 from scpl.errors import InputError
-from scpl.methods import MicroBatched
+from scpl.methods import CutBackpropagation
 from scpl.methods.base import Method, Objective, Site
 from scpl.partition import Partition
 from scpl.partition.balance import balanced_spread
@@ -80,7 +80,7 @@ def build_worker(
         options: How stages learn.
         seed: Seed of what is drawn in training.
     """
-    if isinstance(method, MicroBatched):
+    if isinstance(method, CutBackpropagation):
         return ScheduledWorker(
             stages,
             outbox,
@@ -126,6 +126,12 @@ def build_stages(
         device: Where they compute.
     """
     _check_factory("optimizer", options.optimizer)
+    if parts.num_outputs < 2:
+        raise InputError(
+            "The network must have one output per class, at least two",
+            f"Got {parts.num_outputs}",
+            "Build it with as many outputs as the data has classes",
+        )
     return [
         Stage(
             index,
@@ -154,6 +160,6 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
     """Build the objective of one stage; its weights depend on the seed and its index."""
     is_last = index == parts.num_stages - 1
     readout = parts.readout if is_last else None
-    site = Site(index, parts.num_stages, parts.feature_shapes[index], readout)
+    site = Site(index, parts.num_stages, parts.num_outputs, parts.feature_shapes[index], readout)
     with RandomState(derive_seed(seed, "objective", index), torch.device("cpu")).active():
         return method.objective(site)

@@ -13,7 +13,7 @@ from scpl.engine.build import build_objective
 from scpl.engine.ranks import Control
 from scpl.engine.stage import Stage
 from scpl.errors import InputError
-from scpl.methods.base import Method
+from scpl.methods.base import Method, Objective
 from scpl.partition import Partition
 from scpl.partition.features import summary_of
 from scpl.partition.values import Tree, tree_map
@@ -69,14 +69,15 @@ def export_exits(
     Raises:
         InputError: if not every stage can predict under this method.
     """
-    if not method.has_exits:
-        raise InputError(
-            "Only a method whose stages all predict has early exits",
-            f"Got {method.name}",
-            "Train with early-exit, dascpl, dgl, predsim, deinforeg or al",
-        )
     copied, every = _copy(parts, control, owners), range(parts.num_stages)
     return _with_exits(copied, method, stages, control, owners, every)
+
+
+def has_exits(parts: Partition, method: Method) -> bool:
+    """Whether there are several stages, and each can predict under this method."""
+    objectives = _objectives(parts, method)
+    readers = (each.reader(objectives[:stage]) for stage, each in enumerate(objectives))
+    return parts.num_stages > 1 and all(reader is not None for reader in readers)
 
 
 def build_exits(
@@ -95,7 +96,7 @@ def build_exits(
     Raises:
         InputError: if an objective cannot predict.
     """
-    objectives = [build_objective(parts, method, k, seed=0) for k in range(parts.num_stages)]
+    objectives = _objectives(parts, method)
     owner = {
         id(value): (stage, key)
         for stage, objective in enumerate(objectives)
@@ -107,9 +108,10 @@ def build_exits(
         reader = objectives[stage].reader(objectives[:stage])
         if reader is None:
             raise InputError(
-                f"Every stage must predict to be an exit (method {method.name})",
-                f"Got none from stage {stage}",
-                "Implement `reader` of its objective",
+                f"Every stage must predict to be an early exit (method {method.name})",
+                f"Stage {stage} does not",
+                "Give every stage a classifier (scpl: cross_entropy above 0), or use early-exit, "
+                "dascpl, dgl, predsim, deinforeg or al",
             )
         if reader is parts.readout:
             exits[stage] = reader
@@ -118,6 +120,11 @@ def build_exits(
             sources[f"{PREFIX}.{stage}.{key}"] = owner[id(value)]
         exits[stage] = copy.deepcopy(reader)  # exits may have modules in common; keys have not
     return ExitNetwork(parts, exits), sources
+
+
+def _objectives(parts: Partition, method: Method) -> list[Objective]:
+    """Build the objectives of all stages, for their structure."""
+    return [build_objective(parts, method, stage, seed=0) for stage in range(parts.num_stages)]
 
 
 def _copy(parts: Partition, control: Control, owners: Sequence[int]) -> Partition:

@@ -28,12 +28,14 @@ class Site:
     Attributes:
         index: The stage, from 0.
         num_stages: How many stages there are.
+        num_classes: Number of classes; targets lie in ``0 .. num_classes - 1``.
         feature_shape: Shape of one sample of the stage's features, without the batch.
         readout: The network's own classifier; only the last stage has it.
     """
 
     index: int
     num_stages: int
+    num_classes: int
     feature_shape: tuple[int, ...]
     readout: nn.Module | None
 
@@ -47,8 +49,9 @@ class Site:
 class Method(ABC):
     """A way to train the stages.
 
-    Attributes:
-        num_classes: Number of classes; targets lie in ``0 .. num_classes - 1``.
+    The fields of a method are its options. Those of plain types (numbers, strings, ``Literal``)
+    are flags of the command line as well, and the text below a field is its help. The command line
+    reads both from the source, without importing torch, so types and defaults must be written out.
     """
 
     name: ClassVar[str]
@@ -58,17 +61,6 @@ class Method(ABC):
     """Who holds the network when there are several ranks."""
     replaces_readout: ClassVar[bool] = False
     """Whether the last stage's `reader` predicts instead of the network's own read-out."""
-
-    num_classes: int
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise InputError("num_classes must be at least 2", f"Got {self.num_classes}")
-
-    @property
-    def has_exits(self) -> bool:
-        """Whether every stage can predict: its objective has a `reader`."""
-        return False
 
     @abstractmethod
     def objective(self, site: Site) -> Objective:

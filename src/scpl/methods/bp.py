@@ -47,28 +47,39 @@ class WideBackpropagation(Backpropagation):
 
 
 @dataclass(frozen=True)
-class MicroBatched(Backpropagation):
+class CutBackpropagation(Backpropagation):
+    """Naive model parallelism: the whole mini-batch goes down and up, one rank works at a time."""
+
+    name: ClassVar[str] = "bp-cut"
+    layout: ClassVar[Layout] = "stages"
+    schedule: ClassVar[str] = "GPipe"
+    """What ``torch.distributed.pipelining`` calls the schedule."""
+
+    @property
+    def slices(self) -> int:
+        """Micro-batches of a mini-batch."""
+        return 1
+
+
+@dataclass(frozen=True)
+class MicroBatched(CutBackpropagation):
     """End-to-end training with the stages spread over the ranks.
 
     Every mini-batch goes down the stages and its gradient comes back up, in equal micro-batches
     that let ranks work at the same time. A schedule of ``torch.distributed.pipelining`` says in
     which order. BatchNorm sees micro-batches instead of mini-batches, so with it the numbers
     differ from those of plain backpropagation; without it the gradients are the same.
-
-    Attributes:
-        num_classes: Number of classes.
-        num_micro_batches: Slices of a mini-batch. A mini-batch that cannot be cut into that many
-            equal ones (the last of an epoch) is cut into the next smaller number that fits.
     """
 
-    layout: ClassVar[Layout] = "stages"
-    schedule: ClassVar[str]
-    """What ``torch.distributed.pipelining`` calls the schedule."""
-
     num_micro_batches: int = 4
+    """Slices of a mini-batch. One that cannot be cut into that many equal slices (the last of an
+    epoch) is cut into the next smaller number that fits."""
+
+    @property
+    def slices(self) -> int:  # noqa: D102
+        return self.num_micro_batches
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.num_micro_batches < 1:
             raise InputError(
                 "num_micro_batches must be at least 1", f"Got {self.num_micro_batches}"
@@ -97,25 +108,6 @@ class ZeroBubble(MicroBatched):
 
     name: ClassVar[str] = "zero-bubble"
     schedule: ClassVar[str] = "InterleavedZeroBubble"
-
-
-@dataclass(frozen=True)
-class CutBackpropagation(MicroBatched):
-    """Naive model parallelism: the whole mini-batch goes down and up, one rank works at a time."""
-
-    name: ClassVar[str] = "bp-cut"
-    schedule: ClassVar[str] = "GPipe"
-
-    num_micro_batches: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_micro_batches != 1:
-            raise InputError(
-                "bp-cut never slices a mini-batch",
-                f"Got {self.num_micro_batches} micro-batches",
-                "Use gpipe or 1f1b",
-            )
 
 
 @dataclass(frozen=True)

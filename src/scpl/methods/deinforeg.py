@@ -74,41 +74,33 @@ class DeInfoReg(Method):
     cross-entropy of a classifier on the projection. On the last stage that classifier is the
     network's own read-out, on the features. (The published code reports the best of all stages'
     classifiers on the test data; here the last stage predicts.)
-
-    Attributes:
-        num_classes: Number of classes.
-        classifier_weight: Factor on the cross-entropy.
-        head: Builds a projection head from the shape of one sample's features. The published code
-            has three layers of width 2048 with BatchNorm for images.
     """
 
     name: ClassVar[str] = "deinforeg"
 
     classifier_weight: float = 0.001
+    """Factor on the cross-entropy of the classifiers; above 0."""
     head: heads.Head = field(default_factory=lambda: heads.PooledMLP(out_features=512))
+    """Builds a projection head from the shape of one sample's features. The published code has
+    three layers of width 2048 with BatchNorm for images."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.classifier_weight > 0:
             raise InputError(
                 "classifier_weight must be more than 0", f"Got {self.classifier_weight}"
             )
 
-    @property
-    def has_exits(self) -> bool:  # noqa: D102
-        return True
-
     def objective(self, site: Site) -> Objective:  # noqa: D102
         head = self.head(site.feature_shape)
         if site.readout is not None:
             return Sum(
-                InformationRegularization(head, self.num_classes),
+                InformationRegularization(head, site.num_classes),
                 CrossEntropy(site.readout, weight=self.classifier_weight),
             )
         width = _width(head, site.feature_shape)
-        local = nn.Sequential(nn.ReLU(), nn.Linear(width, self.num_classes))
+        local = nn.Sequential(nn.ReLU(), nn.Linear(width, site.num_classes))
         return InformationRegularization(
-            head, self.num_classes, local, weight=self.classifier_weight
+            head, site.num_classes, local, weight=self.classifier_weight
         )
 
 

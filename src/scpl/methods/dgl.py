@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 from scpl.errors import unknown_name
 from scpl.heads import auxiliary
@@ -18,26 +18,18 @@ class DGL(Method):
     """Decoupled greedy learning (Belilovsky et al. 2020), without its replay buffer.
 
     The last stage learns through the network's own read-out.
-
-    Attributes:
-        num_classes: Number of classes.
-        auxiliary: Kind of the auxiliary networks on feature maps, see `scpl.heads.auxiliary.build`.
     """
 
     name: ClassVar[str] = "dgl"
 
-    auxiliary: Auxiliary = "mlp"
+    auxiliary: Literal["mlp", "mlp-sr", "cnn"] = "mlp"
+    """Auxiliary network on feature maps, see `scpl.heads.auxiliary.build`."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.auxiliary not in get_args(Auxiliary):
             raise unknown_name("auxiliary", self.auxiliary, get_args(Auxiliary))
-
-    @property
-    def has_exits(self) -> bool:  # noqa: D102
-        return True
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is not None:
             return CrossEntropy(site.readout)
-        return CrossEntropy(auxiliary.build(self.auxiliary, site.feature_shape, self.num_classes))
+        return CrossEntropy(auxiliary.build(self.auxiliary, site.feature_shape, site.num_classes))

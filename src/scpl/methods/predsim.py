@@ -110,34 +110,27 @@ class PredSim(Method):
 
     Each stage minimises ``(1 - w) * cross-entropy + w * similarity matching``. On the last stage
     the network's own read-out takes the place of the local classifier.
-
-    Attributes:
-        num_classes: Number of classes.
-        similarity_weight: w, from 0 ("pred") to 1; at 1 classifiers learn nothing.
-        head: Builds what is compared from the shape of one sample's features.
     """
 
     name: ClassVar[str] = "predsim"
 
     similarity_weight: float = 0.99
+    """Weight w of the similarities, from 0 to 1 (classifiers learn nothing); the rest is the local
+    classifier's."""
     head: heads.Head = similarity_head
+    """Builds what is compared from the shape of one sample's features."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.similarity_weight <= 1:
             raise InputError(
                 "similarity_weight must lie in 0 .. 1", f"Got {self.similarity_weight}"
             )
 
-    @property
-    def has_exits(self) -> bool:  # noqa: D102
-        return True
-
     def objective(self, site: Site) -> Objective:  # noqa: D102
         similarity = SimilarityMatching(
-            self.head(site.feature_shape), self.num_classes, weight=self.similarity_weight
+            self.head(site.feature_shape), site.num_classes, weight=self.similarity_weight
         )
         local = site.readout
         if local is None:
-            local = local_classifier(site.feature_shape, self.num_classes)
+            local = local_classifier(site.feature_shape, site.num_classes)
         return Sum(similarity, CrossEntropy(local, weight=1 - self.similarity_weight))

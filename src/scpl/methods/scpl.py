@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
 
+from scpl import heads
 from scpl.errors import InputError, unknown_name
 from scpl.heads.auxiliary import Convolutional
 from scpl.losses.contrastive import compare, contrastive_loss, observe_accuracy, observe_contrast
 from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum, cross_entropy_loss
 from scpl.partition.values import Tree
 
-__all__ = ["SCPL", "HeadFactory"]
+__all__ = ["SCPL", "ContrastiveMethod", "HeadFactory"]
 
 HeadFactory: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 
@@ -104,45 +106,73 @@ class ClassifiedContrast(Objective):
 
 
 @dataclass(frozen=True)
-class SCPL(Method):
+class ContrastiveMethod(Method):
+    """What methods have in common whose stages contrast a projection of their features."""
+
+    temperature: float = 0.1
+    """Temperature of the contrastive loss; above 0."""
+    normalization: Literal["paper", "supcon"] = "paper"
+    """Divide an anchor's loss by its positives + 1 (paper: the authors' code) or by its positives
+    (supcon: Khosla et al. 2020)."""
+    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] | HeadFactory = "conv"
+    """Projection head; conv: strided convolutions, then pooled-mlp; mlp: the paper's, on flattened
+    feature maps."""
+    head_depth: int = 1
+    """Convolutions of the conv head."""
+    head_width: float = 1.0
+    """Channels of the conv head, as a factor on those of the features."""
+    standardise: bool = True
+    """Standardise projections over the mini-batch before they are contrasted; in the paper they
+    are not."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise InputError("temperature must be more than 0", f"Got {self.temperature}")
+        if self.normalization not in get_args(Normalization):
+            raise unknown_name("normalization", self.normalization, get_args(Normalization))
+        self._head_factory()  # which says what is wrong with it
+
+    def contrast(self, site: Site, weight: float = 1.0) -> Contrastive:
+        """Build the contrastive loss of a stage, with its head."""
+        return Contrastive(
+            self._head_factory()(site.feature_shape),
+            self.temperature,
+            self.normalization,
+            weight=weight,
+            standardise=self.standardise,
+        )
+
+    def _head_factory(self) -> HeadFactory:
+        if not isinstance(self.head, str):
+            return self.head
+        if self.head == "conv":
+            return Convolutional(self.head_depth, self.head_width)
+        return heads.by_name(self.head)
+
+
+@dataclass(frozen=True)
+class SCPL(ContrastiveMethod):
     """Supervised contrastive parallel learning.
 
     Each stage minimises the supervised contrastive loss of a projection of its features, or a mix
     of it with the cross-entropy of a linear classifier on the same projection. The last stage
     also trains the network's own classifier with cross-entropy.
-
-    Attributes:
-        num_classes: Number of classes.
-        temperature: Temperature of the contrastive loss.
-        normalization: ``"paper"`` divides an anchor's loss by its positives + 1 (the authors'
-            code), ``"supcon"`` by its positives (Khosla et al. 2020).
-        head: Builds a projection head from the shape of one sample's features.
-        classifier_gradient: Let the network's own classifier teach the last stage's layers. In the
-            paper it does not: its input is detached, and every layer learns from contrast alone.
-        cross_entropy: Share w of the cross-entropy in a stage's loss, (1 - w) contrast + w
-            cross-entropy; 0 is the paper's, 1 drops the contrast. Where the network's own
-            classifier teaches the last stage, it takes the place of the local one, with weight 1.
-        standardise: Standardise the columns of the projections over the mini-batch before they are
-            contrasted; in the paper they are not.
-        label_smoothing: Of all cross-entropies: share of the target spread over all classes.
     """
 
     name: ClassVar[str] = "scpl"
 
-    temperature: float = 0.1
-    normalization: Normalization = "paper"
-    head: HeadFactory = field(default_factory=Convolutional)
-    classifier_gradient: bool = True
     cross_entropy: float = 0.8
-    standardise: bool = True
+    """Share w of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to 1 (no
+    contrast). Where the network's own classifier teaches the last stage, it takes the place of the
+    local one, with weight 1."""
+    classifier_gradient: bool = True
+    """Let the network's own classifier teach the last stage's layers. In the paper it does not: its
+    input is detached, and every layer learns from contrast alone."""
     label_smoothing: float = 0.0
+    """Share of the target that cross-entropies spread over all classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise InputError("temperature must be more than 0", f"Got {self.temperature}")
-        if self.normalization not in get_args(Normalization):
-            raise unknown_name("normalization", self.normalization, get_args(Normalization))
         if not 0 <= self.cross_entropy <= 1:
             raise InputError(
                 "cross_entropy must be a share of the local loss, from 0 to 1",
@@ -164,26 +194,18 @@ class SCPL(Method):
         )
         if not self.classifier_gradient:
             return Sum(self._local(site), readout)
-        return readout if self.cross_entropy == 1 else Sum(self._contrast(site), readout)
-
-    def _contrast(self, site: Site) -> Contrastive:
-        return Contrastive(
-            self.head(site.feature_shape),
-            self.temperature,
-            self.normalization,
-            weight=1 - self.cross_entropy,
-            standardise=self.standardise,
-        )
+        if self.cross_entropy == 1:
+            return readout
+        return Sum(self.contrast(site, 1 - self.cross_entropy), readout)
 
     def _local(self, site: Site) -> Objective:
         """Build the objective that looks at the features through a head alone."""
+        contrast = self.contrast(site, 1 - self.cross_entropy)
         if self.cross_entropy == 0:
-            return self._contrast(site)
-        contrast = self._contrast(site)
-        width = _width(contrast.head, site.feature_shape)
+            return contrast
         return ClassifiedContrast(
             contrast,
-            nn.Linear(width, self.num_classes),
+            nn.Linear(_width(contrast.head, site.feature_shape), site.num_classes),
             label_smoothing=self.label_smoothing,
         )
 

@@ -49,7 +49,7 @@ def main() -> None:
 def _work(orders: Orders, config: TrainConfig, control: Control, plan: dict[str, Any]) -> None:
     facts, batches = _data(config, control, synthetic=plan["synthetic"])
     parts = build_partition(config, facts)
-    method = build_method(config, facts.num_classes)
+    method = build_method(config)
     block = Block.of(plan["steps"], method, control.mesh.num_ranks, config.depth)
     total_steps = config.epochs * facts.steps
     pipeline = build_pipeline(config, parts, method, total_steps, None, control)

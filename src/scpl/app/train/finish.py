@@ -15,7 +15,7 @@ from scpl.app.network import save_exits, save_network
 from scpl.app.train.clock import Clock
 from scpl.app.train.recorder import Recorder
 from scpl.engine.scores import Evaluation
-from scpl.methods import MicroBatched
+from scpl.methods import CutBackpropagation
 from scpl.pipeline import Pipeline
 
 __all__ = ["chrome_trace", "finish"]
@@ -38,7 +38,7 @@ def finish(
     wall = clock.now()
     test = pipeline.evaluate(loaders.test if loaders else ()).peek()
     network = pipeline.export()
-    exits = pipeline.export_exits() if pipeline.method.has_exits else None
+    exits = pipeline.export_exits() if pipeline.has_exits else None
     mine = {
         "memory": peak_memory(pipeline.device),
         "wait": pipeline.timeline.wait_share(),
@@ -92,10 +92,10 @@ def notes(pipeline: Pipeline, rows: int) -> list[str]:
     """
     method, found = pipeline.method, []
     seen = rows
-    if isinstance(method, MicroBatched):
-        seen = rows // method.num_micro_batches
-        if method.num_micro_batches > 1:
-            found.append(f"{method.num_micro_batches} micro-batches of {seen} rows")
+    if isinstance(method, CutBackpropagation):
+        seen = rows // method.slices
+        if method.slices > 1:
+            found.append(f"{method.slices} micro-batches of {seen} rows")
     elif method.layout == "replicas":
         seen = rows // pipeline.mesh.num_ranks
         found.append(f"{seen} rows of each mini-batch on each replica")

@@ -29,7 +29,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     loaders = build_loaders(config)
     facts = Facts.of(loaders)
     parts = build_partition(config, facts, loaders.initial())
-    method = build_method(config, facts.num_classes)
+    method = build_method(config)
     total_steps = config.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps, None)
     report = next(iter(pipeline.train(loaders.train)))

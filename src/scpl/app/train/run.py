@@ -92,7 +92,7 @@ def _train(
     facts = Facts.from_json(control.fetch("facts"))
     initial = loaders.initial() if loaders is not None else None
     parts = build_partition(config, facts, initial)
-    method = build_method(config, facts.num_classes)
+    method = build_method(config)
     if loaders is not None:
         description = describe_network(config, facts, parts)
         made = _prepare_folder(config, description, loaders.files, device, threads)

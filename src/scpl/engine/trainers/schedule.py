@@ -28,7 +28,7 @@ from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.worker import CheckpointHook, Losses, Worker
 from scpl.errors import InputError, LinkError, StageError
-from scpl.methods import MicroBatched
+from scpl.methods import CutBackpropagation
 from scpl.methods.base import CrossEntropy
 from scpl.partition.values import TensorSpec, Tree, tensors_of
 
@@ -73,18 +73,18 @@ class ScheduledWorker(Worker):
         on_checkpoint: CheckpointHook,
         timeline: Timeline,
         *,
-        method: MicroBatched,
+        method: CutBackpropagation,
         control: Control,
         clip_norm: float | None,
         precision: torch.dtype,
     ) -> None:
         super().__init__(stages, outbox, on_checkpoint, timeline)
         self._method, self._mesh = method, control.mesh
-        if not fits(method.schedule, method.num_micro_batches, self._mesh.num_ranks):
+        if not fits(method.schedule, method.slices, self._mesh.num_ranks):
             raise InputError(
                 f"{method.name} on {self._mesh.num_ranks} processes needs a multiple of "
                 f"{self._mesh.num_ranks} micro-batches",
-                f"Got {method.num_micro_batches}",
+                f"Got {method.slices}",
                 f"Pass for instance {2 * self._mesh.num_ranks}",
             )
         self._group = control.new_group()
@@ -161,7 +161,7 @@ class ScheduledWorker(Worker):
         if key in self._schedules:
             self._schedules.move_to_end(key)
             return self._schedules[key]
-        count = micro_batches(rows, self._method.num_micro_batches)
+        count = micro_batches(rows, self._method.slices)
         slices = [TensorSpec((rows // count, *spec.shape[1:]), spec.dtype) for spec in specs]
         outputs = self._outputs(slices)
         part = RecordedStage(
