@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +15,9 @@ from scpl import models
 from scpl.app.config import TrainConfig
 from scpl.app.kinds import kind_of
 from scpl.app.kinds.base import Inputs, Loaders
+from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.randomness import RandomState
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import OneRank, Ranks
 from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.partition import Partition, split
@@ -140,8 +140,8 @@ def build_pipeline(
     parts: Partition,
     method: Method,
     total_steps: int,
-    checkpoints: Path | None,
-    control: Control | None = None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
 ) -> Pipeline:
     """Build the pipeline: optimizers, schedules, stages."""
 
@@ -160,12 +160,9 @@ def build_pipeline(
         scheduler=lambda opt: CosineAnnealingLR(opt, max(total_steps, 1), config.end_lr),
         clip_norm=config.clip_norm,
         precision=getattr(torch, config.precision),
-        device=choose_device(config.device),
         seed=config.seed,
         checkpoints=checkpoints,
-        keep=config.keep,
-        control=control,
-        depth=config.depth,
+        ranks=ranks or OneRank(choose_device(config.device)),
     )
 
 

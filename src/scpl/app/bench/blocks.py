@@ -116,7 +116,7 @@ def train_block(
     """
     reports: list[Report] = []
     begin = end = 0.0
-    for report in pipeline.train(batches):
+    for report in pipeline.steps(batches):
         reports.append(report)
         timed = len(reports) - block.warm
         if timed == 0:

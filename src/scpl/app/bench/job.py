@@ -28,7 +28,7 @@ from scpl.app.build import (
 from scpl.app.config import TrainConfig
 from scpl.app.kinds.base import Facts, Loader
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Control, connect
+from scpl.engine.ranks import Ranks, connect
 from scpl.errors import DataError, Interrupted
 
 __all__ = ["main"]
@@ -39,45 +39,47 @@ def main() -> None:
     orders, plan = Orders(), json.loads(sys.argv[1])
     config = TrainConfig.from_dict(plan["config"], "the benchmark")
     with orders.reporting():
-        mesh = Mesh.from_env(config.spread or None)
-        set_threads(config.threads, mesh.num_ranks)
-        control = connect(mesh, choose_device(config.device), config.timeout)
-    with orders.reporting(control):
-        _work(orders, config, control, plan)
+        set_threads(config.threads, Mesh.from_env().num_ranks)
+        ranks = connect(
+            choose_device(config.device),
+            stages_per_rank=config.spread or None,
+            depth=config.depth,
+            timeout=config.timeout,
+        )
+    with orders.reporting(ranks):
+        _work(orders, config, ranks, plan)
 
 
-def _work(orders: Orders, config: TrainConfig, control: Control, plan: dict[str, Any]) -> None:
-    facts, batches = _data(config, control, synthetic=plan["synthetic"])
+def _work(orders: Orders, config: TrainConfig, ranks: Ranks, plan: dict[str, Any]) -> None:
+    facts, batches = _data(config, ranks, synthetic=plan["synthetic"])
     parts = build_partition(config, facts)
     method = build_method(config)
-    block = Block.of(plan["steps"], method, control.mesh.num_ranks, config.depth)
+    block = Block.of(plan["steps"], method, ranks.mesh.num_ranks, config.depth)
     total_steps = config.epochs * facts.steps
-    pipeline = build_pipeline(config, parts, method, total_steps, None, control)
+    pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
     orders.answer(ready=True, stages=pipeline.parts.num_stages)
     with suppress(Interrupted):  # how the stream ends on other ranks than the first
         serve(pipeline, orders, batches, block)
     pipeline.close()
-    control.close()
+    ranks.close()
 
 
-def _data(
-    config: TrainConfig, control: Control, *, synthetic: bool
-) -> tuple[Facts, Iterator[Batch]]:
+def _data(config: TrainConfig, ranks: Ranks, *, synthetic: bool) -> tuple[Facts, Iterator[Batch]]:
     """What is trained on; the first rank reads it."""
     if synthetic:
         facts = synthetic_facts(config)
         return facts, itertools.cycle(synthetic_batches(config, facts))
     batches: Iterator[Batch] = iter(())
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         loaders = build_loaders(config)
         if loaders.train.num_samples < config.batch_size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
                 f"Got {loaders.train.num_samples} samples and --batch-size {config.batch_size}",
             )
-        control.share("facts", Facts.of(loaders).to_json())
+        ranks.share("facts", Facts.of(loaders).to_json())
         batches = _endless(loaders.train, config.batch_size * config.views)
-    return Facts.from_json(control.fetch("facts")), batches
+    return Facts.from_json(ranks.fetch("facts")), batches
 
 
 def _endless(loader: Loader, full: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import Ranks
 from scpl.errors import ScplError, StageError
 
 __all__ = ["Orders"]
@@ -43,11 +43,11 @@ class Orders:
         self._out.flush()
 
     @contextmanager
-    def reporting(self, control: Control | None = None) -> Iterator[None]:
+    def reporting(self, ranks: Ranks | None = None) -> Iterator[None]:
         """Have an error inside answered, and end this process with it.
 
         Args:
-            control: The tie to the other ranks: only the one that fails first tells why.
+            ranks: The tie to the other ranks: only the one that fails first tells why.
         """
         try:
             yield
@@ -58,8 +58,8 @@ class Orders:
                 traceback.print_exc()
             kind = "" if isinstance(error, ScplError) else f"{type(error).__name__}: "
             try:
-                # A broken link learns what broke it while the control looks for the first cause.
-                if control is None or control.fail(error, f"{kind}{error}"):
+                # A broken link learns what broke it while the ranks looks for the first cause.
+                if ranks is None or ranks.fail(error, f"{kind}{error}"):
                     self.answer(failed=f"{kind}{error}")
             finally:
                 # Threads of this process may be blocked in receives that nobody will answer.

@@ -46,7 +46,7 @@ def finish(
         "stages": len(pipeline.stages),
         "bytes": pipeline.bytes_per_step,
     }
-    ranks = pipeline.control.exchange("finish", mine)
+    ranks = pipeline.ranks.exchange("finish", mine)
     pipeline.close()
     if recorder is None:
         return None

@@ -31,8 +31,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     parts = build_partition(config, facts, loaders.initial())
     method = build_method(config)
     total_steps = config.epochs * len(loaders.train)
-    pipeline = build_pipeline(config, parts, method, total_steps, None)
-    report = next(iter(pipeline.train(loaders.train)))
+    pipeline = build_pipeline(config, parts, method, total_steps)
+    report = next(pipeline.steps(loaders.train))
     return {
         "method": config.method,
         "data": config.data,

@@ -12,7 +12,7 @@ from typing import Any
 from scpl.app.config import RUNTIME_FIELDS, TrainConfig, flag, read_toml
 from scpl.app.folder import RunFolder
 from scpl.engine.checkpoint import intact_steps
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import Ranks
 from scpl.errors import CheckpointError, InputError
 from scpl.pipeline import Pipeline
 
@@ -126,7 +126,7 @@ def launcher() -> str:
     return f"{name}/{os.getppid()}" if name else ""
 
 
-def after_restart(config: TrainConfig, control: Control) -> TrainConfig:
+def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """A run that torchrun restarts goes on where it was; every rank calls it.
 
     Raises:
@@ -137,10 +137,10 @@ def after_restart(config: TrainConfig, control: Control) -> TrainConfig:
         return config
     if config.out is None:
         raise InputError("A run that may be restarted needs --out", "Got none")
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         # What another run left in a folder that is to be overwritten is nothing to go on from.
         folder = RunFolder(config.out)
         known = folder.environment.exists() and folder.config.exists()
         about = folder.read_json(folder.environment) if known else {}
-        control.share("restarted", about.get("launcher") == launcher())
-    return replace(config, resume=config.out) if control.fetch("restarted") else config
+        ranks.share("restarted", about.get("launcher") == launcher())
+    return replace(config, resume=config.out) if ranks.fetch("restarted") else config
