@@ -72,12 +72,12 @@ def main() -> None:
     parts = scpl.split(model, models.paper_cuts("small-cnn"), example=next(iter(test))[0][:2])
     with scpl.Pipeline(
         parts,
-        PredSim(num_classes=10),
+        PredSim(),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
         mesh=scpl.Mesh.from_env(),
     ) as pipeline:
         for epoch in range(5):
-            for _ in pipeline.train(train):
+            for _ in pipeline.steps(train):
                 pass
             scores = pipeline.evaluate(test).peek()
             if scores is not None:

@@ -135,7 +135,6 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
 
     parts = scpl.split(case.network(), case.cuts, example=batches[0][0][:2])
     method = scpl.SCPL(
-        NUM_CLASSES,
         temperature=0.1,
         head=case.head,
         cross_entropy=0.0,

@@ -245,11 +245,11 @@ class TestData:
 class TestBlocks:
     def test_the_clock_runs_while_the_line_is_full(self):
         """The first of three ranks may be 2 * 3 mini-batches ahead of the last one."""
-        assert Block.of(10, SCPL(2), 3, 2) == Block(10, warm=6, cool=6)
+        assert Block.of(10, SCPL(), 3, 2) == Block(10, warm=6, cool=6)
 
     @pytest.mark.parametrize(
         ("method", "num_ranks", "cool"),
-        [(SCPL(2), 1, 0), (Backpropagation(2), 1, 0), (GPipe(2), 3, 1), (DataParallel(2), 2, 1)],
+        [(SCPL(), 1, 0), (Backpropagation(), 1, 0), (GPipe(), 3, 1), (DataParallel(), 2, 1)],
     )
     def test_where_all_ranks_end_a_step_together(self, method, num_ranks, cool):
         assert Block.of(10, method, num_ranks, 2) == Block(10, warm=3, cool=cool)
@@ -258,7 +258,7 @@ class TestBlocks:
         rows = (torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
         network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
         parts = scpl.split(network, num_stages=1, example=rows[0])
-        pipeline = scpl.Pipeline(parts, SCPL(2), lambda p: torch.optim.SGD(p, lr=0.1))
+        pipeline = scpl.Pipeline(parts, SCPL(), lambda p: torch.optim.SGD(p, lr=0.1))
         clock = 0.0
         monkeypatch.setattr("scpl.app.bench.blocks._now", lambda device: clock)
 

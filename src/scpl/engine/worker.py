@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from scpl.engine.channel import Outbox, Receiver
 from scpl.engine.checkpoint import CheckpointWriter
@@ -42,6 +43,11 @@ class Report:
     step: int
     num_samples: int
     stages: Losses
+
+    @property
+    def losses(self) -> list[Mapping[str, Tensor]]:
+        """The detached terms of every stage's loss by name."""
+        return [one.terms for one in self.stages]
 
     def values(self) -> list[dict[str, float]]:
         """Read the terms of every stage's loss as numbers (one device sync)."""
