@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scpl.data.extras import require
+from scpl.data.extras import import_extra
 from scpl.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def decode_images(
         DataError: An image cannot be read, or sizes differ and no ``image_size`` was given.
         InputError: Pillow is not installed.
     """
-    require("PIL.Image", "images", "Decoding images")
+    import_extra("PIL.Image", "images", "Decoding images")
     if not sources:
-        raise DataError("there must be at least one image to decode", "Got none")
+        raise DataError("There must be at least one image to decode", "Got none")
     decoder = _Decoder(sources, image_size, name_of)
     decoder.run()
     return torch.from_numpy(decoder.result()).permute(0, 3, 1, 2).contiguous()
@@ -101,7 +101,7 @@ class _Decoder:
                 pixels = np.asarray(plain)
         except Exception as error:  # decoders raise almost anything on damaged files
             raise DataError(
-                "every image must be readable",
+                "Every image must be readable",
                 f"Got {self._name(index)}: {type(error).__name__}: {error}",
                 "Replace or remove that image",
             ) from error
@@ -110,10 +110,10 @@ class _Decoder:
     def _sizes_differ(self, index: int, pixels: Pixels) -> DataError:
         height, width = self.array.shape[1:3]
         return DataError(
-            "images must all be of one size unless a size is given",
+            "Images must all be of one size unless a size is given",
             f"Got {self._name(0)} with {width} x {height} pixels and {self._name(index)} with "
             f"{pixels.shape[1]} x {pixels.shape[0]}",
-            "Give --image-size: each shorter side is resized to it and the centre cut out",
+            "Give `image_size`: each shorter side is resized to it and the centre cut out",
         )
 
     def _name(self, index: int) -> str:

@@ -115,7 +115,7 @@ def test_the_name_counts_not_the_place(table, tmp_path, made):
     [
         {"text": ("subject", "body")},
         {"splits": SplitSettings(seed=1)},
-        {"splits": SplitSettings(limit=20)},
+        {"splits": SplitSettings(limit_train=20)},
         {"splits": SplitSettings(test_share=0.3)},
         {"tokens": "paper-words"},
         {"vocab_size": 50},
