@@ -7,6 +7,8 @@ that as ``float32``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,7 +19,16 @@ from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
 from scpl.seeding import generator
 
-__all__ = ["ImageData", "Split", "Splits", "carve_validation", "channel_stats", "limit", "resize"]
+__all__ = [
+    "Format",
+    "ImageData",
+    "Split",
+    "Splits",
+    "carve_validation",
+    "channel_stats",
+    "limit",
+    "resize",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,24 +49,16 @@ class Split:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise DataError(
-                "Images must be uint8 of shape [N, C, H, W]",
-                f"Got {images.dtype} of shape {list(images.shape)}",
-            )
+            raise DataError("Images must be uint8 of shape [N, C, H, W]", _got(images))
         if labels.dtype != torch.int64 or labels.ndim != 1:
-            raise DataError(
-                "Labels must be int64 of shape [N]",
-                f"Got {labels.dtype} of shape {list(labels.shape)}",
-            )
+            raise DataError("Labels must be int64 of shape [N]", _got(labels))
         if len(images) != len(labels):
             raise DataError(
                 "There must be one label for each image",
                 f"Got {len(images)} images and {len(labels)} labels",
             )
         if images.numel() == 0:
-            raise DataError(
-                "A split must hold at least one image", f"Got shape {list(images.shape)}"
-            )
+            raise DataError("A split must hold at least one image", _got(images))
         if int(labels.min()) < 0:
             raise DataError(
                 "Labels must be 0 or more",
@@ -71,12 +74,33 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
 
+def _got(tensor: Tensor) -> str:
+    return f"Got {tensor.dtype} of shape {list(tensor.shape)}"
+
+
 class Splits(NamedTuple):
     """What a reader of files returns; ``classes`` is None where the files do not name them."""
 
     train: Split
     test: Split
     classes: tuple[str, ...] | None = None
+
+
+class Format(NamedTuple):
+    """A format in which data sets of images are kept.
+
+    Args:
+        files: Which files these are, for messages.
+        complete: Whether a folder holds all of them.
+        read: Reads such a folder. Encoded images are resized so that the shorter side has as many
+            pixels as the second argument says, and the centre is cut out. Raises DataError if a
+            file is missing, damaged or not what its name says, and InputError if an optional
+            package is.
+    """
+
+    files: str
+    complete: Callable[[Path], bool]
+    read: Callable[[Path, int | None], Splits]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,9 +149,6 @@ class ImageData:
                     f"one for each of its {len(self.classes)} classes",
                     f"Got {int(split.labels.max())} in the {kind} split",
                 )
-        self._check_statistics()
-
-    def _check_statistics(self) -> None:
         fits = len(self.mean) == len(self.std) == self.channels
         if not fits or any(value <= 0 for value in self.std):
             raise DataError(

@@ -11,20 +11,12 @@ import torch
 from torch import Tensor
 
 from scpl.data.cache import remember
-from scpl.data.images.dataset import Split, Splits, carve_validation
+from scpl.data.images.dataset import Format, Split, Splits, carve_validation
 from scpl.data.images.decode import decode_images
 from scpl.data.parquet import check_shards, class_names, open_parquet, reading, shards
 from scpl.errors import DataError
 
-__all__ = [
-    "EXTENSIONS",
-    "has_folder",
-    "has_parquet",
-    "has_tiny_imagenet",
-    "read_folder",
-    "read_parquet",
-    "read_tiny_imagenet",
-]
+__all__ = ["EXTENSIONS", "FORMATS"]
 
 EXTENSIONS = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -48,17 +40,7 @@ def has_folder(folder: Path) -> bool:
 
 
 def read_folder(folder: Path, image_size: int | None = None) -> Splits:
-    """Read an image folder; the classes are the names of the folders, sorted.
-
-    Args:
-        folder: The folder that holds ``train``, or the folders of the classes themselves.
-        image_size: Resize the shorter side to this and cut out the centre, in pixels.
-
-    Raises:
-        DataError: There is no class, a class is empty or unknown, an image is unreadable, or sizes
-            differ and no ``image_size`` was given.
-        InputError: Pillow is not installed.
-    """
+    """Read an image folder; the classes are the names of the folders, sorted."""
     train_root = _train_root(folder)
     train = _classes(train_root)
     names = tuple(train)
@@ -77,10 +59,9 @@ def read_folder(folder: Path, image_size: int | None = None) -> Splits:
 
 
 def _decoded(groups: Sequence[Sequence[tuple[Path, int]]], image_size: int | None) -> list[Split]:
-    """Decode groups of (file, label) together, so that all get the same number of channels.
+    """Decode groups of (file, label) together; one split for each group that is not empty.
 
-    Returns:
-        One split for each group that is not empty.
+    So all get the same number of channels.
     """
     files = [file for group in groups for file, _ in group]
     images = remember(files, image_size, len(files), lambda: decode_images(files, image_size))
@@ -150,16 +131,7 @@ def has_tiny_imagenet(folder: Path) -> bool:
 
 
 def read_tiny_imagenet(folder: Path, image_size: int | None = None) -> Splits:
-    """Read the set; classes are named by the first words of ``words.txt``, else by their wnid.
-
-    Args:
-        folder: The unpacked archive, usually named ``tiny-imagenet-200``.
-        image_size: Resize to this, in pixels; the original images have 64.
-
-    Raises:
-        DataError: A class has no image, an annotation is malformed, or an image is unreadable.
-        InputError: Pillow is not installed.
-    """
+    """Read the set; classes are named by the first words of ``words.txt``, else by their wnid."""
     wnids = sorted(line.strip() for line in _lines(folder / "wnids.txt") if line.strip())
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     train = []
@@ -238,16 +210,7 @@ def has_parquet(folder: Path) -> bool:
 
 
 def read_parquet(folder: Path, image_size: int | None = None) -> Splits:
-    """Read train and test images; a validation set serves as test set if there is no other.
-
-    Args:
-        folder: Holds ``train*.parquet`` and ``test*.parquet`` or ``valid*.parquet``.
-        image_size: Resize the shorter side to this and cut out the centre, in pixels.
-
-    Raises:
-        DataError: A file or shard is missing or damaged, a column is missing, an image unreadable.
-        InputError: pyarrow or pillow is not installed.
-    """
+    """Read train and test images; a validation set serves as test set if there is no other."""
     found = _locate(folder)
     if found is None:
         raise DataError(
@@ -346,3 +309,10 @@ def _classes_file(path: Path) -> tuple[str, ...] | None:
             "classes.json must be a list of names, or of objects with 'label' and 'name'",
             f"Got {path}: {type(error).__name__}: {error}",
         ) from error
+
+
+FORMATS = {
+    "tiny-imagenet": Format("wnids.txt, train and val", has_tiny_imagenet, read_tiny_imagenet),
+    "parquet": Format("train-*.parquet and test-*.parquet", has_parquet, read_parquet),
+    "folder": Format("folders train/<class> and test/<class> of images", has_folder, read_folder),
+}

@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scpl.data.images.dataset import ImageData, Splits, channel_stats, resize
-from scpl.data.images.encoded import (
-    has_folder,
-    has_parquet,
-    has_tiny_imagenet,
-    read_folder,
-    read_parquet,
-    read_tiny_imagenet,
-)
-from scpl.data.images.raw import (
-    has_cifar10,
-    has_cifar100,
-    has_mnist,
-    load_digits,
-    read_cifar10,
-    read_cifar100,
-    read_mnist,
-)
+from scpl.data.images import encoded, raw
+from scpl.data.images.dataset import Format, ImageData, Splits, channel_stats, resize
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find, roots
 from scpl.errors import DataError, InputError, unknown_name
 
-__all__ = ["FORMATS", "Format", "known", "lies_here", "load", "locate"]
+__all__ = ["FORMATS", "known", "lies_here", "load", "locate"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A kind of files: whether a folder holds a complete set of them, and how to read it."""
-
-    files: str
-    complete: Callable[[Path], bool]
-    read: Callable[[Path, int | None], Splits]
-
-
+# In a folder of the user's own they are tried in this order: a known layout before any other folder
+# of folders.
+_FOLDER = encoded.FORMATS["folder"]
 FORMATS: Mapping[str, Format] = {
-    "tiny-imagenet": Format("wnids.txt, train and val", has_tiny_imagenet, read_tiny_imagenet),
-    "parquet": Format("train-*.parquet and test-*.parquet", has_parquet, read_parquet),
-    "idx": Format(
-        "train-images-idx3-ubyte(.gz) and the other three idx files", has_mnist, read_mnist
-    ),
-    "cifar10": Format("data_batch_1.bin .. 5.bin and test_batch.bin", has_cifar10, read_cifar10),
-    "cifar100": Format("train.bin and test.bin", has_cifar100, read_cifar100),
-    "folder": Format("folders train/<class> and test/<class> of images", has_folder, read_folder),
+    "tiny-imagenet": encoded.FORMATS["tiny-imagenet"],
+    "parquet": encoded.FORMATS["parquet"],
+    **raw.FORMATS,
+    "folder": _FOLDER,
 }
-"""Every format, in the order in which a folder of the user's own is tried."""
 
 
 def known() -> tuple[str, ...]:
@@ -96,7 +69,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise InputError("The image size must be at least 1 pixel", f"Got {image_size}")
     if name == EMBEDDED:
-        return _resized(load_digits(), image_size)
+        return _resized(raw.load_digits(), image_size)
     if name in IMAGE_SETS:
         return _load_known(name, data_dir, image_size, download)
     path = Path(name).expanduser()
@@ -139,8 +112,7 @@ def locate(root: Path, name: str) -> tuple[Path, Format] | None:
     for folder in _candidates(root, name):
         for files in _formats(IMAGE_SETS[name]):
             # Any folder of folders looks like images by class; in the root that proves nothing.
-            by_class = files is FORMATS["folder"]
-            if by_class and folder == root and not (root / "train").is_dir():
+            if files is _FOLDER and folder == root and not (root / "train").is_dir():
                 continue
             if files.complete(folder):
                 return folder, files

@@ -18,21 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scpl.data.images.dataset import ImageData, Split, Splits, carve_validation, channel_stats
+from scpl.data.images.dataset import (
+    Format,
+    ImageData,
+    Split,
+    Splits,
+    carve_validation,
+    channel_stats,
+)
 from scpl.errors import DataError
 
-__all__ = [
-    "FILES",
-    "has_cifar10",
-    "has_cifar100",
-    "has_mnist",
-    "load_digits",
-    "parse_idx",
-    "read_cifar10",
-    "read_cifar100",
-    "read_idx",
-    "read_mnist",
-]
+__all__ = ["FORMATS", "load_digits"]
 
 # The idx format of MNIST: a magic number, the dimensions, then the numbers, big-endian.
 
@@ -53,15 +49,7 @@ def has_mnist(folder: Path) -> bool:
 
 
 def read_mnist(folder: Path, image_size: int | None = None) -> Splits:
-    """Read a set laid out as MNIST: four idx files, ``train-*`` and ``t10k-*``.
-
-    Args:
-        folder: Holds the files, or a subfolder ``raw`` that does.
-        image_size: Ignored; the images of such a set are of one size already.
-
-    Raises:
-        DataError: A file is missing, damaged, or does not hold what its name says.
-    """
+    """Read a set laid out as MNIST: four idx files, ``train-*`` and ``t10k-*``, or in ``raw``."""
     files = _locate(folder)
     if files is None:
         raise DataError(
@@ -71,11 +59,7 @@ def read_mnist(folder: Path, image_size: int | None = None) -> Splits:
 
 
 def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
-    """Read one idx file of bytes in ``dims`` dimensions.
-
-    Raises:
-        DataError: The file cannot be read, is not a complete idx file, or holds something else.
-    """
+    """Read one idx file of bytes in ``dims`` dimensions."""
     try:
         values = parse_idx(path.read_bytes(), str(path))
     except OSError as error:
@@ -89,11 +73,7 @@ def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
 
 
 def parse_idx(data: bytes, name: str) -> npt.NDArray[Any]:
-    """Read an idx file held in memory, compressed with gzip or not; ``name`` is for messages.
-
-    Raises:
-        DataError: The bytes are not a complete idx file.
-    """
+    """Read an idx file held in memory, compressed with gzip or not; ``name`` is for messages."""
     if data[:2] == b"\x1f\x8b":  # idx begins with two zero bytes, so gzip cannot be mistaken
         data = _unpack(data, name)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
@@ -178,11 +158,7 @@ def has_cifar100(folder: Path) -> bool:
 
 
 def read_cifar10(folder: Path, image_size: int | None = None) -> Splits:
-    """Read CIFAR-10; ``image_size`` is ignored, the images are 32 x 32.
-
-    Raises:
-        DataError: A file is unreadable, truncated, or holds a label that cannot be.
-    """
+    """Read CIFAR-10."""
     classes = _cifar_classes(folder / "batches.meta.txt", 10)
     batches = [_read_cifar(folder / name, 1, 10) for name in _TRAIN_10]
     images = torch.cat([batch.images for batch in batches])
@@ -191,11 +167,7 @@ def read_cifar10(folder: Path, image_size: int | None = None) -> Splits:
 
 
 def read_cifar100(folder: Path, image_size: int | None = None) -> Splits:
-    """Read CIFAR-100 with its 100 fine labels; ``image_size`` is ignored, the images are 32 x 32.
-
-    Raises:
-        DataError: A file is unreadable, truncated, or holds a label that cannot be.
-    """
+    """Read CIFAR-100 with its 100 fine labels."""
     classes = _cifar_classes(folder / "fine_label_names.txt", 100)
     # Each row has two labels: one of 20 coarse classes, then one of 100 fine classes.
     train, test = (_read_cifar(folder / name, 2, 100) for name in ("train.bin", "test.bin"))
@@ -235,6 +207,15 @@ def _cifar_classes(path: Path, num_classes: int) -> tuple[str, ...] | None:
         raise DataError(f"{path} must name {num_classes} classes", f"Got {len(names)} names")
     return names or None
 
+
+FORMATS = {
+    "idx": Format(
+        "train-images-idx3-ubyte(.gz) and the other three idx files", has_mnist, read_mnist
+    ),
+    "cifar10": Format("data_batch_1.bin .. 5.bin and test_batch.bin", has_cifar10, read_cifar10),
+    "cifar100": Format("train.bin and test.bin", has_cifar100, read_cifar100),
+}
+"""Their images are of one size, so the size that is asked for is left to others."""
 
 # Handwritten digits that come with the package: 1,797 images of 8 x 8 pixels, for tests and tries.
 # Source: Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine

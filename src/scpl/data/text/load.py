@@ -88,11 +88,6 @@ class TextData:
     fingerprint: str
     notes: tuple[str, ...] = ()
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
 
 def load_text(
     name: str,
@@ -121,7 +116,9 @@ def load_text(
     columns = choose_columns(files, settings.text, settings.label)
     before = _states(files.all)
     fingerprint = _digest(files.all)
-    key = _key(files, columns, settings, tokenizer, fingerprint)
+    sizes = [len(files.train), len(files.valid), len(files.test)]
+    about = [fingerprint, files.name, sizes, dataclasses.asdict(columns)]
+    key = _key(about, settings, tokenizer)
     data = _recalled(files.name, columns, fingerprint, key)
     if data is None:
         data = _made(files, columns, settings, tokenizer, fingerprint)
@@ -221,23 +218,10 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _key(
-    files: Files,
-    columns: Columns,
-    settings: TextSettings,
-    tokenizer: Tokenizer | None,
-    fingerprint: str,
-) -> str:
-    parts = [
-        _FORMAT,
-        fingerprint,
-        files.name,
-        [len(files.train), len(files.valid), len(files.test)],
-        dataclasses.asdict(columns),
-        dataclasses.asdict(settings),
-        version_of(settings.tokens),
-        tokenizer.to_json() if tokenizer else None,
-    ]
+def _key(about: Sequence[object], settings: TextSettings, tokenizer: Tokenizer | None) -> str:
+    """Digest of all that the numbers depend on."""
+    made_by = [version_of(settings.tokens), tokenizer.to_json() if tokenizer else None]
+    parts = [_FORMAT, *about, dataclasses.asdict(settings), *made_by]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,7 @@ from scpl.data import parquet
 from scpl.errors import DataError
 
 __all__ = [
-    "BAD_JSON",
     "LEFT_OUT",
-    "LONGEST_LINE",
-    "LONGEST_TEXT",
-    "NOT_UTF8",
-    "RAGGED",
     "SUFFIXES",
     "Faults",
     "check_columns",
@@ -37,7 +33,6 @@ __all__ = [
     "label_of",
     "rows_of",
     "sorted_labels",
-    "text_lines",
     "text_of",
 ]
 
@@ -223,16 +218,7 @@ _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITERS = ",;\t|"
 
 
-def _csv_columns(path: Path) -> list[str]:
-    return _header(_csv_rows(path, Faults()))
-
-
-def _csv(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    return _chosen(_csv_rows(path, faults), columns, path, faults)
-
-
 def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
-    """All rows with the numbers of their lines; the header is the first."""
     lines = text_lines(path, faults)
     first = next((line for line in lines if line.strip()), "")
     header = _QUOTED.sub("", first)
@@ -252,14 +238,6 @@ def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
         ) from error
 
 
-def _tsv_columns(path: Path) -> list[str]:
-    return _header(_tsv_rows(path, Faults()))
-
-
-def _tsv(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    return _chosen(_tsv_rows(path, faults), columns, path, faults)
-
-
 def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
     """One line is one row. Cells that are quoted as in CSV are read so, other quotes are text."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
@@ -272,17 +250,19 @@ def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
         yield number, cells if line else []
 
 
-def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
-    return [name.strip() for name in next(rows, (0, []))[1]]
+Cells = Callable[[Path, Faults], Iterator[tuple[int, list[str]]]]
+"""Yields all rows with the numbers of their lines; the header is the first."""
 
 
-def _chosen(
-    rows: Iterator[tuple[int, list[str]]], columns: Sequence[str], path: Path, faults: Faults
-) -> Iterator[Row]:
-    header = _header(rows)
+def _header(read: Cells, path: Path) -> list[str]:
+    return [name.strip() for name in next(read(path, Faults()), (0, []))[1]]
+
+
+def _cells(read: Cells, path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
+    header = _header(read, path)
     places = [header.index(name) for name in columns]
     number = 0
-    for line, cells in rows:
+    for line, cells in islice(read(path, faults), 1, None):
         if not cells:
             continue  # an empty line
         number += 1
@@ -347,9 +327,9 @@ def _parquet(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row
 
 _Reader = tuple[Callable[[Path], list[str]], Callable[[Path, Sequence[str], Faults], Iterator[Row]]]
 _READERS: dict[str, _Reader] = {
-    ".csv": (_csv_columns, _csv),
-    ".tsv": (_tsv_columns, _tsv),
-    ".tab": (_tsv_columns, _tsv),
+    ".csv": (partial(_header, _csv_rows), partial(_cells, _csv_rows)),
+    ".tsv": (partial(_header, _tsv_rows), partial(_cells, _tsv_rows)),
+    ".tab": (partial(_header, _tsv_rows), partial(_cells, _tsv_rows)),
     ".jsonl": (_json_columns, _json),
     ".ndjson": (_json_columns, _json),
     ".json": (_json_columns, _json),

@@ -19,18 +19,7 @@ from typing import Any, Protocol
 from scpl.data.extras import import_extra
 from scpl.errors import DataError, InputError
 
-__all__ = [
-    "KINDS",
-    "Subwords",
-    "Tokenizer",
-    "Words",
-    "from_json",
-    "paper_words",
-    "plain",
-    "train_tokenizer",
-    "version_of",
-    "words",
-]
+__all__ = ["KINDS", "Tokenizer", "from_json", "train_tokenizer", "version_of"]
 
 KINDS = ("words", "paper-words", "subwords")
 _SPECIAL = ("<pad>", "<unk>")

@@ -91,20 +91,17 @@ def read_vectors(vectors: Path, words: Sequence[str]) -> WordVectors:
     wanted = {word.encode(): number for number, word in enumerate(words) if number >= _SPECIAL}
     found: dict[int, Tensor] = {}
     width = width_of(vectors)
-    try:
-        with vectors.open("rb") as file:
-            for line_number, line in enumerate(file, start=1):
-                word, _, rest = line.partition(b" ")
-                if line_number == 1 and len(rest.split()) == 1 < width:
-                    continue  # number of words and width
-                number = wanted.get(word)
-                # The first one counts. A word with a space in it, as in some files, is none of
-                # ours, though its first part may be.
-                if number is None or number in found or len(rest.split()) > width:
-                    continue
-                found[number] = _vector(rest, width, f"{vectors}, line {line_number}")
-    except OSError as error:
-        raise DataError("`vectors` must be a readable file", f"Got {vectors}: {error}") from error
+    with vectors.open("rb") as file:
+        for line_number, line in enumerate(file, start=1):
+            word, _, rest = line.partition(b" ")
+            if line_number == 1 and len(rest.split()) == 1 < width:
+                continue  # number of words and width
+            number = wanted.get(word)
+            # The first one counts. A word with a space in it, as in some files, is none of ours,
+            # though its first part may be.
+            if number is None or number in found or len(rest.split()) > width:
+                continue
+            found[number] = _vector(rest, width, f"{vectors}, line {line_number}")
     if not found:
         raise DataError(
             "A file of word vectors must hold words of the vocabulary",
