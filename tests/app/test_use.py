@@ -20,7 +20,7 @@ from scpl.app.train.run import train
 from scpl.app.use.evaluate import evaluate, export
 from scpl.app.use.predict import predict
 from scpl.data import images as data
-from scpl.data.images.augment import normalise
+from scpl.data.images import normalise
 from scpl.errors import CheckpointError, DataError, InputError
 
 BATCH = 100

@@ -16,7 +16,8 @@ from scpl.app.config import BenchConfig, TrainConfig
 from scpl.app.environment import describe_environment
 from scpl.app.fairness import config_for, method_names
 from scpl.app.launch import is_rank
-from scpl.data.images import is_here, known
+from scpl.data import is_here
+from scpl.data.images import known
 from scpl.data.text import TEXT_SETS
 from scpl.errors import InputError
 

@@ -9,9 +9,8 @@ from scpl.app.config import TrainConfig
 from scpl.app.kinds.base import Facts, ImageInputs, Inputs, TextInputs
 from scpl.app.kinds.texts import network_sizes
 from scpl.data import images as data
-from scpl.data.images.catalogue import EMBEDDED, KNOWN
-from scpl.data.text import TEXT_SETS
-from scpl.data.text.catalogue import TextSet
+from scpl.data.images import EMBEDDED, IMAGE_SETS
+from scpl.data.text import TEXT_SETS, TextSet
 from scpl.errors import unknown_name
 from scpl.seeding import derive_seed
 
@@ -68,8 +67,8 @@ def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
     if config.data == EMBEDDED:
         digits = data.load(EMBEDDED)
         num_classes, channels, size = len(digits.classes), digits.channels, digits.image_size
-    elif config.data in KNOWN:
-        known = KNOWN[config.data]
+    elif config.data in IMAGE_SETS:
+        known = IMAGE_SETS[config.data]
         num_classes, channels = known.num_classes, known.channels
         size = known.image_size or known.published_size
     else:

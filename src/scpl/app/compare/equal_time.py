@@ -12,7 +12,7 @@ from scpl.app.bench.bench import bench
 from scpl.app.config import BenchConfig, TrainConfig
 from scpl.app.fairness import FREE
 from scpl.app.train.resume import changed_settings
-from scpl.data.images import is_here
+from scpl.data import is_here
 from scpl.errors import InputError
 from scpl.report.groups import BASELINE
 

@@ -15,9 +15,7 @@ from scpl.app.config import EvalConfig, PredictConfig, TrainConfig, given
 from scpl.app.folder import RunFolder
 from scpl.app.kinds.base import ImageInputs, Loader, Loaders
 from scpl.data import images as data
-from scpl.data.images.augment import normalise
-from scpl.data.images.decode import decode_images
-from scpl.data.images.folder import EXTENSIONS
+from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError, InputError
 from scpl.seeding import derive_seed
 
@@ -53,25 +51,21 @@ def loaders(config: TrainConfig) -> Loaders:
             train, config.validation, derive_seed(config.seed, "validation")
         )
     mean, std = tuple(source.mean), tuple(source.std)
+    plain = data.Augmentation("none", mean, std)
     return Loaders(
         source.name,
         tuple(source.classes),
         ImageInputs(source.channels, source.image_size, mean, std, config.width),
         data.Loader(
             train,
+            data.Augmentation(config.augmentation, mean, std, source.flip),
             batch_size=config.batch_size,
-            mean=mean,
-            std=std,
-            augmentation=config.augmentation,
             views=config.views,
-            flip=source.flip,
             shuffle=True,
             seed=config.seed,
         ),
-        None
-        if valid is None
-        else data.Loader(valid, batch_size=config.batch_size, mean=mean, std=std),
-        data.Loader(source.test, batch_size=config.batch_size, mean=mean, std=std),
+        None if valid is None else data.Loader(valid, plain, batch_size=config.batch_size),
+        data.Loader(source.test, plain, batch_size=config.batch_size),
     )
 
 
@@ -109,7 +103,8 @@ def test_loader(
             advice,
         )
     batch_size = config.batch_size or trained.batch_size
-    return data.Loader(source.test, batch_size=batch_size, mean=inputs.mean, std=inputs.std)
+    plain = data.Augmentation("none", inputs.mean, inputs.std)
+    return data.Loader(source.test, plain, batch_size=batch_size)
 
 
 def pending(

@@ -43,7 +43,7 @@ def loaders(config: TrainConfig) -> Loaders:
         )
     sizes = network_sizes(config)  # before any reading
     source = text.load_text(
-        config.data, settings_of(config), data_dir=config.data_dir, test=config.test_data
+        config.data, settings_of(config), data_dir=config.data_dir, test_data=config.test_data
     )
     notes, vectors = list(source.notes), None
     if config.vectors is not None and config.resume is None:
@@ -83,7 +83,7 @@ def settings_of(config: TrainConfig) -> text.TextSettings:
     splits = text.SplitSettings(
         test_share=config.test_share,
         validation=config.validation,
-        limit=config.limit_train,
+        limit_train=config.limit_train,
         seed=derive_seed(config.seed, "texts"),
     )
     return text.TextSettings(
@@ -142,7 +142,7 @@ def test_loader(
         trained.data,
         settings_of(trained),
         data_dir=config.data_dir or trained.data_dir,
-        test=trained.test_data,
+        test_data=trained.test_data,
         tokenizer=tokenizer,
     )
     if source.fingerprint != inputs.fingerprint:

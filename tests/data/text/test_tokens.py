@@ -8,11 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.data.text.cleaning import paper_words, plain, words
-from scpl.data.text.subwords import Subwords
-from scpl.data.text.tokenizer import KINDS, from_json, train_tokenizer
+from scpl.data.text.tokenizer import (
+    KINDS,
+    Subwords,
+    Words,
+    from_json,
+    paper_words,
+    plain,
+    train_tokenizer,
+    words,
+)
 from scpl.data.text.vectors import read_vectors, width_of
-from scpl.data.text.words import Words
 from scpl.errors import DataError, InputError
 from text_files import tickets
 
@@ -127,9 +133,9 @@ class TestWords:
         }  # fmt: skip
 
     def test_sizes(self):
-        with pytest.raises(InputError, match="--vocab-size must be at least 3"):
+        with pytest.raises(InputError, match="`vocab_size` must be at least 3"):
             Words.train(["a"], 2)
-        with pytest.raises(InputError, match="at least 512 with --tokens subwords"):
+        with pytest.raises(InputError, match="at least 512 for subwords"):
             Subwords.train(["a"], 511)
 
 
@@ -159,8 +165,8 @@ class TestSubwords:
     def test_forgetting_changes_nothing(self, monkeypatch):
         ours = Subwords.train(TEXTS, 600)
         before = ours.encode(TEXTS, 99)
-        monkeypatch.setattr("scpl.data.text.subwords._MOST_REMEMBERED", 0)
-        monkeypatch.setattr("scpl.data.text.subwords._CHUNK", 3)
+        monkeypatch.setattr("scpl.data.text.tokenizer._MOST_REMEMBERED", 0)
+        monkeypatch.setattr("scpl.data.text.tokenizer._CHUNK", 3)
         assert ours.encode(TEXTS, 99) == before
 
     def test_the_library_may_be_missing(self, monkeypatch):
@@ -219,5 +225,5 @@ class TestVectors:
             read_vectors(path, self.WORDS)
 
     def test_a_missing_file_is_refused(self, tmp_path):
-        with pytest.raises(DataError, match="--vectors must be a readable file"):
+        with pytest.raises(DataError, match="`vectors` must be a readable file"):
             read_vectors(tmp_path / "none", self.WORDS)

@@ -42,7 +42,7 @@ def test_sizes_that_differ_need_a_size(tmp_path):
     picture((8, 8)).save(tmp_path / "a.png")
     picture((8, 6)).save(tmp_path / "b.png")
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    with pytest.raises(DataError, match=r"a\.png with 8 x 8 .*b\.png with 8 x 6.*--image-size"):
+    with pytest.raises(DataError, match=r"a\.png with 8 x 8 .*b\.png with 8 x 6.*image_size"):
         decode_images(paths)
     assert decode_images(paths, 4).shape == (2, 3, 4, 4)
 

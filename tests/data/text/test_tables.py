@@ -6,10 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpl.data.text import tables
-from scpl.data.text.cells import LONGEST_TEXT, label_of, sorted_labels, text_of
-from scpl.data.text.faults import Faults
-from scpl.data.text.lines import LONGEST_LINE, NOT_UTF8, text_lines
-from scpl.data.text.tables import BAD_JSON, RAGGED, class_names, columns_of, rows_of
+from scpl.data.text.tables import (
+    BAD_JSON,
+    LONGEST_LINE,
+    LONGEST_TEXT,
+    NOT_UTF8,
+    RAGGED,
+    Faults,
+    class_names,
+    columns_of,
+    label_of,
+    rows_of,
+    sorted_labels,
+    text_lines,
+    text_of,
+)
 from scpl.errors import DataError
 from text_files import SUFFIXES, tickets, write_set, write_table
 
@@ -180,7 +191,7 @@ def test_texts_are_joined_without_missing_cells():
     columns = ["a", "b", "c", "d"]
     assert text_of(["x", None, 3, float("nan")], columns, "") == "x 3"
     assert text_of(["", " ", None, ""], columns, "") == ""
-    with pytest.raises(DataError, match=r"column 'b' must hold text. Got list in t.csv row 3"):
+    with pytest.raises(DataError, match=r"Column 'b' must hold text. Got list in t.csv row 3"):
         text_of(["x", ["y"]], ["a", "b"], "t.csv row 3")
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data_files import write_cifar
-from scpl.data.images.cifar import has_cifar10, has_cifar100, read_cifar10, read_cifar100
+from scpl.data.images.raw import has_cifar10, has_cifar100, read_cifar10, read_cifar100
 from scpl.errors import DataError
 
 

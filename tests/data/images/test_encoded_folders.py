@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from data_files import picture, write_folder
-from scpl.data.images.folder import has_folder, read_folder
-from scpl.data.images.tiny_imagenet import has_tiny_imagenet, read_tiny_imagenet
+from scpl.data.images.encoded import (
+    has_folder,
+    has_tiny_imagenet,
+    read_folder,
+    read_tiny_imagenet,
+)
 from scpl.errors import DataError
 
 
@@ -63,7 +67,7 @@ def test_one_colour_image_makes_all_colour(tmp_path):
 def test_sizes_that_differ_between_the_splits(tmp_path):
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test", size=(9, 12))
-    with pytest.raises(DataError, match=r"8 x 8 .* 9 x 12.*--image-size"):
+    with pytest.raises(DataError, match=r"8 x 8 .* 9 x 12.*image_size"):
         read_folder(tmp_path)
     assert read_folder(tmp_path, 6).test.images.shape[2:] == (6, 6)
 

@@ -119,5 +119,5 @@ def test_padding():
     ],
 )
 def test_parts_must_fit(tokens, starts, labels):
-    with pytest.raises(DataError, match="encoded texts"):
+    with pytest.raises(DataError, match="Encoded texts"):
         Encoded(*(torch.tensor(part, dtype=torch.int64) for part in (tokens, starts, labels)))

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_files import encoded, picture, write_hub, write_parquet
-from scpl.data.images.parquet import has_parquet, read_parquet
+from scpl.data.images.encoded import has_parquet, read_parquet
 from scpl.errors import DataError, InputError
 
 

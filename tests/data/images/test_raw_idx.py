@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data_files import idx_bytes, write_mnist
-from scpl.data.images.digits import load_digits
-from scpl.data.images.idx import FILES, has_mnist, parse_idx, read_idx, read_mnist
+from scpl.data.images.raw import (
+    FILES,
+    has_mnist,
+    load_digits,
+    parse_idx,
+    read_idx,
+    read_mnist,
+)
 from scpl.errors import DataError
 
 KINDS = st.sampled_from([np.uint8, np.int8, np.int16, np.int32, np.float32, np.float64])
@@ -41,13 +47,13 @@ def test_sizes_are_named(tmp_path):
     with pytest.raises(
         DataError, match=r"hold the 18 bytes .* Got 15 bytes: the file is truncated"
     ):
-        read_idx(path)
+        read_idx(path, 1)
     path.write_bytes(data + b"x")
     with pytest.raises(DataError, match="Got 19 bytes: the file is too long"):
-        read_idx(path)
+        read_idx(path, 1)
     path.write_bytes(data[:6])
     with pytest.raises(DataError, match="the 8 bytes"):
-        read_idx(path)
+        read_idx(path, 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"<html>", b"\0\0\x07\x01\0\0\0\0"])
@@ -55,7 +61,7 @@ def test_another_kind_of_file_is_refused(tmp_path, data):
     path = tmp_path / "file"
     path.write_bytes(data)
     with pytest.raises(DataError, match="must begin with"):
-        read_idx(path)
+        read_idx(path, 1)
 
 
 def test_huge_dimensions_allocate_nothing():
@@ -68,12 +74,12 @@ def test_damaged_gzip_is_named(tmp_path):
     whole = gzip.compress(idx_bytes(np.arange(200, dtype=np.uint8)))
     path.write_bytes(whole[:-9])
     with pytest.raises(DataError, match=r"labels\.gz"):
-        read_idx(path)
+        read_idx(path, 1)
     path.write_bytes(whole[:30] + bytes(20) + whole[50:])
     with pytest.raises(DataError, match="intact"):
-        read_idx(path)
+        read_idx(path, 1)
     with pytest.raises(DataError, match="readable"):
-        read_idx(tmp_path / "missing")
+        read_idx(tmp_path / "missing", 1)
 
 
 @pytest.mark.parametrize("compress", [True, False])

@@ -64,7 +64,7 @@ def load(path, settings=SETTINGS, **options):
 
 def test_what_is_loaded(table):
     data = load(table)
-    assert (data.name, data.classes, data.num_classes) == ("tickets", ("hardware", "software"), 2)
+    assert (data.name, data.classes) == ("tickets", ("hardware", "software"))
     assert [len(part) for part in (data.train, data.valid, data.test)] == [72, 8, 20]
     assert int(data.train.lengths.max()) <= 8
     row = data.train.rows(torch.tensor([0]))[0].tolist()
@@ -115,7 +115,7 @@ def test_the_name_counts_not_the_place(table, tmp_path, made):
     [
         {"text": ("subject", "body")},
         {"splits": SplitSettings(seed=1)},
-        {"splits": SplitSettings(limit=20)},
+        {"splits": SplitSettings(limit_train=20)},
         {"splits": SplitSettings(test_share=0.3)},
         {"tokens": "paper-words"},
         {"vocab_size": 50},

@@ -6,9 +6,16 @@ from hypothesis import strategies as st
 
 from scpl.data.images import load
 from scpl.data.text import TEXT_SETS, is_text
-from scpl.data.text.files import find_files
-from scpl.data.text.labelled import Columns, choose_columns
-from scpl.data.text.splits import SplitSettings, Texts, _hold_out, _limited, read_splits
+from scpl.data.text.splits import (
+    Columns,
+    SplitSettings,
+    Texts,
+    _hold_out,
+    _limited,
+    choose_columns,
+    find_files,
+    read_splits,
+)
 from scpl.errors import DataError, InputError
 from text_files import tickets, write_set, write_table
 
@@ -41,7 +48,7 @@ class TestFiles:
     @pytest.mark.parametrize("where", ["root", "folder", "hub"])
     def test_known_sets_are_found(self, tmp_path, name, where):
         spec = TEXT_SETS[name]
-        folder = tmp_path / spec.folder
+        folder = tmp_path / spec.folders[0]
         place = folder / spec.subfolder if where == "hub" else folder
         write_set(place, spec.text[0], test=spec.test, classes=len(spec.classes), n=60)
         root = folder if where == "root" else tmp_path
@@ -81,7 +88,7 @@ class TestFiles:
         (tmp_path / "imdb" / "train-00000-of-00001.parquet").rename(
             tmp_path / "imdb" / "train-00000-of-00002.parquet"
         )
-        with pytest.raises(DataError, match="all shards"):
+        with pytest.raises(DataError, match="All shards"):
             find_files("imdb", data_dir=tmp_path)
 
     def test_a_part_of_ag_news_is_taken_with_a_note(self, tmp_path):
@@ -132,8 +139,8 @@ class TestFiles:
         with pytest.raises(DataError, match="one named train"):
             find_files(str(tmp_path))
         path = table(tmp_path, tickets())
-        with pytest.raises(DataError, match="--test-data"):
-            find_files(str(path), test=tmp_path / "none.csv")
+        with pytest.raises(DataError, match="`test_data`"):
+            find_files(str(path), test_data=tmp_path / "none.csv")
 
 
 class TestColumns:
@@ -207,7 +214,7 @@ class TestSplits:
         rows = tickets(60)
         rows[0]["queue"] = "rare"
         for seed in range(5):
-            splits = split(table(tmp_path, rows), seed=seed, limit=10)
+            splits = split(table(tmp_path, rows), seed=seed, limit_train=10)
             assert (splits.train.labels == splits.classes.index("rare")).sum() == 1
         assert "rare 1" in splits.notes[-1]
 
@@ -246,22 +253,22 @@ class TestSplits:
 
     def test_shares_and_limits_must_leave_something(self, tmp_path):
         path = table(tmp_path, tickets(6))
-        with pytest.raises(DataError, match=r"--test-share 0.9 of 6"):
+        with pytest.raises(DataError, match=r"`test_share` 0.9 of 6"):
             split(path, test_share=0.9)
-        with pytest.raises(DataError, match="--validation"):
+        with pytest.raises(DataError, match="`validation`"):
             split(path, validation=0.01)
-        with pytest.raises(InputError, match="--test-share"):
+        with pytest.raises(InputError, match="`test_share`"):
             split(path, test_share=1.0)
-        with pytest.raises(DataError, match="--limit-train"):
-            split(path, limit=1)
+        with pytest.raises(DataError, match="`limit_train`"):
+            split(path, limit_train=1)
 
 
 @given(labels=LABELS, share=st.floats(0.1, 0.5), seed=st.integers(0, 9))
 def test_nothing_is_lost_and_no_class_leaves_training(labels, share, seed):
     rows = Texts([str(place) for place in range(len(labels))], torch.tensor(labels))
-    rest, held = _hold_out(rows, share, seed, "test", "--test-share")
+    rest, held = _hold_out(rows, share, seed, "test", "test_share")
     assert sorted(rest.texts + held.texts, key=int) == rows.texts
     assert set(rest.labels.tolist()) == set(labels)
     assert len(held) == round(len(rows) * share)
-    few = _limited(rest, SplitSettings(limit=len(set(labels)), seed=seed))
+    few = _limited(rest, SplitSettings(limit_train=len(set(labels)), seed=seed))
     assert sorted(few.labels.tolist()) == sorted(set(labels))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from data_files import random_split
-from scpl.data.images import AUGMENTATIONS, Augmentation
-from scpl.data.images.augment import _jitter, normalise
+from scpl.data.images import AUGMENTATIONS, Augmentation, normalise
+from scpl.data.images.augment import _jitter
 from scpl.errors import InputError
 from scpl.seeding import generator
 
@@ -13,10 +13,11 @@ UNIT = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 IMAGES = random_split(64, shape=(3, 16, 16)).images
 
 
-def augment(name, images=IMAGES, epoch=0, batch=0, view=0, **options):
+def augment(name, images=IMAGES, seed=0, epoch=0, batch=0, view=0, **options):
     channels = images.shape[1]
     options = {"mean": (0.0,) * channels, "std": (1.0,) * channels, **options}
-    return Augmentation(name, **options)(images, epoch=epoch, batch=batch, view=view)
+    draws = {"seed": seed, "epoch": epoch, "batch": batch, "view": view}
+    return Augmentation(name, **options)(images, **draws)
 
 
 def test_normalise_is_the_formula():
@@ -118,7 +119,7 @@ def test_neither_the_global_state_nor_the_images_change(name):
     ("name", "weak"), [("none", "none"), ("basic", "basic"), ("strong", "basic")]
 )
 def test_two_views_are_weak_then_named(name, weak):
-    both = Augmentation(name, **UNIT).two_views(IMAGES, epoch=3, batch=5)
+    both = Augmentation(name, **UNIT).two_views(IMAGES, seed=0, epoch=3, batch=5)
     assert both.shape == (128, 3, 16, 16)
     assert torch.equal(both[:64], augment(weak, epoch=3, batch=5, view=0))
     assert torch.equal(both[64:], augment(name, epoch=3, batch=5, view=1))

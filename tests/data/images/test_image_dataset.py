@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from data_files import random_split
 from scpl.data.images import ImageData, Split, carve_validation, limit
-from scpl.data.images.sets import channel_stats, resize
+from scpl.data.images.dataset import channel_stats, resize
 from scpl.errors import DataError, InputError
 
 LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=60)
@@ -47,7 +47,7 @@ def test_take_keeps_the_given_order():
             torch.zeros(2, dtype=torch.int64),
             r"\[2, 4, 4\]",
         ),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2), "labels must be int64"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2), "Labels must be int64"),
         (
             torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
             torch.zeros(3, dtype=torch.int64),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scpl.data.images import load
-from scpl.data.images.sets import channel_stats
+from scpl.data.images.dataset import channel_stats
 from scpl.data.text import TEXT_SETS, SplitSettings, TextSettings, load_text
 from scpl.errors import DataError
 

@@ -109,7 +109,7 @@ def test_data_dir_comes_before_the_environment(tmp_path, monkeypatch):
     write_mnist(tmp_path / "own" / "mnist", n=11)
     assert len(local("mnist", tmp_path / "own").train) == 11
     assert len(local("mnist", None).train) == 10
-    with pytest.raises(DataError, match="--data-dir must be an existing folder"):
+    with pytest.raises(DataError, match="`data_dir` must be an existing folder"):
         local("mnist", tmp_path / "nowhere")
 
 
@@ -146,7 +146,7 @@ def test_the_hub_is_asked_last(tmp_path, monkeypatch, inside):
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
-    advice = r"into a folder cifar10 .*test_batch\.bin.*--data-dir .* SCPL_DATA"
+    advice = r"into a folder cifar10 .*test_batch\.bin.*`data_dir` .* SCPL_DATA"
     with pytest.raises(DataError, match=f"ConnectionError: no network in tests. .*{advice}"):
         load("cifar10")
     with pytest.raises(DataError, match=f"Searched no folder.*{advice}"):
@@ -174,7 +174,7 @@ def test_other_folders(tmp_path):
     write_mnist(tmp_path / "letters")
     assert load(str(tmp_path / "letters"), image_size=14).image_size == 14
     write_folder(tmp_path / "wide", size=(8, 6))
-    with pytest.raises(DataError, match=r"must be square.*--image-size"):
+    with pytest.raises(DataError, match=r"must be square.*image_size"):
         load(str(tmp_path / "wide"))
     assert load(str(tmp_path / "wide"), image_size=6).image_size == 6
     (tmp_path / "empty").mkdir()

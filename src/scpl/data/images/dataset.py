@@ -7,17 +7,28 @@ that as ``float32``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scpl.data.strata import stratified
+from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
 from scpl.seeding import generator
 
-__all__ = ["ImageData", "Parts", "Split", "carve_validation", "channel_stats", "limit", "resize"]
+__all__ = [
+    "Format",
+    "ImageData",
+    "Split",
+    "Splits",
+    "carve_validation",
+    "channel_stats",
+    "limit",
+    "resize",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,27 +49,19 @@ class Split:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise DataError(
-                "images must be uint8 of shape [N, C, H, W]",
-                f"Got {images.dtype} of shape {list(images.shape)}",
-            )
+            raise DataError("Images must be uint8 of shape [N, C, H, W]", _got(images))
         if labels.dtype != torch.int64 or labels.ndim != 1:
-            raise DataError(
-                "labels must be int64 of shape [N]",
-                f"Got {labels.dtype} of shape {list(labels.shape)}",
-            )
+            raise DataError("Labels must be int64 of shape [N]", _got(labels))
         if len(images) != len(labels):
             raise DataError(
-                "there must be one label for each image",
+                "There must be one label for each image",
                 f"Got {len(images)} images and {len(labels)} labels",
             )
         if images.numel() == 0:
-            raise DataError(
-                "a split must hold at least one image", f"Got shape {list(images.shape)}"
-            )
+            raise DataError("A split must hold at least one image", _got(images))
         if int(labels.min()) < 0:
             raise DataError(
-                "labels must be 0 or more",
+                "Labels must be 0 or more",
                 f"Got {int(labels.min())} at index {int(labels.argmin())}",
                 "A label of -1 often marks an unlabelled test set; use the labelled one",
             )
@@ -71,12 +74,33 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
 
-class Parts(NamedTuple):
+def _got(tensor: Tensor) -> str:
+    return f"Got {tensor.dtype} of shape {list(tensor.shape)}"
+
+
+class Splits(NamedTuple):
     """What a reader of files returns; ``classes`` is None where the files do not name them."""
 
     train: Split
     test: Split
     classes: tuple[str, ...] | None = None
+
+
+class Format(NamedTuple):
+    """A format in which data sets of images are kept.
+
+    Args:
+        files: Which files these are, for messages.
+        complete: Whether a folder holds all of them.
+        read: Reads such a folder. Encoded images are resized so that the shorter side has as many
+            pixels as the second argument says, and the centre is cut out. Raises DataError if a
+            file is missing, damaged or not what its name says, and InputError if an optional
+            package is.
+    """
+
+    files: str
+    complete: Callable[[Path], bool]
+    read: Callable[[Path, int | None], Splits]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,30 +132,27 @@ class ImageData:
         train, test = (list(split.images.shape[1:]) for split in (self.train, self.test))
         if train != test:
             raise DataError(
-                f"train and test images of {self.name} must have one shape [C, H, W]",
+                f"Train and test images of {self.name} must have one shape [C, H, W]",
                 f"Got {train} and {test}",
-                "Give --image-size to bring all to one size",
+                "Give `image_size` to bring all to one size",
             )
         if train[1] != train[2]:
             raise DataError(
-                f"images of {self.name} must be square",
+                f"Images of {self.name} must be square",
                 f"Got height {train[1]} and width {train[2]}",
-                "Give --image-size: the shorter side is resized to it and the centre cut out",
+                "Give `image_size`: the shorter side is resized to it and the centre cut out",
             )
         for kind, split in (("train", self.train), ("test", self.test)):
             if int(split.labels.max()) >= len(self.classes):
                 raise DataError(
-                    f"labels of {self.name} must be 0..{len(self.classes) - 1}, "
+                    f"Labels of {self.name} must be 0..{len(self.classes) - 1}, "
                     f"one for each of its {len(self.classes)} classes",
                     f"Got {int(split.labels.max())} in the {kind} split",
                 )
-        self._check_statistics()
-
-    def _check_statistics(self) -> None:
         fits = len(self.mean) == len(self.std) == self.channels
         if not fits or any(value <= 0 for value in self.std):
             raise DataError(
-                f"mean and std of {self.name} need one number for each of its "
+                f"Mean and std of {self.name} need one number for each of its "
                 f"{self.channels} channels, and each std must be above 0",
                 f"Got mean {self.mean} and std {self.std}",
             )
@@ -168,11 +189,11 @@ def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
         DataError: One of the two would be empty.
     """
     if not 0 < fraction < 1:
-        raise InputError("the validation fraction must be above 0 and below 1", f"Got {fraction}")
+        raise InputError("The validation fraction must be above 0 and below 1", f"Got {fraction}")
     count = round(len(split) * fraction)
     if not 0 < count < len(split):
         raise DataError(
-            "both parts of a split must keep at least one image",
+            "Both parts of a split must keep at least one image",
             f"Got a fraction of {fraction} of {len(split)} images",
             "Use more images or another fraction",
         )
@@ -187,7 +208,7 @@ def limit(split: Split, n: int, seed: int) -> Split:
         InputError: ``n`` is below 1.
     """
     if n < 1:
-        raise InputError("the number of images to keep must be at least 1", f"Got {n}")
+        raise InputError("The number of images to keep must be at least 1", f"Got {n}")
     if n >= len(split):
         return split
     chosen = stratified(split.labels, n, generator(seed, "limit"))
