@@ -20,7 +20,6 @@ from scpl.app.build import (
 )
 from scpl.app.config import TrainConfig, write_toml
 from scpl.app.environment import describe_environment
-from scpl.app.folder import RunFolder
 from scpl.app.kinds.base import Facts, Loaders
 from scpl.app.launch import GracefulStop
 from scpl.app.network import describe_network
@@ -34,6 +33,7 @@ from scpl.engine.mesh import Mesh
 from scpl.engine.ranks import Control, connect
 from scpl.errors import Interrupted, RemoteError
 from scpl.pipeline import Pipeline
+from scpl.runs import RunFolder
 
 __all__ = ["train"]
 
