@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from scpl.runs import RunFolder
 from scpl.errors import CheckpointError, InputError
+from scpl.runs import RunFolder
 
 
 @pytest.fixture
