@@ -20,13 +20,13 @@ from typing import Any
 from scpl.app.compare.equal_time import epochs_in_equal_time
 from scpl.app.config import CompareConfig, TrainConfig, names, read_toml, write_toml
 from scpl.app.fairness import FREE, config_for, method_names
-from scpl.app.folder import RunFolder
 from scpl.app.launch import BAD_INPUT
 from scpl.app.train.resume import changed_settings
 from scpl.app.use.probe import probe_run
 from scpl.errors import InputError, Interrupted, ScplError
 from scpl.report import Absent, Comparison, write_comparison_report
 from scpl.report.groups import BASELINE
+from scpl.runs import RunFolder
 
 __all__ = ["compare"]
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
-from scpl.app.folder import RunFolder
 from scpl.app.kinds import images, texts
 from scpl.app.kinds.base import Loader, Loaders
 from scpl.data.text import is_text
+from scpl.runs import RunFolder
 
 __all__ = ["Kind", "kind_named", "kind_of"]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from scpl.app.config import EvalConfig, PredictConfig, TrainConfig, given
-from scpl.app.folder import RunFolder
 from scpl.app.kinds.base import ImageInputs, Loader, Loaders
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError, InputError
+from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
 __all__ = ["COLUMNS", "check_fit", "loaders", "pending", "test_loader"]

@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from scpl.app.config import TrainConfig
 from scpl.app.environment import peak_memory
-from scpl.app.folder import RunFolder
 from scpl.app.kinds.base import Facts, Loaders
 from scpl.app.network import save_exits, save_network
 from scpl.app.train.clock import Clock
@@ -17,6 +16,7 @@ from scpl.app.train.recorder import Recorder
 from scpl.engine.scores import Evaluation
 from scpl.methods import CutBackpropagation
 from scpl.pipeline import Pipeline
+from scpl.runs import RunFolder
 
 __all__ = ["chrome_trace", "finish"]
 
@@ -55,9 +55,9 @@ def finish(
     if exits is not None:
         save_exits(exits, network, folder)
     events = [event for rank in ranks for event in rank["events"]]
-    folder.write_json(folder.path / "timeline.json", events)
+    folder.write_json(folder.timeline, events)
     if config.trace:
-        folder.write_json(folder.path / "trace.json", chrome_trace(events))
+        folder.write_json(folder.trace, chrome_trace(events))
     summary = {
         "method": config.method,
         "data": config.data,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from scpl.app.config import RUNTIME_FIELDS, TrainConfig, flag, read_toml
-from scpl.app.folder import RunFolder
 from scpl.engine.checkpoint import intact_steps
 from scpl.engine.ranks import Ranks
 from scpl.errors import CheckpointError, InputError
 from scpl.pipeline import Pipeline
+from scpl.runs import RunFolder
 
 __all__ = [
     "after_restart",

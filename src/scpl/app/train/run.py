@@ -20,7 +20,6 @@ from scpl.app.build import (
 )
 from scpl.app.config import TrainConfig, write_toml
 from scpl.app.environment import describe_environment
-from scpl.app.folder import RunFolder
 from scpl.app.kinds.base import Facts, Loaders
 from scpl.app.launch import GracefulStop
 from scpl.app.network import describe_network
@@ -36,6 +35,7 @@ from scpl.engine.ranks import Ranks, connect
 from scpl.engine.worker import Report
 from scpl.errors import Interrupted, RemoteError
 from scpl.pipeline import Pipeline
+from scpl.runs import RunFolder
 
 __all__ = ["train"]
 

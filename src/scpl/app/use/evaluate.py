@@ -20,12 +20,12 @@ from torch.nn import functional
 from scpl.app.build import choose_device, laid_out, set_threads
 from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, read_toml
 from scpl.app.environment import peak_memory
-from scpl.app.folder import RunFolder
 from scpl.app.kinds import kind_named
 from scpl.app.kinds.base import inputs_of
 from scpl.app.network import load_exits, load_network
 from scpl.engine.export import ExitNetwork
 from scpl.errors import InputError
+from scpl.runs import RunFolder
 
 __all__ = ["Exits", "compute_logits", "evaluate", "export", "open_run"]
 
