@@ -90,6 +90,8 @@ def no_leaked_threads_and_processes():
         if not extra_threads and not extra_processes:
             return
         time.sleep(0.02)
+    for process in multiprocessing.active_children():  # or the session would wait for them
+        process.kill()
     assert not extra_threads, "the test left threads behind"
     assert not extra_processes, "the test left processes behind"
 
@@ -122,9 +124,9 @@ def restore(wanted):
 
 
 def child_processes():
-    """Living children of this process: ``(pid, command line)``."""
-    multiprocessing.active_children()  # joins those that ended
-    found = set()
+    """Living children of this process and of its fork server: ``(pid, command line)``."""
+    # This also joins those that ended.
+    found = {(str(child.pid), child.name) for child in multiprocessing.active_children()}
     for path in Path("/proc/self/task").glob("*/children"):
         try:
             pids = path.read_text().split()
