@@ -114,11 +114,12 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def run_forked(num_ranks, *arguments, timeout):
+def run_forked(num_ranks, *arguments, timeout, to_end=TO_END):
     """Run ``python ARGUMENTS`` in forked processes, alone or as ranks.
 
     Ranks find what torch's elastic launcher would give them: variables and a store to meet at.
-    Unlike there nobody ends those that are left when one has failed, until `TO_END` is over.
+    Unlike there, those that are left when one has failed get ``to_end`` seconds to end by
+    themselves.
 
     Returns:
         As `subprocess.run`: the status of the first process that failed, or 0, and what all of
@@ -143,7 +144,7 @@ def run_forked(num_ranks, *arguments, timeout):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **launched}
             variables = environment(**place) if num_ranks > 1 else environment()
             processes.append(Forked(arguments, variables))
-        status = _first_failure(processes, timeout)
+        status = _first_failure(processes, timeout, to_end)
     finally:
         for process in processes:
             process.end()
@@ -151,7 +152,7 @@ def run_forked(num_ranks, *arguments, timeout):
     return subprocess.CompletedProcess(arguments, status, "".join(outs), "".join(errs))
 
 
-def _first_failure(processes, timeout):
+def _first_failure(processes, timeout, to_end):
     """Wait for all to end; returns the first status that is not 0."""
     status, deadline = 0, time.monotonic() + timeout
     running = {process.sentinel: process for process in processes}
@@ -164,7 +165,7 @@ def _first_failure(processes, timeout):
         for sentinel in ended:
             found = running.pop(sentinel).poll()
             if found and not status:
-                status, deadline = found, min(deadline, time.monotonic() + TO_END)
+                status, deadline = found, min(deadline, time.monotonic() + to_end)
     return status
 
 
