@@ -98,6 +98,8 @@ def no_leaked_threads_and_processes():
             return
         time.sleep(0.02)
     for process in multiprocessing.active_children():  # or the session would wait for them
+        process.terminate()  # a launcher ends its ranks
+        process.join(GRACE)
         process.kill()
     assert not extra_threads, "the test left threads behind"
     assert not extra_processes, "the test left processes behind"

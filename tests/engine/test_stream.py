@@ -126,6 +126,13 @@ def slow(tmp_path_factory):
     return train(tmp_path_factory.mktemp("slow"), 2, "vgg", "--slow", run=run_started)
 
 
+def begun_and_learned(first, last):
+    """When the first rank began each step, and when the last one had ended it."""
+    begun = {e["step"]: e["begin"] for e in first["events"] if e["activity"] == "forward"}
+    learned = {e["step"]: e["end"] for e in last["events"] if e["activity"] == "learn"}
+    return begun, learned
+
+
 @pytest.mark.slow
 def test_a_slow_last_stage_holds_back_the_first(slow):
     """Back-pressure: memory of a fast first rank must not grow while the last one sleeps."""
@@ -134,15 +141,18 @@ def test_a_slow_last_stage_holds_back_the_first(slow):
     one_batch_kb = 12 * 8 * 8 * 8 * 4 / 1024
     assert len(first["memory"]) == 504
     assert growth_kb < 120 * one_batch_kb  # 474 further batches would be four times as much
-    assert last["wait"] + 0.1 < first["wait"]
+    begun, learned = begun_and_learned(first, last)
+    # Two messages in flight, and the ranks hold one each.
+    assert all(begun[step + 5] > learned[step] for step in range(1, 500))
+    # On a busy machine both ranks wait for a core as well.
+    assert last["wait"] < 0.5
+    assert first["wait"] > 0.05
 
 
-@pytest.mark.slow
 def test_the_timeline_shows_an_undrained_line(slow):
     """Across an epoch's end and an evaluation, the first rank goes on before the last is done."""
     first, last = slow
-    begun = {e["step"]: e["begin"] for e in first["events"] if e["activity"] == "forward"}
-    learned = {e["step"]: e["end"] for e in last["events"] if e["activity"] == "learn"}
+    begun, learned = begun_and_learned(first, last)
     evaluated = [e["end"] for e in last["events"] if e["activity"] == "evaluate"]
     steps = [step for step in range(2, 504) if begun[step + 1] < learned[step]]
     epochs = [
