@@ -23,6 +23,7 @@ from scpl import models
 
 BATCHES = 6
 EPOCHS = 4
+SLOW_EPOCHS, SLOW_REPEATS = 6, 14  # a slow run has 6 epochs of 84 steps
 
 
 class Mean(nn.Module):
@@ -95,7 +96,7 @@ METHODS = {
 
 class Slow(nn.Module):
     def forward(self, features):
-        time.sleep(0.01)
+        time.sleep(0.02 if self.training else 0.1)
         return features
 
 
@@ -152,8 +153,8 @@ def main():
         assert pipeline.restore() is not None
     losses, evaluations, memory = {}, [], []
     try:
-        while pipeline.epoch < EPOCHS:
-            for report in pipeline.steps(batches * 84 if options.slow else batches):
+        while pipeline.epoch < (SLOW_EPOCHS if options.slow else EPOCHS):
+            for report in pipeline.steps(batches * SLOW_REPEATS if options.slow else batches):
                 losses[report.step] = report.values()
                 memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
                 if mesh.is_first and pipeline.step in (6, 10):
@@ -161,8 +162,6 @@ def main():
                 if options.fail and mesh.rank == int(options.fail[0]) and pipeline.step == 8:
                     break_on_purpose(pipeline, options.fail[1])
             evaluations.append(pipeline.evaluate(batches))
-            if options.slow:
-                break
         results = [scores.result() for scores in evaluations]
         exported = pipeline.export().state_dict()
         if pipeline.has_exits:
