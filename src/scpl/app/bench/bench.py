@@ -31,7 +31,7 @@ from scpl.data import is_here
 from scpl.data.images import known
 from scpl.data.text import TEXT_SETS
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Control, connect
+from scpl.engine.ranks import Ranks, connect
 from scpl.errors import DataError, InputError
 
 __all__ = ["bench"]
@@ -166,39 +166,41 @@ def _reasons(failures: dict[str, str]) -> str:
 def serve(connection: Connection, plan: BenchConfig) -> None:
     """Be one process of a method: get ready, then train a block whenever asked."""
     config = plan.train
-    mesh = Mesh.from_env(config.spread or None)
-    set_threads(config.threads, mesh.num_ranks)
-    control = connect(mesh, choose_device(config.device), config.timeout)
-    with sending_failures(connection, control):
-        facts, batches = _data(config, control, synthetic=plan.synthetic)
+    set_threads(config.threads, Mesh.from_env().num_ranks)
+    ranks = connect(
+        choose_device(config.device),
+        stages_per_rank=config.spread or None,
+        depth=config.depth,
+        timeout=config.timeout,
+    )
+    with sending_failures(connection, ranks):
+        facts, batches = _data(config, ranks, synthetic=plan.synthetic)
         parts, method = build_partition(config, facts), build_method(config)
         total_steps = config.epochs * facts.steps
-        pipeline = build_pipeline(config, parts, method, total_steps, None, control)
+        pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
         connection.send(pipeline.parts.cuts)
-        block = Block.of(plan.steps, method, mesh.num_ranks, config.depth)
+        block = Block.of(plan.steps, method, ranks.mesh.num_ranks, config.depth)
         while True:
             connection.recv()
             connection.send(train_block(pipeline, batches, block))
 
 
-def _data(
-    config: TrainConfig, control: Control, *, synthetic: bool
-) -> tuple[Facts, Iterator[Batch]]:
+def _data(config: TrainConfig, ranks: Ranks, *, synthetic: bool) -> tuple[Facts, Iterator[Batch]]:
     """What is trained on; the first rank reads it."""
     if synthetic:
         facts = synthetic_facts(config)
         return facts, itertools.cycle(synthetic_batches(config, facts))
     batches: Iterator[Batch] = iter(())
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         loaders = build_loaders(config)
         if loaders.train.num_samples < config.batch_size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
                 f"Got {loaders.train.num_samples} samples and --batch-size {config.batch_size}",
             )
-        control.share("facts", Facts.of(loaders).to_json())
+        ranks.share("facts", Facts.of(loaders).to_json())
         batches = _endless(loaders.train, config.batch_size * config.views)
-    return Facts.from_json(control.fetch("facts")), batches
+    return Facts.from_json(ranks.fetch("facts")), batches
 
 
 def _endless(loader: Loader, full: int) -> Iterator[Batch]:
