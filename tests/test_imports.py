@@ -37,7 +37,7 @@ INSIDE = {
     "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
                {"ranks"}, {"channel", "scores", "checkpoint"}, {"worker"}, {"trainers"},
                {"build"}, {"export"}],
-    "app": [set(), {"kinds"}, {"build"}, {"fairness", "network"},
+    "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"fairness", "network"},
             {"bench"}, {"train"}, {"use"}, {"compare"}, {"cli"}],
 }  # fmt: skip
 """Within a folder of folders: lowest first; what is not named here is below all."""

@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
         key = "-".join([method, *map(str, settings.values())])
         if key not in trained:
             settings = {"epochs": 1, "limit_train": 300, "batch_size": BATCH, **settings}
-            config = TrainConfig(
+            config = TrainConfig.of(
                 method=method, threads=1, device="cpu", out=root / key, quiet=True, **settings
             )
             trained[key] = train(config)
@@ -71,7 +71,7 @@ def made_run(path, channels=3, size=16, num_classes=3, **settings):
         "classes": [f"class {i}" for i in range(num_classes)],
     }
     (path / "model.json").write_text(json.dumps(description))
-    (path / "config.toml").write_text(write_toml(TrainConfig(threads=1, **settings)))
+    (path / "config.toml").write_text(write_toml(TrainConfig.of(threads=1, **settings)))
     return network.eval(), description
 
 

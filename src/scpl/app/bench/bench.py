@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scpl.app.bench.synthetic import synthetic_facts
+from scpl.app.bench.synthetic import synthetic_data
 from scpl.app.bench.teams import Team
 from scpl.app.bench.turns import Answers, Record, Rival, paired, spread, take_turns
-from scpl.app.build import build_partition, choose_device, share_of_cores
-from scpl.app.config import BenchConfig, TrainConfig
-from scpl.app.environment import describe_environment
-from scpl.app.fairness import config_for, method_names
+from scpl.app.build import build_partition
+from scpl.app.config import BenchConfig, TrainConfig, method_names
+from scpl.app.environment import choose_device, describe_environment, share_of_cores
+from scpl.app.fairness import config_for
 from scpl.app.launch import is_rank
 from scpl.data.images import is_here, known
 from scpl.data.text import TEXT_SETS
@@ -46,15 +46,15 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM.
     """
     base = config.train
-    _check(config)
-    methods = method_names(config.methods or (TOGETHER if base.processes > 1 else ALONE))
-    synthetic = config.synthetic or not is_here(base.data, base.data_dir)
-    device = choose_device(base.device)
-    if synthetic or base.data in (*known(), *TEXT_SETS) or not Path(base.data).exists():
-        build_partition(base, synthetic_facts(base))  # a fault of the network is told once
+    methods = method_names(config.methods or (TOGETHER if base.run.processes > 1 else ALONE))
+    _check(config, methods)
+    synthetic = config.synthetic or not is_here(base.data.data, base.data.data_dir)
+    device = choose_device(base.run.device)
+    if synthetic or base.data.data in (*known(), *TEXT_SETS) or not Path(base.data.data).exists():
+        build_partition(base, synthetic_data(base))  # a fault of the network is told once
 
     def say(line: str) -> None:
-        if not base.quiet:
+        if not base.run.quiet:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
@@ -64,7 +64,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         method: _rival(config, settings, synthetic=synthetic) for method, settings in own.items()
     }
     records, failures = take_turns(rivals, config.repeats, say)
-    if base.quiet:  # else it was told when it happened
+    if base.run.quiet:  # else it was told when it happened
         sys.stderr.writelines(f"{name} cannot run: {why}\n" for name, why in failures.items())
     if not records:
         raise InputError("A benchmark needs at least one method that runs", _reasons(failures))
@@ -76,9 +76,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     }
 
 
-def _check(config: BenchConfig) -> None:
+def _check(config: BenchConfig, methods: list[str]) -> None:
     config.check()
-    config.train.check()
+    config.train.check(methods)
     if is_rank():
         raise InputError(
             "scpl bench must start its processes itself",
@@ -89,14 +89,14 @@ def _check(config: BenchConfig) -> None:
 
 def _introduce(config: BenchConfig, methods: list[str], *, synthetic: bool) -> str:
     base = config.train
-    images = base.data
+    images = base.data.data
     if synthetic:
-        images = f"random images of the shape of {base.data}, no loading, no augmentation"
+        images = f"random images of the shape of {base.data.data}, no loading, no augmentation"
         if not config.synthetic:
-            images += f" ({base.data} is not here: name its folder with --data-dir)"
+            images += f" ({base.data.data} is not here: name its folder with --data-dir)"
     return (
-        f"{base.model} on {images}: {', '.join(methods)}; "
-        f"{config.repeats} rounds of {config.steps} timed steps, batch {base.batch_size}"
+        f"{base.network.model} on {images}: {', '.join(methods)}; "
+        f"{config.repeats} rounds of {config.steps} timed steps, batch {base.data.batch_size}"
     )
 
 
@@ -106,31 +106,33 @@ def _rival(config: BenchConfig, own: TrainConfig, *, synthetic: bool) -> Rival:
     command = [*JOB, json.dumps(plan)]
 
     def start() -> Team:
-        return Team(own.method, command, processes=own.processes, threads=_threads(own))
+        return Team(own.method.method, command, processes=own.run.processes, threads=_threads(own))
 
     def work(team: Team) -> tuple[float, Answers]:
         answers = team.work()
-        return config.steps * own.batch_size / answers[-1]["seconds"], answers  # the last rank's
+        return config.steps * own.data.batch_size / answers[-1][
+            "seconds"
+        ], answers  # the last rank's
 
-    return Rival(own.method, start, work)
+    return Rival(own.method.method, start, work)
 
 
 def _threads(config: TrainConfig) -> int:
     """Threads of each process."""
-    return config.threads or share_of_cores(config.processes)
+    return config.run.threads or share_of_cores(config.run.processes)
 
 
 def _result(own: TrainConfig, record: Record, records: Mapping[str, Record]) -> dict[str, Any]:
     last = record.answers[-1]
     others = [load["others"] for load in record.loads]
     return {
-        "method": own.method,
-        "data": own.data,
-        "model": own.model,
+        "method": own.method.method,
+        "data": own.data.data,
+        "model": own.network.model,
         "stages": record.ready[-1]["stages"],
-        "processes": own.processes,
+        "processes": own.run.processes,
         "threads": _threads(own),
-        "batch_size": own.batch_size,
+        "batch_size": own.data.batch_size,
         "samples_per_second": spread(record.rates),
         "rounds": record.rates,
         "ratio_to": {

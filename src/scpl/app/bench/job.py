@@ -16,17 +16,16 @@ from typing import Any
 
 from scpl.app.bench.blocks import Batch, Block, serve
 from scpl.app.bench.orders import Orders
-from scpl.app.bench.synthetic import synthetic_batches, synthetic_facts
+from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
 from scpl.app.build import (
     build_loaders,
     build_method,
     build_partition,
     build_pipeline,
-    choose_device,
-    set_threads,
 )
 from scpl.app.config import TrainConfig
-from scpl.app.kinds.base import Facts, Loader
+from scpl.app.environment import choose_device, set_threads
+from scpl.app.inputs.base import DataSummary, Loader
 from scpl.engine.mesh import Mesh
 from scpl.engine.ranks import Control, connect
 from scpl.errors import DataError, Interrupted
@@ -39,9 +38,9 @@ def main() -> None:
     orders, plan = Orders(), json.loads(sys.argv[1])
     config = TrainConfig.from_dict(plan["config"], "the benchmark")
     with orders.reporting():
-        mesh = Mesh.from_env(config.spread or None)
-        set_threads(config.threads, mesh.num_ranks)
-        control = connect(mesh, choose_device(config.device), config.timeout)
+        mesh = Mesh.from_env(config.run.spread or None)
+        set_threads(config.run.threads, mesh.num_ranks)
+        control = connect(mesh, choose_device(config.run.device), config.run.timeout)
     with orders.reporting(control):
         _work(orders, config, control, plan)
 
@@ -49,9 +48,9 @@ def main() -> None:
 def _work(orders: Orders, config: TrainConfig, control: Control, plan: dict[str, Any]) -> None:
     facts, batches = _data(config, control, synthetic=plan["synthetic"])
     parts = build_partition(config, facts)
-    method = build_method(config)
-    block = Block.of(plan["steps"], method, control.mesh.num_ranks, config.depth)
-    total_steps = config.epochs * facts.steps
+    method = build_method(config.method, config.rows)
+    block = Block.of(plan["steps"], method, control.mesh.num_ranks, config.run.depth)
+    total_steps = config.optimizer.epochs * facts.steps
     pipeline = build_pipeline(config, parts, method, total_steps, None, control)
     orders.answer(ready=True, stages=pipeline.parts.num_stages)
     with suppress(Interrupted):  # how the stream ends on other ranks than the first
@@ -62,22 +61,22 @@ def _work(orders: Orders, config: TrainConfig, control: Control, plan: dict[str,
 
 def _data(
     config: TrainConfig, control: Control, *, synthetic: bool
-) -> tuple[Facts, Iterator[Batch]]:
+) -> tuple[DataSummary, Iterator[Batch]]:
     """What is trained on; the first rank reads it."""
     if synthetic:
-        facts = synthetic_facts(config)
+        facts = synthetic_data(config)
         return facts, itertools.cycle(synthetic_batches(config, facts))
     batches: Iterator[Batch] = iter(())
     if control.mesh.is_first:
-        loaders = build_loaders(config)
-        if loaders.train.num_samples < config.batch_size:
+        loaders, size = build_loaders(config), config.data.batch_size
+        if loaders.train.num_samples < size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
-                f"Got {loaders.train.num_samples} samples and --batch-size {config.batch_size}",
+                f"Got {loaders.train.num_samples} samples and --batch-size {size}",
             )
-        control.share("facts", Facts.of(loaders).to_json())
-        batches = _endless(loaders.train, config.batch_size * config.views)
-    return Facts.from_json(control.fetch("facts")), batches
+        control.share("data", DataSummary.of(loaders).to_json())
+        batches = _endless(loaders.train, config.rows)
+    return DataSummary.from_json(control.fetch("data")), batches
 
 
 def _endless(loader: Loader, full: int) -> Iterator[Batch]:
