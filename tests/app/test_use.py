@@ -294,8 +294,8 @@ class TestEarlyExits:
         assert "a probability, above 0 and at most 1" in capsys.readouterr().err
 
     def test_a_run_without_exits(self, runs):
-        with pytest.raises(InputError, match=r"exits\.safetensors.*early-exit, dascpl"):
-            evaluate(EvalConfig(runs()[0], exit_threshold=0.9))
+        with pytest.raises(InputError, match=r"exits\.safetensors.*such as early-exit"):
+            evaluate(EvalConfig(runs("bp")[0], exit_threshold=0.9))
 
     def test_exits_of_another_network(self, runs, tmp_path):
         run = shutil.copytree(runs("early-exit")[0], tmp_path / "run")
