@@ -25,12 +25,13 @@ MAY_IMPORT = {
     "heads": CORE,
     "models": CORE,
     "data": CORE,
-    "report": CORE,
+    "runs": CORE,
+    "report": CORE | {"runs"},
     "methods": CORE | {"losses", "heads", "partition"},
     "engine": CORE | {"losses", "methods", "partition"},
     "pipeline": CORE | {"engine", "methods", "partition"},
     "app": CORE
-    | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report"},
+    | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report", "runs"},
 }
 """What each folder, and each file beside them, may import besides itself."""
 INSIDE = {

@@ -14,7 +14,10 @@ import scpl
 from cli_runs import COMPLETE, TINY
 
 SOURCE = Path(scpl.__file__).parents[2]
-DATA = {"scpl/py.typed", "scpl/recipes/quick/digits.toml", "scpl/recipes/paper/vgg8-cifar10.toml"}
+DATA = {"scpl/py.typed", "scpl/recipes/quick/digits.toml", "scpl/recipes/paper/vgg8-cifar10.toml",
+        "scpl/report/scpl.mplstyle", "scpl/report/templates/report.css",
+        "scpl/report/templates/run.html", "scpl/report/templates/comparison.html",
+        "scpl/report/templates/page.html", "scpl/report/templates/macros.html"}  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

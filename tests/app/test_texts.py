@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from cli_runs import in_process_of_its_own, refused, result, scpl
-from scpl.app.folder import RunFolder
 from scpl.app.network import load_network
+from scpl.runs import RunFolder
 from text_files import SUFFIXES, tickets, write_set, write_table
 
 SMALL = [

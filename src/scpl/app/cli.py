@@ -134,8 +134,8 @@ def _train(arguments: list[str]) -> int:
 
 def _launch(config: TrainConfig, arguments: list[str]) -> int:
     """Start the ranks; they get this command with a folder that they can agree on."""
-    from scpl.app.folder import RunFolder
     from scpl.app.launch import launch
+    from scpl.runs import RunFolder
 
     config.check()
     if config.run.resume is None and config.run.out is None:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from scpl.app.config import TrainConfig
-from scpl.app.folder import RunFolder
 from scpl.engine.ranks import Control
 from scpl.errors import InputError
+from scpl.runs import RunFolder
 
 __all__ = ["GracefulStop", "after_restart", "is_rank", "launch", "launcher"]
 

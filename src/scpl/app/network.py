@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from scpl.app.build import build_method, build_partition
 from scpl.app.config import TrainConfig
-from scpl.app.folder import RunFolder
 from scpl.app.inputs.base import DataSummary, inputs_of
 from scpl.engine.export import ExitNetwork, build_exits
 from scpl.errors import CheckpointError, InputError
 from scpl.methods import Method
 from scpl.partition import Partition
+from scpl.runs import RunFolder
 
 __all__ = [
     "describe_network",

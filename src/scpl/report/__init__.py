@@ -1,29 +1,26 @@
 """Reports: pictures, a self-contained page and a table, from the folders that runs leave behind.
 
-May import: errors.
+May import: errors, runs.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scpl.report.comparison import Comparison
-from scpl.report.comparison_page import comparison_page
-from scpl.report.comparisons import comparison_panels
+from scpl.files import write_whole
+from scpl.report.comparison import Absent, Comparison
+from scpl.report.comparison_plots import comparison_panels
+from scpl.report.formats import text
+from scpl.report.pages import comparison_page, run_page
 from scpl.report.panels import Panel, can_draw, panels_png
-from scpl.report.plots import run_panels
-from scpl.report.reading import RunRecord
-from scpl.report.run_page import run_page
-from scpl.report.tables import Absent, comparison_table
-from scpl.report.throughput import throughput_table
+from scpl.report.run_plots import run_panels
+from scpl.report.tables import throughput_table
+from scpl.runs import RunRecord
 
 __all__ = [
     "Absent",
     "Comparison",
-    "RunRecord",
-    "comparison_table",
     "throughput_table",
     "write_comparison_report",
     "write_run_report",
@@ -43,10 +40,12 @@ def write_run_report(folder: Path) -> tuple[Path, ...]:
 
     Raises:
         CheckpointError: The folder is not a run folder, or one of its files is damaged.
+        OSError: The files cannot be written.
     """
     run = RunRecord.read(folder)
-    heading = f"{run.text('method')} on {run.text('data')}, {run.text('model')}"
-    return _write(run.folder, run_page(run), run_panels(run), heading)
+    panels = run_panels(run)
+    method, data, model = (text(run.summary.get(key)) for key in ("method", "data", "model"))
+    return _write(run.folder, run_page(run, panels), panels, f"{method} on {data}, {model}")
 
 
 def write_comparison_report(folder: Path, comparison: Comparison) -> tuple[Path, ...]:
@@ -58,26 +57,21 @@ def write_comparison_report(folder: Path, comparison: Comparison) -> tuple[Path,
 
     Returns:
         The files written.
+
+    Raises:
+        OSError: The files cannot be written.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     panels = comparison_panels(comparison.runs, comparison.target)
-    return _write(Path(folder), comparison_page(comparison), panels, comparison.title)
+    page = comparison_page(comparison, panels)
+    return _write(Path(folder), page, panels, comparison.title)
 
 
 def _write(folder: Path, page: str, panels: Sequence[Panel], heading: str) -> tuple[Path, ...]:
     files = {}
     if panels and can_draw():
-        files["results.png"] = panels_png(panels, heading)
-    files["report.html"] = page.encode("utf-8", "replace")
-    return tuple(_replace(folder / name, content) for name, content in files.items())
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the new one, never a half."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+        files[folder / "results.png"] = panels_png(panels, heading)
+    files[folder / "report.html"] = page.encode("utf-8", "replace")
+    for path, content in files.items():
+        write_whole(path, content)
+    return tuple(files)

@@ -5,10 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["DASH", "TIMES", "count", "duration", "memory", "percent", "time_axis", "traffic"]
+__all__ = [
+    "DASH",
+    "TIMES",
+    "count",
+    "duration",
+    "memory",
+    "percent",
+    "short",
+    "text",
+    "time_axis",
+    "traffic",
+]
 
 DASH = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def text(value: object) -> str:
+    """Write a value as it is; a dash for nothing."""
+    return DASH if value is None else str(value)
+
+
+def short(value: float) -> str:
+    """Write a number without a unit with four digits: ``0.1235``."""
+    return f"{value:.4g}" if math.isfinite(value) else DASH
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scpl.report.reading import as_number, as_numbers
+from scpl.runs.record import as_number, as_numbers
 
 __all__ = ["BASELINE", "Group", "Sample", "baseline", "group_runs", "paired_ratio"]
 
 BASELINE = "bp"
+"""The method that others are measured against."""
 _NAMING = ("data", "model", "stages", "processes", "epochs")
 
 
@@ -128,7 +129,7 @@ def group_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Group]:
     """
     members: dict[tuple[str, ...], list[int]] = {}
     for index, summary in enumerate(summaries):
-        key = _words(summary, "method", *_NAMING)
+        key = _settings(summary, "method", *_NAMING)
         members.setdefault(key, []).append(index)
     return [
         Group(_label(key, members), key[0], tuple(indices), tuple(summaries[i] for i in indices))
@@ -160,10 +161,10 @@ def baseline(groups: Iterable[Group]) -> list[Group]:
 
 
 def _pair(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    return _words(summary, "data", "model", "seed")
+    return _settings(summary, "data", "model", "seed")
 
 
-def _words(summary: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+def _settings(summary: Mapping[str, Any], *names: str) -> tuple[str, ...]:
     values = map(summary.get, names)
     return tuple("?" if value is None else str(value) for value in values)
 

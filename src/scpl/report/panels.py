@@ -12,53 +12,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
 from typing import Any
 
-from scpl.report.style import GRID, INK, MUTED, short_label
+from scpl.report.style import short_label
 
-__all__ = [
-    "Panel",
-    "balanced",
-    "can_draw",
-    "panel_svg",
-    "panels_png",
-]
+__all__ = ["Panel", "balanced", "can_draw", "panel_svg", "panels_png"]
 
-_STYLE = {
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.labelpad": 6,
-    "axes.formatter.use_mathtext": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.title_fontsize": 9,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",
-    "hatch.linewidth": 0.8,
-}
+_STYLE = Path(__file__).with_name("scpl.mplstyle")
 
 
 @dataclass(frozen=True)
@@ -146,7 +108,7 @@ def _styled(extra: dict[str, str]) -> Iterator[None]:
     import matplotlib.style
 
     # "default": a user's own matplotlibrc must not change what a report looks like.
-    style = matplotlib.style.context(["default", {**_STYLE, **extra}])
+    style = matplotlib.style.context(["default", _STYLE, extra])
     with style, warnings.catch_warnings():
         # A name in a script the font lacks is drawn as boxes; the page's text shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
@@ -168,16 +130,12 @@ def _rows(panels: Iterable[Panel]) -> list[list[Panel]]:
 
 def _inline(document: str, prefix: str, alternative: str) -> str:
     """Make a stand-alone SVG file part of a page."""
-    from html import escape
-
     svg = re.sub(r"<!--.*?-->\s*", "", document[document.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<[^>]+>", lambda tag: _prefix_ids(tag[0], prefix), svg)
-    svg = (
-        re.sub(r' (?:width|height)="[\d.]+pt"', "", svg.partition(">")[0] + ">")
-        + svg.partition(">")[2]
-    )
-    label = escape(alternative, quote=True)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    opening, _, rest = svg.partition(">")
+    opening = re.sub(r' (?:width|height)="[\d.]+pt"', "", opening)
+    label = f'<svg role="img" aria-label="{escape(alternative)}"'
+    return f"{opening.replace('<svg', label, 1)}>{rest}".strip()
 
 
 def _prefix_ids(tag: str, prefix: str) -> str:

@@ -29,7 +29,6 @@ from scpl.app.config import (
     write_toml,
 )
 from scpl.app.fairness import config_for
-from scpl.app.folder import RunFolder
 from scpl.app.launch import BAD_INPUT
 from scpl.app.use.probe import probe_run
 from scpl.data.images import is_here
@@ -37,6 +36,7 @@ from scpl.errors import InputError, Interrupted, ScplError
 from scpl.files import write_whole
 from scpl.report import Absent, Comparison, write_comparison_report
 from scpl.report.groups import BASELINE
+from scpl.runs import RunFolder
 
 __all__ = ["compare", "epochs_in_equal_time"]
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.folder import RunFolder
 from scpl.app.inputs import images, texts
 from scpl.app.inputs.base import Loader, Loaders
 from scpl.data.text import is_text
+from scpl.runs import RunFolder
 
 __all__ = ["Modality", "modality_named", "modality_of"]
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.folder import RunFolder
 from scpl.app.inputs.base import ImageInputs, Loader, Loaders
 from scpl.data import images as data
 from scpl.data.images.augment import normalise
 from scpl.data.images.decode import decode_images
 from scpl.data.images.folder import EXTENSIONS
 from scpl.errors import DataError
+from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
 __all__ = ["COLUMNS", "SAMPLES", "check_fit", "loaders", "pending", "test_loader"]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.folder import RunFolder
 from scpl.app.inputs.base import Loader, Loaders, TextInputs
 from scpl.data import text
 from scpl.errors import DataError, InputError
+from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
 __all__ = [

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from scpl.app.environment import peak_memory
 from scpl.pipeline import Pipeline
 from scpl.report.formats import memory
+from scpl.runs.columns import stage_accuracies
 
 __all__ = ["Clock", "Meter", "Progress", "Usage", "format_losses", "format_usage"]
 
@@ -173,7 +174,7 @@ def format_usage(usage: Usage) -> str:
 
 def format_exits(row: Mapping[str, Any], num_stages: int) -> str:
     """Write the validation accuracy of every stage, where more than the last one predicts."""
-    found = [row.get(f"valid_accuracy_stage{stage}") for stage in range(num_stages)]
+    found = stage_accuracies(row, num_stages)
     if all(value in (None, "") for value in found[:-1]):
         return ""
     shown = ("-" if v in (None, "") else f"{100 * v:.1f}" for v in found)

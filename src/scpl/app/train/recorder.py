@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from scpl.app.config import TrainConfig, in_flags
-from scpl.app.folder import RunFolder
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import DataSummary
 from scpl.app.train.progress import NOTHING, Clock, Progress, Usage
-from scpl.engine.scores import Evaluation, Scores
+from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
 from scpl.methods import METHODS
+from scpl.runs import RunFolder
+from scpl.runs.columns import epoch_row, mean_values
 
 __all__ = [
     "Recorder",
     "advise",
     "is_flat",
-    "loss_columns",
-    "mean_values",
     "number",
-    "observed_columns",
-    "valid_columns",
 ]
 
 
@@ -125,17 +122,17 @@ class Recorder:
         self.flush()
         losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
         samples = sum(row["samples"] for row in self._rows)
-        row = {
-            "epoch": epoch,
-            "step": self._rows[-1]["step"],
-            "seconds": round(clock.now(), 4),
-            "train_seconds": round(clock.train_seconds(), 4),
-            "samples_per_second": round(samples / max(seconds, 1e-9), 2),
-            "lr": lr,
-            **loss_columns(losses),
-            **observed_columns(observed),
-            **valid_columns(scores.peek() if scores else None),
-        }
+        row = epoch_row(
+            epoch=epoch,
+            step=self._rows[-1]["step"],
+            seconds=round(clock.now(), 4),
+            train_seconds=round(clock.train_seconds(), 4),
+            samples_per_second=round(samples / max(seconds, 1e-9), 2),
+            lr=lr,
+            losses=losses,
+            observed=observed,
+            validation=scores.peek() if scores else None,
+        )
         self._rows = []
         self._table.append(row)
         self._folder.write_metrics(self._table)
@@ -167,51 +164,6 @@ def _open_board(folder: RunFolder) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder.path / "tensorboard"))
-
-
-def mean_values(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, float]]:
-    """Mean of every loss or observation over the images of an epoch.
-
-    Args:
-        rows: The logged steps of the epoch.
-        key: ``"losses"`` or ``"observed"``: a list with a mapping per stage in every row.
-    """
-    total = sum(row["samples"] for row in rows)
-    return [
-        {
-            name: sum(row[key][stage][name] * row["samples"] for row in rows) / total
-            for name in terms
-        }
-        for stage, terms in enumerate(rows[0].get(key, ()))
-    ]
-
-
-def loss_columns(losses: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Name the losses of all stages; terms are listed where a stage has several."""
-    columns = {f"train_loss_stage{k}": sum(terms.values()) for k, terms in enumerate(losses)}
-    for stage, terms in enumerate(losses):
-        if len(terms) > 1:
-            columns.update({f"train_{n}_stage{stage}": value for n, value in terms.items()})
-    return columns
-
-
-def observed_columns(observed: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Name what the objectives noticed beside their losses."""
-    return {
-        f"observed_{name}_stage{stage}": value
-        for stage, terms in enumerate(observed)
-        for name, value in terms.items()
-    }
-
-
-def valid_columns(scores: Evaluation | None) -> dict[str, Any]:
-    """Name what a validation found; empty cells where there is nothing."""
-    if scores is None:
-        return {"valid_loss": "", "valid_accuracy": ""}
-    columns: dict[str, Any] = {"valid_loss": scores.loss, "valid_accuracy": scores.accuracy}
-    for stage, accuracy in enumerate(scores.stage_accuracy):
-        columns[f"valid_accuracy_stage{stage}"] = "" if accuracy is None else accuracy
-    return columns
 
 
 def number(value: Any) -> float | None:

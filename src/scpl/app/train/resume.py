@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from scpl.app.config import TrainConfig, changed_settings
-from scpl.app.folder import RunFolder
 from scpl.engine.checkpoint import intact_steps
 from scpl.errors import CheckpointError, InputError
 from scpl.pipeline import Pipeline
+from scpl.runs import RunFolder
 
 __all__ = [
     "check_same_data",

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from scpl.app.build import build_loaders, build_method, build_partition, build_pipeline
 from scpl.app.config import TrainConfig, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
-from scpl.app.folder import RunFolder
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import GracefulStop, after_restart, launcher
 from scpl.app.network import describe_network, save_exits, save_network
@@ -27,6 +26,7 @@ from scpl.engine.scores import Evaluation
 from scpl.errors import Interrupted, RemoteError
 from scpl.methods import CutBackpropagation
 from scpl.pipeline import Pipeline
+from scpl.runs import RunFolder
 
 __all__ = ["chrome_trace", "dry_run", "train"]
 
@@ -275,9 +275,9 @@ class _Run:
         if exits is not None:
             save_exits(exits, network, folder)
         events = [event for rank in ranks for event in rank["events"]]
-        folder.write_json(folder.path / "timeline.json", events)
+        folder.write_json(folder.timeline, events)
         if config.run.trace:
-            folder.write_json(folder.path / "trace.json", chrome_trace(events))
+            folder.write_json(folder.trace, chrome_trace(events))
         summary = {
             "method": config.method.method,
             "data": config.data.data,

@@ -19,13 +19,13 @@ from torch.nn import functional
 from scpl.app.build import laid_out
 from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
-from scpl.app.folder import RunFolder
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import inputs_of
 from scpl.app.network import load_exits, load_network
 from scpl.engine.export import ExitNetwork
 from scpl.errors import InputError
 from scpl.files import write_whole
+from scpl.runs import RunFolder
 
 __all__ = ["Exits", "compute_logits", "evaluate", "export", "open_run"]
 

@@ -18,12 +18,12 @@ from torch.nn import functional
 from scpl.app.build import build_loaders
 from scpl.app.config import EvalConfig, TrainConfig
 from scpl.app.environment import choose_device, set_threads
-from scpl.app.folder import RunFolder
 from scpl.app.network import load_stages
 from scpl.errors import InputError
 from scpl.partition import Partition
 from scpl.partition.features import summary_of
 from scpl.partition.values import Tree
+from scpl.runs import RunFolder
 
 __all__ = ["probe", "probe_run"]
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from scpl.app.folder import RunFolder
 from scpl.errors import CheckpointError, InputError
+from scpl.runs import RunFolder
 
 
 @pytest.fixture
@@ -73,6 +73,13 @@ class TestFiles:
             file.write('{"step": ')
         assert folder.read_steps(5) == [{"step": 1}, {"step": 2}]
         assert folder.read_steps(1) == [{"step": 1}]
+
+    @pytest.mark.parametrize("line", ['{"step": ', "[]", "{}", '{"step": "x"}'])
+    def test_a_damaged_step_is_named(self, folder, line):
+        """What was logged after it must not be lost without a word."""
+        folder.steps.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+        with pytest.raises(CheckpointError, match=r"steps\.jsonl must hold .*in line 2"):
+            folder.read_steps(5)
 
     def test_the_table_of_epochs_is_read_back_as_text(self, folder):
         folder.write_metrics([{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 0.30000000000000004}])

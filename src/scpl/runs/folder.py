@@ -1,20 +1,26 @@
-"""The run folder: what a run leaves behind, and how it is written without losing anything."""
+"""The run folder: its files, how they are written without losing anything, and how they are read.
+
+A run may still be going on or may have been killed, so a half-written last line is left out. A file
+that is damaged anywhere else is an error that names the file and the line: who reads half of a
+result must not take it for the whole.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from scpl.errors import CheckpointError, InputError
+from scpl.files import write_whole
+from scpl.runs.columns import EPOCH, STEP
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "damaged"]
 
 
 class RunFolder:
@@ -35,6 +41,8 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.metrics = path / "metrics.csv"
         self.steps = path / "steps.jsonl"
+        self.timeline = path / "timeline.json"
+        self.trace = path / "trace.json"
         self.log = path / "log.txt"
         self.environment = path / "env.json"
 
@@ -114,12 +122,8 @@ class RunFolder:
 
     def complete_about(self, files: Mapping[str, str]) -> None:
         """Write the files of `read_about` that are not here, so that this machine can resume."""
-        try:
+        with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                "A run folder must be writable", f"{self.path}: {error}"
-            ) from error
         for name, text in files.items():
             if not (self.path / name).is_file():
                 self.write_text(self.path / name, text)
@@ -130,16 +134,8 @@ class RunFolder:
 
     def write_bytes(self, path: Path, content: bytes) -> None:
         """Write a file whole or not at all."""
-        draft = path.with_name(f".{path.name}.tmp")
-        try:
-            draft.write_bytes(content)
-            os.replace(draft, path)
-        except OSError as error:
-            with suppress(OSError):
-                draft.unlink()  # half a file on a full disk
-            raise CheckpointError(
-                "A run folder must be writable", f"{path}: {error}", "Free some space"
-            ) from error
+        with _writing(path):
+            write_whole(path, content)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file whole or not at all."""
@@ -158,34 +154,76 @@ class RunFolder:
                 "A run folder must be complete", f"{self.path / name}: {error}", "Train it again"
             ) from error
 
-    def read_json(self, path: Path) -> dict[str, Any]:
+    def read_text(self, path: Path) -> str:
+        """Read a text file; nothing if it is missing.
+
+        Raises:
+            CheckpointError: if it is no text.
+        """
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise damaged(path, "readable UTF-8 text", str(error)) from error
+
+    def read_value(self, path: Path) -> Any:
+        """Read a JSON file; None if it is missing or empty.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        text = self.read_text(path)
+        try:
+            return json.loads(text) if text.strip() else None
+        except ValueError as error:
+            raise damaged(path, "valid JSON", str(error)) from error
+
+    def read_json(self, path: Path, *, optional: bool = False) -> dict[str, Any]:
         """Read a JSON object.
+
+        Args:
+            path: Which file of the folder.
+            optional: Return an empty object if it is missing or empty.
 
         Raises:
             CheckpointError: if it is missing or damaged.
         """
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                "A run folder must be complete", f"{path}: {error}", "Train the run to its end"
-            ) from error
+        value = self.read_value(path)
+        if value is None and optional:
+            return {}
+        if value is None:
+            got = f"{path} is {'empty' if path.exists() else 'missing'}"
+            raise CheckpointError("A run folder must be complete", got, "Train the run to its end")
         if not isinstance(value, dict):
-            raise CheckpointError("A run's file must hold a JSON object", f"{path} does not")
+            raise damaged(path, "a JSON object", f"a {type(value).__name__}")
         return value
 
+    def step_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Read the logged steps, each with the number of its line.
+
+        Raises:
+            CheckpointError: if one is damaged other than the last.
+        """
+        lines = self.read_text(self.steps).splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if number == len(lines):
+                    return
+                got = f"{error}, in line {number}"
+                raise damaged(self.steps, "one JSON object per line", got) from error
+            if not isinstance(row, dict) or not isinstance(row.get(STEP), int):
+                got = f"{line[:60]}, in line {number}"
+                raise damaged(self.steps, f"an object with {STEP} per line", got)
+            yield number, row
+
     def read_steps(self, until: int) -> list[dict[str, Any]]:
-        """Read the logged steps up to step ``until``; a half-written last line is dropped."""
-        rows = []
-        if self.steps.exists():
-            for line in self.steps.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                if row["step"] <= until:
-                    rows.append(row)
-        return rows
+        """Read the logged steps up to step ``until``."""
+        return [row for _, row in self.step_lines() if row[STEP] <= until]
 
     def write_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the logged steps."""
@@ -199,12 +237,29 @@ class RunFolder:
         """Add a line to the log."""
         self._append(self.log, f"{line}\n")
 
+    def metrics_lines(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Read the rows of the table of epochs, each with the number of its line.
+
+        Raises:
+            CheckpointError: if one is damaged other than the last.
+        """
+        lines = self.read_text(self.metrics).splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()  # a number cut short still reads as a number: 0.9 instead of 0.91
+        rows = csv.reader(lines)
+        header = next(rows, [])
+        if header and EPOCH not in header:
+            rule = f"a first line that names the columns, among them {EPOCH}"
+            raise damaged(self.metrics, rule, f"{header[:6]}")
+        for fields in filter(None, rows):
+            if len(fields) != len(header):
+                got = f"{len(fields)} fields, not {len(header)}, in line {rows.line_num}"
+                raise damaged(self.metrics, "one field per column", got)
+            yield rows.line_num, dict(zip(header, fields, strict=True))
+
     def read_metrics(self, epochs: int) -> list[dict[str, str]]:
         """Read the rows of the first ``epochs`` epochs."""
-        if not self.metrics.exists():
-            return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+        return [row for _, row in self.metrics_lines() if int(row[EPOCH]) <= epochs]
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the table of epochs."""
@@ -216,10 +271,25 @@ class RunFolder:
         self.write_text(self.metrics, text.getvalue())
 
     def _append(self, path: Path, text: str) -> None:
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise CheckpointError(
-                "A run folder must be writable", f"{path}: {error}", "Free some space"
-            ) from error
+        with _writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell a full or read-only disk in our words."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            "A run folder must be writable", f"{path}: {error}", "Free some space"
+        ) from error
+
+
+def damaged(path: Path, rule: str, got: str) -> CheckpointError:
+    """Make the error about a file of a run folder that does not hold what it must."""
+    return CheckpointError(
+        f"{path.name} must hold {rule}",
+        f"In {str(path.parent)!r}: {got}",
+        "Restore the file, or remove it to go on without it",
+    )

@@ -1,0 +1,286 @@
+"""The pages: what stands on them is put together here, how it looks is in the templates.
+
+Everything the templates are given is escaped, so a name that a user chose can not become markup;
+only the pictures are markup already.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scpl.report.comparison import Comparison
+from scpl.report.formats import DASH, count, duration, memory, percent, short, text, traffic
+from scpl.report.groups import Group
+from scpl.report.panels import Panel, can_draw, panel_svg
+from scpl.report.run_plots import observation_words
+from scpl.runs import RunRecord
+from scpl.runs.columns import (
+    EPOCH,
+    LEARNING_RATE,
+    OBSERVED,
+    SAMPLES_PER_SECOND,
+    SECONDS,
+    TRAIN,
+    VALID_ACCURACY,
+    VALID_LOSS,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["comparison_page", "flatten", "run_page"]
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Names of the columns, and rows of cells."""
+
+
+def run_page(run: RunRecord, panels: Sequence[Panel]) -> str:
+    """Write the page of one run.
+
+    Args:
+        run: The run.
+        panels: Its pictures.
+    """
+    return _render(
+        "run.html",
+        panels,
+        title=f"{text(run.summary.get('method'))} on {text(run.summary.get('data'))}",
+        lead=_description(run),
+        run=run,
+        tiles=_tiles(run),
+        stages=_stage_table(run),
+        processes=_process_table(run),
+        epochs=_epoch_table(run),
+        environment=_environment(run),
+    )
+
+
+def comparison_page(comparison: Comparison, panels: Sequence[Panel]) -> str:
+    """Write the page of a comparison.
+
+    Args:
+        comparison: The runs.
+        panels: Its pictures.
+    """
+    runs, groups = comparison.runs, comparison.groups
+    settings = [_parsed(run.config) for run in runs]
+    environments = [_environment(run) for run in runs]
+    different = _different(environments)
+    results = comparison.table()
+    return _render(
+        "comparison.html",
+        panels,
+        title=comparison.title,
+        lead=_overview(runs),
+        comparison=comparison,
+        results=results,
+        missing=[(absent.run, absent.words) for absent in results.absent],
+        notes={g.label: " ".join(map(_sentence, g.notes())) for g in groups if g.notes()},
+        every_run=_run_table(runs),
+        groups=("", *(group.label for group in groups)),
+        num_settings=len({key for setting in settings for key in setting}),
+        different_settings=_by_group(groups, settings, _different(settings)),
+        different_environments=_by_group(groups, environments, different),
+        same_environment={k: v for k, v in environments[0].items() if k not in different},
+    )
+
+
+def _render(template: str, panels: Sequence[Panel], **content: Any) -> str:
+    # Here, for jinja2 takes a while to import and most commands write no page.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader(__package__ or "scpl.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["svg"] = lambda panel: Markup(panel_svg(panel))
+    page = environment.get_template(template)
+    return page.render(panels=panels, can_draw=can_draw(), **content)
+
+
+# One run
+
+
+def _description(run: RunRecord) -> str:
+    words = [text(run.summary.get("model"))]
+    for key, one, many in (
+        ("stages", "stage", "stages"),
+        ("processes", "process", "processes"),
+        ("epochs", "epoch", "epochs"),
+    ):
+        number = run.number(key)
+        if math.isfinite(number):
+            words.append(f"{number:.0f} {one if number == 1 else many}")
+    return " · ".join(
+        [*words, f"seed {text(run.summary.get('seed'))}", f"folder {run.folder.name}"]
+    )
+
+
+def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
+    """Choose the numbers that stand on top: name, value, and what it must be read with."""
+    peaks = list(filter(math.isfinite, run.numbers("peak_memory_bytes")))
+    waits = list(filter(math.isfinite, run.numbers("wait_share")))
+    sent = run.numbers("bytes_per_step")
+    wall = duration(run.number("wall_seconds"))
+    accuracy = run.number("test_accuracy")
+    tiles = [
+        ("Test accuracy", percent(accuracy, 2), f"in {wall}"),
+        ("Validation accuracy", percent(run.number("valid_accuracy"), 2), f"in {wall}"),
+        ("Wall-clock time", wall, f"{percent(accuracy)} test accuracy"),
+        ("Throughput", count(run.number("samples_per_second")), "samples per second"),
+        (
+            "Peak memory",
+            memory(max(peaks, default=math.nan)),
+            f"largest process; {memory(math.fsum(peaks))} in all" if peaks[1:] else "one process",
+        ),
+    ]
+    if waits:
+        most = f"mean; most {percent(max(waits))}" if waits[1:] else "of the time"
+        tiles.append(("Waiting", percent(math.fsum(waits) / len(waits)), most))
+    if sent[1:]:
+        tiles.append(("Traffic", traffic(math.fsum(sent)), "sent per training step, all processes"))
+    return [tile for tile in tiles if tile[1] != DASH]
+
+
+def _stage_table(run: RunRecord) -> Table:
+    waits = run.numbers("wait_share")
+    losses, observed = run.stage_columns(TRAIN), run.stage_columns(OBSERVED)
+    accuracies = run.accuracy_columns()
+
+    def last(by_stage: Mapping[int, str], stage: int) -> float:
+        return run.column(by_stage[stage])[-1] if stage in by_stage else math.nan
+
+    header = ["stage", *(f"train {term.replace('_', ' ')}" for term in losses)]
+    header += ["validation accuracy of its read-out"] if accuracies else []
+    header += [*map(observation_words, observed), *(["time waited"] if waits else [])]
+    if len(header) == 1:
+        return header, []
+    rows = []
+    for stage in range(run.num_stages):
+        row = [str(stage), *(short(last(by_stage, stage)) for by_stage in losses.values())]
+        row += [percent(last(accuracies, stage), 2)] if accuracies else []
+        row += [short(last(by_stage, stage)) for by_stage in observed.values()]
+        row += [percent(waits[stage]) if stage < len(waits) else DASH] if waits else []
+        rows.append(row)
+    return header, rows
+
+
+def _process_table(run: RunRecord) -> Table:
+    """Show what each process held and sent; one process alone is told by the tiles."""
+    columns = [
+        ("peak memory", run.numbers("peak_memory_bytes"), memory),
+        ("sent per training step", run.numbers("bytes_per_step"), traffic),
+    ]
+    num_processes = max(len(values) for _, values, _ in columns)
+    shown = [column for column in columns if column[1]]
+    rows = [
+        [str(rank), *(write(v[rank]) if rank < len(v) else DASH for _, v, write in shown)]
+        for rank in range(num_processes)
+    ]
+    return ["process", *(name for name, _, _ in shown)], rows if num_processes > 1 else []
+
+
+def _epoch_table(run: RunRecord) -> Table:
+    columns = {
+        "epoch": (EPOCH, short),
+        "validation accuracy": (VALID_ACCURACY, lambda share: percent(share, 2)),
+        "wall clock": (SECONDS, duration),
+        "samples/s": (SAMPLES_PER_SECOND, count),
+        "validation loss": (VALID_LOSS, short),
+        "learning rate": (LEARNING_RATE, short),
+    }
+    cells = [list(map(write, run.column(name))) for name, write in columns.values()]
+    return list(columns), list(zip(*cells, strict=True))
+
+
+def _environment(run: RunRecord) -> dict[str, str]:
+    """List versions and hardware."""
+    return flatten({key: value for key, value in run.environment.items() if key != "command"})
+
+
+# Several runs
+
+
+def _overview(runs: Sequence[RunRecord]) -> str:
+    words = [f"{len(runs)} run{'s' * (len(runs) != 1)}"]
+    for key, name in (("data", ""), ("model", ""), ("epochs", "epochs "), ("seed", "seeds ")):
+        values = dict.fromkeys(text(run.summary.get(key)) for run in runs)
+        words.append(f"{name}{', '.join(values)}")
+    return " · ".join(words)
+
+
+def _sentence(note: str) -> str:
+    return note if note.endswith((".", "!", "?")) else f"{note}."
+
+
+def _run_table(runs: Sequence[RunRecord]) -> Table:
+    header = ("run", "method", "seed", "test accuracy", "validation accuracy", "wall clock",
+              "samples/s", "peak memory")  # fmt: skip
+    rows = [
+        (
+            run.folder.name,
+            text(run.summary.get("method")),
+            text(run.summary.get("seed")),
+            percent(run.number("test_accuracy"), 2),
+            percent(run.number("valid_accuracy"), 2),
+            duration(run.number("wall_seconds")),
+            count(run.number("samples_per_second")),
+            memory(max(run.numbers("peak_memory_bytes"), default=math.nan)),
+        )
+        for run in runs
+    ]
+    return header, rows
+
+
+def _different(trees: Sequence[Mapping[str, str]]) -> list[str]:
+    """List the keys that are not the same in all runs."""
+    keys = dict.fromkeys(key for tree in trees for key in tree)
+    return [key for key in keys if len({tree.get(key) for tree in trees}) > 1]
+
+
+def _by_group(
+    groups: Sequence[Group], trees: Sequence[Mapping[str, str]], keys: Sequence[str]
+) -> list[list[str]]:
+    """Make a row per key, with a cell per group that lists the values of its runs."""
+    rows = []
+    for key in keys:
+        cells = (dict.fromkeys(trees[i].get(key, DASH) for i in g.members) for g in groups)
+        rows.append([key, *(", ".join(values) for values in cells)])
+    return rows
+
+
+def _parsed(config: str) -> dict[str, str]:
+    try:
+        return flatten(tomllib.loads(config))
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
+    """Turn nested mappings into one, with dotted names.
+
+    Example:
+        >>> flatten({"versions": {"torch": "2.6"}, "cpus": [0, 1]})
+        {'versions.torch': '2.6', 'cpus': '0, 1'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+            flat.update(flatten(dict(enumerate(value)), f"{prefix}{key}."))
+        elif isinstance(value, list | tuple):
+            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) or DASH
+        else:
+            flat[f"{prefix}{key}"] = text(value)
+    return flat

@@ -1,0 +1,243 @@
+"""Pictures of one run: losses, accuracy against epochs and time, what objectives observed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from scpl.report.formats import duration, percent, time_axis
+from scpl.report.panels import Panel, balanced
+from scpl.report.style import (
+    INK,
+    MUTED,
+    percent_axis,
+    side_legend,
+    small_marks,
+    stage_colours,
+    whole_axis,
+)
+from scpl.report.timelines import timeline_panels
+from scpl.runs import RunRecord
+from scpl.runs.columns import EPOCH, LOSS, OBSERVED, SECONDS, STEP, TRAIN, VALID_ACCURACY
+
+__all__ = ["condense", "observation_words", "run_panels"]
+
+NUM_POINTS = 300
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def run_panels(run: RunRecord) -> list[Panel]:
+    """List the pictures a run has data for."""
+    panels = [*_loss_panels(run), *_accuracy_panels(run), *_observation_panels(run)]
+    return balanced([*panels, *timeline_panels(run.timeline, run.numbers("wait_share"))])
+
+
+def condense(curve: Curve, num_points: int = NUM_POINTS) -> Curve:
+    """Average neighbours until at most ``num_points`` are left; NaN stays a gap.
+
+    Example:
+        >>> condense(([1, 2, 3, 4], [1.0, 3.0, 5.0, 7.0]), 2)
+        ([1.5, 3.5], [2.0, 6.0])
+    """
+    size = math.ceil(len(curve[0]) / num_points)
+    if size <= 1:
+        return curve
+    xs, ys = (
+        [math.fsum(values[i : i + size]) / len(values[i : i + size]) for i in starts]
+        for values, starts in ((v, range(0, len(v), size)) for v in map(_finite_or_nan, curve))
+    )
+    return xs, ys
+
+
+def _loss_panels(run: RunRecord) -> Iterator[Panel]:
+    curves, every = _loss_curves(run)
+    for index, (term, by_stage) in enumerate(curves.items()):
+        name = "loss" if term == LOSS else f"loss: {term.replace('_', ' ')}"
+        stages = f"stage{'s' if len(by_stage) > 1 else ''} {_ranges(sorted(by_stage))}"
+        ends = ", ".join(f"stage {k} {_last(ys):.3g}" for k, (_, ys) in sorted(by_stage.items()))
+        yield Panel(
+            name=f"loss-{index}",
+            title=f"Training {name}",
+            caption=f"{'Each line is' if len(by_stage) > 1 else 'The line is'} the local loss of "
+            f"one stage; {every}.",
+            alternative=f"Line chart of training {name} against steps, {stages}. Last: {ends}.",
+            draw=partial(_draw_losses, by_stage, run.num_stages),
+        )
+
+
+def _draw_losses(by_stage: Mapping[int, Curve], num_stages: int, axes: Any) -> None:
+    colours = stage_colours(num_stages)
+    for stage, curve in sorted(by_stage.items()):
+        xs, ys = condense(curve)
+        marker = "o" if len(xs) < 3 else ""
+        axes.plot(xs, ys, color=colours[stage], label=str(stage), marker=marker)
+    whole_axis(axes, "step")
+    axes.set_ylabel("loss (mean per batch)")
+    if num_stages > 1:
+        side_legend(axes, title="stage")
+
+
+def _loss_curves(run: RunRecord) -> tuple[dict[str, dict[int, Curve]], str]:
+    """Collect term to stage to curve, from the steps if they were logged, else from the epochs."""
+    found: dict[str, dict[int, tuple[list[float], list[float]]]] = {}
+    for row in run.steps:
+        for stage, terms in enumerate(row.losses):
+            for term, value in terms.items():
+                xs, ys = found.setdefault(term, {}).setdefault(stage, ([], []))
+                xs.append(row.step)
+                ys.append(value)
+    curves: dict[str, dict[int, Curve]] = {
+        term: {k: curve for k, curve in by_stage.items() if any(map(math.isfinite, curve[1]))}
+        for term, by_stage in found.items()
+    }
+    curves = {term: by_stage for term, by_stage in curves.items() if by_stage}
+    if curves:
+        size = math.ceil(len(run.steps) / NUM_POINTS)
+        every = f"a point is the mean of {size} logged steps" if size > 1 else "every logged step"
+        return curves, every
+    steps = run.column(STEP if run.has(STEP) else EPOCH)
+    return {
+        term: {stage: (steps, run.column(name)) for stage, name in by_stage.items()}
+        for term, by_stage in run.stage_columns(TRAIN).items()
+    }, "a point is the mean of an epoch"
+
+
+def _accuracy_panels(run: RunRecord) -> Iterator[Panel]:
+    by_stage = run.accuracy_columns()
+    if not run.has(VALID_ACCURACY) and not by_stage:
+        return
+    if len(by_stage) == 1 and run.has(VALID_ACCURACY):
+        by_stage = {}  # the only stage that predicts is the prediction itself
+    best = _last(run.column(VALID_ACCURACY))
+    words = f"{percent(best)} after the last epoch" if math.isfinite(best) else "per stage"
+    note = " A thin line is what a read-out of that stage alone predicts." if by_stage else ""
+    yield Panel(
+        name="accuracy-epochs",
+        title="Validation accuracy per epoch",
+        caption=f"Black: the prediction of the whole network.{note}",
+        alternative=f"Line chart of validation accuracy against epochs: {words}.",
+        draw=partial(_draw_accuracy, run, EPOCH, by_stage),
+    )
+    if run.has(SECONDS) and run.has(VALID_ACCURACY):
+        seconds = _last(run.column(SECONDS))
+        yield Panel(
+            name="accuracy-time",
+            title="Validation accuracy against time",
+            caption="Wall-clock time since training began, data loading and evaluation included.",
+            alternative="Line chart of validation accuracy against wall-clock time: "
+            f"{words}, at {duration(seconds)}.",
+            draw=partial(_draw_accuracy, run, SECONDS, {}),
+        )
+
+
+def _draw_accuracy(run: RunRecord, against: str, by_stage: Mapping[int, str], axes: Any) -> None:
+    xs = run.column(against)
+    if against == SECONDS:
+        scale, unit = time_axis(xs)
+        xs = [value / scale for value in xs]
+        axes.set_xlabel(f"wall-clock time ({unit})")
+    else:
+        whole_axis(axes, "epoch")
+    marks = small_marks(xs)
+    colours = stage_colours(run.num_stages)
+    for stage, name in by_stage.items():
+        ys = [100 * value for value in run.column(name)]
+        axes.plot(xs, ys, color=colours[stage], linewidth=1.3, label=str(stage), **marks)
+    if run.has(VALID_ACCURACY):
+        ys = [100 * value for value in run.column(VALID_ACCURACY)]
+        axes.plot(xs, ys, color=INK, linewidth=2.2, label="whole network", zorder=5, **marks)
+        _mark_last(axes, xs, ys)
+    percent_axis(axes)
+    if against == SECONDS:
+        axes.set_xlim(left=0)
+    if by_stage:
+        side_legend(axes, title="read-out of stage")
+
+
+def _mark_last(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:
+    points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x + y)]
+    if points:
+        axes.annotate(
+            f"{points[-1][1]:.1f} %",
+            points[-1],
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="right" if len(points) > 1 else "center",
+            color=MUTED,
+            fontsize=9,
+            annotation_clip=False,
+        )
+
+
+_DRAWN = {
+    "above_chance": (
+        "Contrast against chance",
+        "Loss minus its chance level, that of the same projections with classes dealt out at "
+        "random: at zero a stage has learned nothing.",
+        "loss minus chance level",
+    ),
+    "spread": (
+        "Spread of the projections",
+        "1: unit projections point in all directions; 0: they have collapsed to one.",
+        "spread",
+    ),
+}
+"""Observations that tell whether stages learn: title, caption and label of their pictures."""
+_WORDS = {
+    "above_chance": "contrast, loss minus chance level",
+    "positives": "positives per anchor",
+    "without_positives": "share of anchors without positives",
+    "spread": "spread of projections",
+    "accuracy": "training accuracy of its read-out",
+}
+
+
+def observation_words(name: str) -> str:
+    """Say in words what an observation is."""
+    return _WORDS.get(name, name.replace("_", " "))
+
+
+def _observation_panels(run: RunRecord) -> Iterator[Panel]:
+    found = run.stage_columns(OBSERVED)
+    for name, (title, caption, label) in _DRAWN.items():
+        if name in found:
+            last = ", ".join(f"stage {k} {run.column(c)[-1]:.3g}" for k, c in found[name].items())
+            yield Panel(
+                name=f"observed-{name.replace('_', '-')}",
+                title=title,
+                caption=caption,
+                alternative=f"Line chart of {label} against epochs. Last: {last}.",
+                draw=partial(_draw_observation, run, found[name], label),
+            )
+
+
+def _draw_observation(run: RunRecord, by_stage: Mapping[int, str], label: str, axes: Any) -> None:
+    colours = stage_colours(run.num_stages)
+    epochs = run.column(EPOCH)
+    lowest = 0.0
+    for stage, name in sorted(by_stage.items()):
+        values = run.column(name)
+        lowest = min([lowest, *filter(math.isfinite, values)])
+        axes.plot(epochs, values, color=colours[stage], label=str(stage), **small_marks(epochs))
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    if lowest == 0:
+        axes.set_ylim(bottom=0)
+    whole_axis(axes, "epoch")
+    axes.set_ylabel(label)
+    if run.num_stages > 1:
+        side_legend(axes, title="stage")
+
+
+def _finite_or_nan(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def _last(values: Sequence[float]) -> float:
+    return next((value for value in reversed(values) if math.isfinite(value)), math.nan)
+
+
+def _ranges(stages: Sequence[int]) -> str:
+    consecutive = len(stages) > 2 and stages[-1] - stages[0] == len(stages) - 1
+    return f"{stages[0]} to {stages[-1]}" if consecutive else ", ".join(map(str, stages))

@@ -1,0 +1,9 @@
+"""The run folder: which files a run leaves behind, how they are written and read.
+
+May import: errors.
+"""
+
+from scpl.runs.folder import RunFolder
+from scpl.runs.record import Event, LoggedStep, RunRecord
+
+__all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord"]
