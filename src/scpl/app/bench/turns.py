@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, TypeAlias
 
 from scpl.app.bench.teams import Team, Teams, Unable
+from scpl.app.signals import end_signals
 from scpl.errors import Interrupted
 from scpl.report.groups import Sample
 
@@ -89,7 +87,7 @@ def take_turns(
             failures[name] = str(error)
             records.pop(name, None)
 
-    with _ended_by_signals(), Teams() as teams:
+    with end_signals(_interrupt), Teams() as teams:
         for name, rival in rivals.items():
             if name in failures:
                 continue  # its team has failed
@@ -182,26 +180,8 @@ class Load:
         return busy, steal, busy + steal + idle + io_wait, ours
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an error, so that all processes are ended.
-
-    Raises:
-        Interrupted: when one comes.
-    """
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        error = Interrupted("The benchmark was interrupted")
-        error.signal = number
-        raise error
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may install handlers
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, receive) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(received: signal.Signals) -> None:
+    """Turn Ctrl-C and SIGTERM into an error, so that all processes are ended."""
+    error = Interrupted("The benchmark was interrupted")
+    error.signal = received
+    raise error

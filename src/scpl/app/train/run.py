@@ -22,8 +22,8 @@ from scpl.app.config import TrainConfig, write_toml
 from scpl.app.environment import describe_environment
 from scpl.app.folder import RunFolder
 from scpl.app.kinds.base import Facts, Loaders
-from scpl.app.launch import GracefulStop
 from scpl.app.network import describe_network
+from scpl.app.signals import GracefulStop
 from scpl.app.train.clock import Clock
 from scpl.app.train.finish import finish
 from scpl.app.train.preview import describe_stages
