@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import scpl
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -18,6 +20,14 @@ def found_by(name, *arguments):
         check=True,
     )
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*/main.py")), ids=lambda p: p.parent.name)
+def test_every_benchmark_has_a_description_and_answers_help(path):
+    assert path.with_name("README.md").is_file()
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
 
 
 def results_of(name, *arguments):
@@ -51,3 +61,14 @@ def test_throughput_of_rivals_and_the_same_losses_on_one_and_two_processes():
     one, line = (found["variants"][name]["rates"][0] for name in ("one", "line"))
     assert found["ratios"]["line/one"]["median"] == line / one
     assert found["ratios"]["line/ddp"]["target"] == 1.0
+
+
+def test_two_versions_of_the_source_are_compared_in_turns():
+    source = str(Path(scpl.__file__).parents[1])
+    found = results_of(
+        "compare_versions", "--old", source, "--new", source, "--settings", "vgg8 bp 1",
+        "--rounds", "1", "--blocks", "1", "--steps", "1", "--least", "0",
+    )["vgg8 bp 1"]  # fmt: skip
+    assert found["ratio"]["rounds"] == [found["new"] / found["old"]]
+    assert found["ratio"]["quartiles"] == [found["ratio"]["median"]] * 2
+    assert found["slower"] is False

@@ -6,27 +6,33 @@ Needs root (``ip netns``, ``tc``) on Linux. See README.md beside this file.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from types import FrameType
+from types import TracebackType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "throughput"))
-from cable import UNSHAPED, Cable
-from plan import Job, team_of, work
+from variants import Job, contender, serve_job, workers_of
 from writing import environment, say, shown, verdict
 
-from scpl.app.bench.teams import Team
-from scpl.app.bench.turns import Answers, Record, Rival, paired, spread, take_turns
+from scpl.app.bench.measure import Contender, measure, summary
+from scpl.app.bench.workers import Timing, Workers
+from scpl.app.signals import end_signals
 from scpl.errors import ScplError
 
 LOOPBACK = "loopback"
@@ -34,6 +40,142 @@ LINES = ("scpl", "early-exit")
 SWEPT = ("gpipe", "1f1b")
 TARGET = 0.95
 TARGETS = {("ddp", "1gbit"): 1.5, ("ddp", "200mbit"): 2.5}
+UNSHAPED = "none"
+PROBE_PORT = 45_671
+PROBE_BYTES = 16_000_000
+CLONE_NEWNET = 0x40000000  # of <sched.h>; os.setns needs Python 3.12
+SPAWN = multiprocessing.get_context("spawn")
+
+
+# ---- The cable. ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of the cable.
+
+    Attributes:
+        space: Its network namespace.
+        device: Its network device.
+        address: Its address in a private network.
+    """
+
+    space: str
+    device: str
+    address: str
+
+    def enter(self) -> None:
+        """Bring this thread, and those that it starts, to this end."""
+        with open(f"/run/netns/{self.space}") as space:
+            if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"{self.space} cannot be entered")
+
+    def sent_bytes(self) -> int:
+        """Bytes that left here so far."""
+        path = f"/sys/class/net/{self.device}/statistics/tx_bytes"
+        return int(_run("ip", "netns", "exec", self.space, "cat", path))
+
+
+ENDS = (
+    End("scpl-bench-0", "scpl0", "10.77.0.1"),
+    End("scpl-bench-1", "scpl1", "10.77.0.2"),
+)
+
+
+class Cable:
+    """Two network namespaces joined by a virtual cable; leaving the block removes both."""
+
+    def __enter__(self) -> Cable:
+        self._remove()  # what a killed run left behind
+        try:
+            here, there = ENDS
+            for end in ENDS:
+                _run("ip", "netns", "add", end.space)
+            _run(
+                *("ip", "link", "add", here.device, "netns", here.space, "type", "veth"),
+                *("peer", "name", there.device, "netns", there.space),
+            )
+            for end in ENDS:
+                inside = ("ip", "-n", end.space)
+                _run(*inside, "address", "add", f"{end.address}/24", "dev", end.device)
+                _run(*inside, "link", "set", end.device, "up")
+                _run(*inside, "link", "set", "lo", "up")
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def shape(self, rate: str) -> None:
+        """Limit both directions, like a network card of that speed."""
+        for end in ENDS:
+            queue = ("tc", "-n", end.space, "qdisc")
+            with suppress(subprocess.CalledProcessError):  # there is none yet
+                _run(*queue, "delete", "dev", end.device, "root")
+            if rate != UNSHAPED:
+                limit = ("rate", rate, "burst", "128kb", "latency", "50ms")
+                _run(*queue, "add", "dev", end.device, "root", "tbf", *limit)
+
+    def carried_bytes(self) -> int:
+        """Bytes that went over it so far, both ways."""
+        return sum(end.sent_bytes() for end in ENDS)
+
+    def speed(self) -> float:
+        """Send 16 MB through plain sockets, until all has arrived; return bits per second."""
+        ours, theirs = SPAWN.Pipe()
+        sides = [SPAWN.Process(target=side, args=(theirs,)) for side in (receive, send)]
+        for side in sides:
+            side.start()
+        try:
+            return float(ours.recv())
+        finally:
+            for side in sides:
+                side.kill()
+                side.join()
+
+    def _remove(self) -> None:
+        for end in ENDS:
+            if Path("/run/netns", end.space).exists():
+                with suppress(subprocess.CalledProcessError):
+                    _run("ip", "netns", "delete", end.space)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def receive(connection: Connection) -> None:
+    """Be the side of the test of the cable's speed that receives."""
+    ENDS[0].enter()
+    with socket.create_server((ENDS[0].address, PROBE_PORT)) as server:
+        peer, _ = server.accept()
+        left = PROBE_BYTES
+        while left > 0:
+            left -= len(peer.recv(1 << 20))
+        peer.sendall(b".")
+
+
+def send(connection: Connection) -> None:
+    """Be the other side, and tell how fast it was."""
+    ENDS[1].enter()
+    while True:
+        try:
+            peer = socket.create_connection((ENDS[0].address, PROBE_PORT))
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    begin = time.perf_counter()
+    peer.sendall(bytes(PROBE_BYTES))
+    peer.recv(1)
+    connection.send(8 * PROBE_BYTES / (time.perf_counter() - begin))
+
+
+# ---- What is measured. ---------------------------------------------------------------------------
 
 
 def jobs_of(arguments: argparse.Namespace) -> dict[str, Job]:
@@ -49,7 +191,7 @@ def jobs_of(arguments: argparse.Namespace) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     for method in arguments.methods:
         if method == "ddp":
-            jobs[method] = replace(base, kind="ddp")
+            jobs[method] = replace(base, loop="ddp")
         elif method in SWEPT:
             for micro in arguments.micro_batches:
                 jobs[f"{method}/{micro}"] = replace(base, method=method, micro_batches=micro)
@@ -58,10 +200,10 @@ def jobs_of(arguments: argparse.Namespace) -> dict[str, Job]:
     return jobs
 
 
-def rivals_of(
+def contenders_of(
     jobs: dict[str, Job], networks: Sequence[str], cable: Cable, traffic: dict[str, list[float]]
-) -> dict[str, Rival]:
-    """Every method on every network; over the cable one team, whatever the cable's speed.
+) -> dict[str, Contender]:
+    """Every method on every network; over the cable the same workers, whatever its speed.
 
     Args:
         jobs: The methods.
@@ -69,44 +211,42 @@ def rivals_of(
         cable: It is set to the rate before a block.
         traffic: Filled with the bytes that cross the cable per step, both ways, block by block.
     """
-    rivals: dict[str, Rival] = {}
+    contenders: dict[str, Contender] = {}
     for method, job in jobs.items():
+        here = workers_of(f"{method} over {LOOPBACK}", job, serve_on_loopback)
+        there = workers_of(f"{method} over cable", job, serve_on_cable)
         for network in networks:
-            place = network if network == LOOPBACK else "cable"
             name = f"{method} {network}"
             traffic[name] = []
-            rivals[name] = Rival(
-                f"{method} over {place}",
-                partial(start, method, job, None if network == LOOPBACK else cable),
-                partial(train, job, network, cable, traffic[name]),
-            )
-    return rivals
+            contenders[name] = contender(here if network == LOOPBACK else there, job)
+            if network != LOOPBACK:
+                contenders[name].train = partial(train, network, cable, traffic[name])
+    return contenders
 
 
-def start(method: str, job: Job, cable: Cable | None) -> Team:
-    """Start the ranks of a method here, or one at each end of the cable."""
-    if cable is None:
-        return team_of(method, job, environment={"GLOO_SOCKET_IFNAME": "lo"})
-    # The device of the other end has another name: gloo reads it from each rank's own
-    # environment, set behind `ip netns exec`.
-    prefixes = [(*end.prefix, "env", f"GLOO_SOCKET_IFNAME={end.device}") for end in cable.ends]
-    return team_of(method, job, address=cable.ends[0].address, prefixes=prefixes)
+def serve_on_loopback(connection: Connection, job: Job) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    serve_job(connection, job)
 
 
-def train(
-    job: Job, network: str, cable: Cable, traffic: list[float], team: Team
-) -> tuple[float, Answers]:
-    """Have a team train a block over a network, and count what crosses the cable."""
-    if network == LOOPBACK:
-        return work(team, job)
+def serve_on_cable(connection: Connection, job: Job) -> None:
+    """Be the rank at one end of the cable."""
+    end = ENDS[int(os.environ["RANK"])]
+    end.enter()
+    os.environ |= {"GLOO_SOCKET_IFNAME": end.device, "MASTER_ADDR": ENDS[0].address}
+    serve_job(connection, job)
+
+
+def train(network: str, cable: Cable, traffic: list[float], workers: Workers) -> list[Timing]:
+    """Have a block trained over the cable, and count what crosses it."""
     cable.shape(network)
     before = cable.carried_bytes()
-    rate, answers = work(team, job)
-    traffic.append((cable.carried_bytes() - before) / answers[-1]["steps"])
-    return rate, answers
+    timings = workers.train()
+    traffic.append((cable.carried_bytes() - before) / timings[-1].steps)
+    return timings
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every method on every network, in turns; everything found, in JSON values."""
     jobs, networks = jobs_of(arguments), [LOOPBACK, *arguments.rate]
     traffic: dict[str, list[float]] = {}
@@ -115,60 +255,57 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for rate in arguments.rate:
             cable.shape(rate)
             speeds[rate] = cable.speed()
-        rivals = rivals_of(jobs, networks, cable, traffic)
-        records, failures = take_turns(rivals, arguments.repeats, say)
-    results = {
-        name: describe(name, record, records, speeds, traffic[name])
-        for name, record in records.items()
-    }
-    best = {network: best_of(records, network) for network in networks}
-    return {"results": results, "ratios": ratios_of(records, best), "failures": failures}
+        contenders = contenders_of(jobs, networks, cable, traffic)
+        measured, failures = measure(contenders, arguments.repeats, say)
+    results = {name: describe(name, measured, speeds, traffic[name]) for name in measured}
+    best = {network: best_of(measured, network) for network in networks}
+    return {"results": results, "ratios": ratios_of(measured, best), "failures": failures}
 
 
 def describe(
     name: str,
-    record: Record,
-    records: dict[str, Record],
+    measured: dict[str, Contender],
     speeds: dict[str, float],
     traffic: list[float],
 ) -> dict[str, Any]:
     """One method on one network in JSON values."""
     method, _, network = name.partition(" ")
-    others = [load["others"] for load in record.loads]
+    contender = measured[name]
+    others = [load["others"] for load in contender.loads]
     found = {
         "method": method,
         "network": network,
-        "samples_per_second": spread(record.rates),
-        "rates": record.rates,
-        "others": spread(others) if others else None,
-        "shares": record.mean_shares() if "shares" in record.answers[-1][-1] else [],
-        "bytes_per_step": spread(traffic) if traffic else None,
+        "samples_per_second": summary(contender.rates),
+        "rates": contender.rates,
+        "others": summary(others) if others else None,
+        "shares": contender.mean_shares() if contender.timings[-1][-1].shares else [],
+        "bytes_per_step": summary(traffic) if traffic else None,
         "bits_per_second": speeds.get(network),
     }
-    base = records.get(f"{method} {LOOPBACK}")
+    base = measured.get(f"{method} {LOOPBACK}")
     if base is not None and network != LOOPBACK:
-        ratio = spread(paired(record.rates, base.rates))
+        ratio = summary(contender.ratios(base))
         found["to_loopback"] = {**ratio, "target": TARGET if method in LINES else None}
     return found
 
 
-def best_of(records: dict[str, Record], network: str) -> dict[str, str]:
+def best_of(measured: dict[str, Contender], network: str) -> dict[str, str]:
     """The best number of slices of each method on a network: it is what one would use there."""
     best: dict[str, str] = {}
-    here = [name for name in records if name.endswith(f" {network}")]
-    for name in sorted(here, key=lambda name: -median(records[name].rates)):
+    here = [name for name in measured if name.endswith(f" {network}")]
+    for name in sorted(here, key=lambda name: -median(measured[name].rates)):
         best.setdefault(re.split("[ /]", name)[0], name)
     return best
 
 
-def ratios_of(records: dict[str, Record], best: dict[str, dict[str, str]]) -> dict[str, Any]:
+def ratios_of(measured: dict[str, Contender], best: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The line against every rival, network by network."""
     ratios = {}
     for network, names in best.items():
         for line in LINES:
             for method, name in names.items():
                 if line in names and method not in LINES:
-                    ratio = spread(paired(records[names[line]].rates, records[name].rates))
+                    ratio = summary(measured[names[line]].ratios(measured[name]))
                     target = TARGETS.get((method, network)) if line == "scpl" else None
                     ratios[f"{line}/{name}"] = {**ratio, "target": target}
     return ratios
@@ -220,7 +357,7 @@ def check_machine(rates: list[str]) -> None:
             raise SystemExit(f"A rate must look like 200mbit, 1gbit or none; got {rate!r}.")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(received: int) -> None:
     raise KeyboardInterrupt
 
 
@@ -238,10 +375,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     check_machine(arguments.rate)
-    signal.signal(signal.SIGTERM, _interrupt)
     load = os.getloadavg()
     try:
-        found = measure(arguments)
+        with end_signals(interrupt):
+            found = measured_by(arguments)
     except (KeyboardInterrupt, ScplError) as error:
         reason = str(error) or "interrupted"
         raise SystemExit(f"{reason} The network namespaces are removed.") from None

@@ -91,7 +91,7 @@ def transformer(width: int, num_blocks: int) -> nn.Sequential:
     """Build an encoder that classifies token sequences ``[N, L]``."""
     from torch import nn
 
-    from scpl.heads import MeanOverPositions
+    from scpl.heads.projection import MeanOverPositions
 
     def block() -> nn.Module:
         return nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True)
@@ -139,7 +139,7 @@ def measure(case: Case) -> dict[str, Any]:
         train = plain_loop(network.to(case.device), optimizer)
         modules, names = [network], []
     else:
-        method = (scpl.SCPL if case.method == "scpl" else scpl.Backpropagation)(NUM_CLASSES)
+        method = scpl.SCPL() if case.method == "scpl" else scpl.Backpropagation()
         parts = partition(case, network, inputs[:2].cpu())
         pipeline = scpl.Pipeline(parts, method, optimizer, device=case.device)
         modules = [m for stage in pipeline.stages for m in (stage.body, stage.objective)]

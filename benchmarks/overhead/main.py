@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy
 
 import scpl
 from scpl.app.environment import describe_environment
-from scpl.heads import Head, Linear, MeanOverPositions, PooledMLP
+from scpl.heads import Head, Linear, PooledMLP
+from scpl.heads.projection import MeanOverPositions
 from scpl.losses.contrastive import supervised_contrastive_loss
 from scpl.methods.base import CrossEntropy, Sum
 from scpl.methods.scpl import Contrastive
@@ -135,7 +136,6 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
 
     parts = scpl.split(case.network(), case.cuts, example=batches[0][0][:2])
     method = scpl.SCPL(
-        NUM_CLASSES,
         temperature=0.1,
         head=case.head,
         cross_entropy=0.0,
@@ -199,11 +199,11 @@ def summary(wall: list[tuple[float, float]], num_stages: int) -> dict[str, Any]:
         "pipeline_seconds": median(ours for ours, _ in wall),
         "by_hand_seconds": median(theirs for _, theirs in wall),
         "extra_microseconds_per_stage": extra / num_stages * 1e6,
-        "ratio": spread([ours / theirs for ours, theirs in wall]),
+        "ratio": summary_of_ratios([ours / theirs for ours, theirs in wall]),
     }
 
 
-def spread(ratios: list[float]) -> dict[str, Any]:
+def summary_of_ratios(ratios: list[float]) -> dict[str, Any]:
     """The median, with the spread of single pairs and of the medians of blocks of pairs."""
     size = max(1, len(ratios) // NUM_BLOCKS)
     blocks = [median(ratios[i : i + size]) for i in range(0, size * NUM_BLOCKS, size)]

@@ -15,10 +15,10 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from plan import Job, team_of, work
+from variants import Job, contender, workers_of
 from writing import environment, say, shown, verdict
 
-from scpl.app.bench.turns import Record, Rival, paired, spread, take_turns
+from scpl.app.bench.measure import Contender, measure, summary
 from scpl.errors import ScplError
 from scpl.report.formats import memory
 
@@ -74,14 +74,14 @@ def variants(arguments: argparse.Namespace, folder: str) -> dict[str, Job]:
     line = replace(base, processes=arguments.processes)
     every = min(CHECKPOINT_EVERY, arguments.steps)
     jobs = {
-        "bp": replace(base, kind="bp"),
+        "bp": replace(base, loop="bp"),
         "one": base,
         "line": line,
-        "bp-wide": replace(base, kind="bp", threads=arguments.processes),
-        "limit": replace(line, kind="alone"),
+        "bp-wide": replace(base, loop="bp", threads=arguments.processes),
+        "limit": replace(line, loop="alone"),
         "saving": replace(line, checkpoint_every=every, folder=folder),
         "bp-cut": replace(line, method="bp-cut"),
-        "ddp": replace(line, kind="ddp"),
+        "ddp": replace(line, loop="ddp"),
     }
     jobs |= {
         f"{name}/{micro}": replace(line, method=name, micro_batches=micro)
@@ -96,36 +96,31 @@ def family(name: str) -> str:
     return name.partition("/")[0]
 
 
-def rival(name: str, job: Job) -> Rival:
-    """A variant, as those that take turns see it."""
-    return Rival(name, lambda: team_of(name, job), lambda team: work(team, job))
-
-
-def summary(jobs: Mapping[str, Job], records: Mapping[str, Record]) -> dict[str, Any]:
+def results(jobs: Mapping[str, Job], measured: Mapping[str, Contender]) -> dict[str, Any]:
     """Everything that was found, in JSON values."""
-    best = best_of_families(records)
+    best = best_of_families(measured)
     ratios = {}
     for pair in PAIRS:
         if all(name in best for name in pair):
-            above, below = (records[best[name]].rates for name in pair)
-            ratio = spread(paired(above, below))
+            ours, theirs = (measured[best[name]] for name in pair)
+            ratio = summary(ours.ratios(theirs))
             ratios["/".join(pair)] = {**ratio, "target": TARGETS.get(pair), "below": best[pair[1]]}
     return {
-        "variants": {name: describe(name, jobs[name], record) for name, record in records.items()},
+        "variants": {name: describe(name, jobs[name], one) for name, one in measured.items()},
         "ratios": ratios,
-        "equal_losses": compared_losses(records),
+        "equal_losses": compared_losses(measured),
     }
 
 
-def best_of_families(records: Mapping[str, Record]) -> dict[str, str]:
+def best_of_families(measured: Mapping[str, Contender]) -> dict[str, str]:
     """For a method that slices mini-batches the best number of slices: it is what one would use."""
     best: dict[str, str] = {}
-    for name in sorted(records, key=lambda name: -median(records[name].rates)):
+    for name in sorted(measured, key=lambda name: -median(measured[name].rates)):
         best.setdefault(family(name), name)
     return best
 
 
-def compared_losses(records: Mapping[str, Record]) -> int:
+def compared_losses(measured: Mapping[str, Contender]) -> int:
     """One process or several: every loss must be the same, to the last bit.
 
     Returns:
@@ -133,8 +128,8 @@ def compared_losses(records: Mapping[str, Record]) -> int:
     """
     found = []
     for name in LINES:
-        answers = records[name].answers if name in records else []
-        losses = {step: loss for block in answers for step, loss in block[-1]["losses"].items()}
+        timings = measured[name].timings if name in measured else []
+        losses = {step: loss for block in timings for step, loss in block[-1].losses.items()}
         found += [losses] if losses else []
     if len(found) < 2:
         return 0
@@ -146,11 +141,11 @@ def compared_losses(records: Mapping[str, Record]) -> int:
     return len(set(first).intersection(*others))
 
 
-def describe(name: str, job: Job, record: Record) -> dict[str, Any]:
+def describe(name: str, job: Job, contender: Contender) -> dict[str, Any]:
     """One variant in JSON values."""
-    last = record.answers[-1]
+    last = contender.timings[-1]
     loads = {
-        key: spread([load[key] for load in record.loads]) if record.loads else None
+        key: summary([load[key] for load in contender.loads]) if contender.loads else None
         for key in ("others", "steal")
     }
     return {
@@ -160,13 +155,13 @@ def describe(name: str, job: Job, record: Record) -> dict[str, Any]:
             every=job.checkpoint_every,
             micro=job.micro_batches,
         ),
-        "samples_per_second": spread(record.rates),
-        "rates": record.rates,
+        "samples_per_second": summary(contender.rates),
+        "rates": contender.rates,
         **loads,
-        "shares": record.mean_shares() if job.kind == "engine" else [],
-        "cuts": record.ready[-1].get("cuts"),
-        "last_step_seconds": [answer["seconds"] / job.steps for answer in last],
-        "peak_memory_bytes": [answer["peak_memory_bytes"] for answer in last],
+        "shares": contender.mean_shares() if job.loop == "engine" else [],
+        "cuts": list(contender.workers.cuts) if job.loop == "engine" else None,
+        "last_step_seconds": [timing.seconds / job.steps for timing in last],
+        "peak_memory_bytes": [timing.peak_memory_bytes for timing in last],
     }
 
 
@@ -217,12 +212,12 @@ def main() -> None:
     load = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="scpl-throughput-") as folder:
         jobs = variants(arguments, folder)
-        rivals = {name: rival(name, job) for name, job in jobs.items()}
+        contenders = {name: contender(workers_of(name, job), job) for name, job in jobs.items()}
         try:
-            records, failures = take_turns(rivals, arguments.repeats, say)
+            measured, failures = measure(contenders, arguments.repeats, say)
         except ScplError as error:
             raise SystemExit(str(error)) from None
-    found = {**summary(jobs, records), "failures": failures}
+    found = {**results(jobs, measured), "failures": failures}
     found |= {"environment": environment(), "load_before": load, "arguments": vars(arguments)}
     print(json.dumps(found) if arguments.json else "\n".join(tables(found)))
     sys.exit(1 if failures else 0)

@@ -2,4 +2,5 @@
 
 from scpl.app.cli import main
 
-main()
+if __name__ == "__main__":  # processes that multiprocessing spawns import this file as well
+    main()

@@ -1,11 +1,12 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+import pretended_workers
 import pytest
 import torch
 from torch import nn
@@ -14,8 +15,9 @@ import scpl
 from cli_runs import TINY, refused, start
 from cli_runs import scpl as command
 from scpl.app.bench import bench as module
-from scpl.app.bench.blocks import Block, train_block
+from scpl.app.bench.measure import Block, train_block
 from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
+from scpl.app.bench.workers import Workers
 from scpl.app.config import TrainConfig
 from scpl.engine.timeline import Timeline
 from scpl.methods import SCPL, Backpropagation, DataParallel, GPipe
@@ -38,31 +40,13 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def actors(monkeypatch, tmp_path_factory):
-    """Processes that only pretend to train: tests of everything around them take no time.
-
-    A method's script is a list of what its process does: first to get ready, then in each round.
-    A number is a rate in steps per second, a text a reason to fail, ``die`` the end.
-    """
+def actors(monkeypatch):
+    """Processes that only pretend to train: tests of everything around them take no time."""
     scripts = {}
 
     def act(**given):
         scripts.update({name.replace("_", "-"): script for name, script in given.items()})
-        actor = tmp_path_factory.mktemp("actor") / "actor.py"
-        actor.write_text(
-            "import json, os, sys\n"
-            "SIZES = {'peak_memory_bytes': 1, 'bytes_per_step': 3}\n"
-            "config = json.loads(sys.argv[1])['config']\n"
-            f"script = iter({scripts!r}[config['method']])\n"
-            "def say(**values): print(json.dumps(values), flush=True)\n"
-            "def act(part, **ready):\n"
-            "    if part == 'die': os.kill(os.getpid(), 9)\n"
-            "    if isinstance(part, str): say(failed=part)\n"
-            "    else: say(**ready, seconds=2 / part, shares={'wait': 0.25}, **SIZES)\n"
-            "act(next(script), stages=4)\n"
-            "for _ in sys.stdin: act(next(script, 10))\n"
-        )
-        monkeypatch.setattr(module, "JOB", (sys.executable, str(actor)))
+        monkeypatch.setattr(module, "serve", partial(pretended_workers.serve, scripts))
 
     return act
 
@@ -112,6 +96,11 @@ class TestNumbers:
         assert cells[0][:4] == ["method", f"processes {TIMES} threads", "samples/s", "ratio to bp"]
         assert cells[2][:4] == ["scpl", f"1 {TIMES} 1", "500 (200-800)", "3.00 (2.00-4.00)"]
         assert cells[3][:4] == ["bp", f"1 {TIMES} 1", "150 (100-200)", "1 (reference)"]
+
+    def test_what_the_processes_print_goes_to_stderr(self, actors, capfd):
+        actors(bp=["print", "print", "print"])
+        assert json.loads(bench("--methods", "bp", "--json").out)["results"]
+        assert capfd.readouterr() == ("", "something\n" * 3)
 
     def test_without_bp_the_first_is_the_reference(self, actors):
         actors(scpl=[1, 10, 40], early_exit=[1, 20, 80])
@@ -174,25 +163,34 @@ class TestEnds:
         assert found.err.splitlines()[-1] == "The benchmark was interrupted."
         assert signal.getsignal(number) is handler
 
-    def test_processes_do_not_outlive_a_benchmark_that_is_killed(self):
+    @pytest.mark.parametrize("seen", ["starting", "round 2/"])
+    @pytest.mark.timeout(300)
+    def test_processes_do_not_outlive_a_benchmark_that_is_killed(self, seen):
         process = start(
             "bench", *FAST, "--repeats", "1000000", "--methods", "scpl", "--processes", 2
         )
-        deadline = time.monotonic() + 60
-        while "round 2/" not in process.stderr.readline():
-            assert time.monotonic() < deadline
-        ranks = children(process.pid)
-        assert len(ranks) == 2
-        process.kill()
-        process.communicate()  # their stderr is its own: it ends when they end
+        deadline = time.monotonic() + 200
+        try:
+            while seen not in process.stderr.readline():
+                assert time.monotonic() < deadline
+            while len(ranks := children(process.pid)) < 2:
+                assert time.monotonic() < deadline
+        finally:
+            process.kill()
+            process.communicate()  # their stderr is its own: it ends when they end
         while any(alive(pid) for pid in ranks):
             assert time.monotonic() < deadline + 30
             time.sleep(0.05)
 
 
 def children(pid):
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split() if alive(int(child))]
+    """Without the helper of multiprocessing, which ends with the last process that uses it."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        int(child)
+        for child in found
+        if alive(child) and "resource_tracker" not in Path(f"/proc/{child}/cmdline").read_text()
+    ]
 
 
 def alive(pid):
@@ -200,6 +198,27 @@ def alive(pid):
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+class TestEnvironment:
+    def test_processes_become_ranks_and_the_benchmark_stays_as_it_is(self, monkeypatch):
+        """Variables must be there before torch is imported; a fixture checks that ours are as
+        they were."""
+        monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
+        workers = Workers("some", pretended_workers.tell_environment, None, processes=2, threads=3)
+        try:
+            workers.start()
+            answers = workers.train()
+        finally:
+            workers.kill()
+        ports = {answer.pop("MASTER_PORT") for answer in answers}
+        assert len(ports) == 1
+        for rank, answer in enumerate(answers):
+            assert answer == {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "3",
+                "torch": False,
+            }  # fmt: skip
 
 
 class TestData:
@@ -247,11 +266,11 @@ class TestData:
 class TestBlocks:
     def test_the_clock_runs_while_the_line_is_full(self):
         """The first of three ranks may be 2 * 3 mini-batches ahead of the last one."""
-        assert Block.of(10, SCPL(2), 3, 2) == Block(10, warm=6, cool=6)
+        assert Block.of(10, SCPL(), 3, 2) == Block(10, warm=6, cool=6)
 
     @pytest.mark.parametrize(
         ("method", "num_ranks", "cool"),
-        [(SCPL(2), 1, 0), (Backpropagation(2), 1, 0), (GPipe(2), 3, 1), (DataParallel(2), 2, 1)],
+        [(SCPL(), 1, 0), (Backpropagation(), 1, 0), (GPipe(), 3, 1), (DataParallel(), 2, 1)],
     )
     def test_where_all_ranks_end_a_step_together(self, method, num_ranks, cool):
         assert Block.of(10, method, num_ranks, 2) == Block(10, warm=3, cool=cool)
@@ -260,9 +279,9 @@ class TestBlocks:
         rows = (torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
         network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
         parts = scpl.split(network, num_stages=1, example=rows[0])
-        pipeline = scpl.Pipeline(parts, SCPL(2), lambda p: torch.optim.SGD(p, lr=0.1))
+        pipeline = scpl.Pipeline(parts, SCPL(), lambda p: torch.optim.SGD(p, lr=0.1))
         clock = 0.0
-        monkeypatch.setattr("scpl.app.bench.blocks._now", lambda device: clock)
+        monkeypatch.setattr("scpl.app.bench.measure._now", lambda device: clock)
 
         def batches():
             nonlocal clock
@@ -270,10 +289,10 @@ class TestBlocks:
                 clock += 1.0 if 2 <= index < 7 else 100.0
                 yield rows
 
-        answer, reports = train_block(pipeline, batches(), Block(5, warm=2, cool=2))
+        timing = train_block(pipeline, batches(), Block(5, warm=2, cool=2))
         pipeline.close()
-        assert [report.step for report in reports] == list(range(1, 10))
-        assert (answer["steps"], answer["seconds"]) == (9, 5.0)
+        assert list(timing.losses) == list(range(1, 10))
+        assert (timing.steps, timing.seconds) == (9, 5.0)
 
     def test_shares_are_those_of_the_window(self):
         timeline = Timeline()

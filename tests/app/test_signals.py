@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from scpl.app.launch import SAME_EVENT, GracefulStop
+from scpl.app.signals import SAME_EVENT, GracefulStop
 
 
 def send(number=signal.SIGTERM):

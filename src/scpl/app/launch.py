@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 import uuid
-from collections.abc import Callable
-from types import FrameType, TracebackType
 
 from scpl.app.config import TrainConfig
 from scpl.engine.ranks import Control
 from scpl.errors import InputError
 from scpl.runs import RunFolder
 
-__all__ = ["GracefulStop", "after_restart", "is_rank", "launch", "launcher"]
+__all__ = ["after_restart", "is_rank", "launch", "launcher"]
 
 BAD_INPUT = 2
 INTERRUPTED = (130, 143)
@@ -114,94 +109,3 @@ def after_restart(config: TrainConfig, control: Control) -> TrainConfig:
         about = folder.read_json(folder.environment) if known else {}
         control.share("restarted", about.get("launcher") == launcher())
     return config.changed(resume=config.run.out) if control.fetch("restarted") else config
-
-
-SAME_EVENT = 2.0
-"""Seconds within which signals count as one: a terminal and a launcher both send Ctrl-C on."""
-
-
-class GracefulStop:
-    """While active, the first signal only sets `received`; a later one ends at once.
-
-    It may be entered again while it is active; the outermost ``with`` counts.
-
-    Args:
-        on_arrival: Called from a thread of its own as soon as a signal arrives. Python itself
-            handles signals between two steps of the main thread, which may be blocked in a send
-            or a receive that only ends when something is done about a dead rank.
-
-    Attributes:
-        received: The first signal, if one came.
-    """
-
-    def __init__(self, on_arrival: Callable[[], None] | None = None) -> None:
-        self.received: signal.Signals | None = None
-        self._callbacks: list[Callable[[str], None]] = []
-        self._previous: dict[signal.Signals, object] = {}
-        self._depth = 0
-        self._time = 0.0
-        self._listener = None if on_arrival is None else _Listener(on_arrival)
-
-    def on_signal(self, callback: Callable[[str], None]) -> None:
-        """Have ``callback`` called with the signal's name when the first one comes."""
-        self._callbacks.append(callback)
-
-    def __enter__(self) -> GracefulStop:
-        self._depth += 1
-        # Only the main thread may install handlers; elsewhere the caller keeps its own.
-        if self._depth == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
-            if self._listener is not None:
-                self._listener.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            if self._previous and self._listener is not None:
-                self._listener.stop()
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)  # type: ignore[arg-type]
-            self._previous = {}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.received is None:
-            self.received, self._time = signal.Signals(number), now
-            for callback in self._callbacks:
-                callback(self.received.name)
-        elif now - self._time > SAME_EVENT:
-            raise KeyboardInterrupt
-
-
-class _Listener:
-    """Hears of signals when they arrive: the interpreter writes them into a pipe at once."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act = act
-        self._thread: threading.Thread | None = None
-        self._before = -1
-
-    def start(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        signal.set_wakeup_fd(self._before)
-        os.close(self._write)
-        assert self._thread is not None
-        self._thread.join()
-        os.close(self._read)
-
-    def _run(self) -> None:
-        while os.read(self._read, 64):
-            self._act()

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scpl.app.bench.synthetic import synthetic_data
-from scpl.app.bench.teams import Team
-from scpl.app.bench.turns import Answers, Record, Rival, paired, spread, take_turns
-from scpl.app.build import build_partition
-from scpl.app.config import BenchConfig, TrainConfig, method_names
-from scpl.app.environment import choose_device, describe_environment, share_of_cores
+from scpl.app.bench.measure import Batch, Block, Contender, measure, summary, train_block
+from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
+from scpl.app.bench.workers import Workers, sending_failures
+from scpl.app.build import build_loaders, build_method, build_partition, build_pipeline
+from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
+from scpl.app.environment import (
+    choose_device,
+    describe_environment,
+    set_threads,
+    share_of_cores,
+)
 from scpl.app.fairness import config_for
+from scpl.app.inputs.base import DataSummary, Loader
 from scpl.app.launch import is_rank
 from scpl.data.images import is_here, known
 from scpl.data.text import TEXT_SETS
-from scpl.errors import InputError
+from scpl.engine.mesh import Mesh
+from scpl.engine.ranks import Control, connect
+from scpl.errors import DataError, InputError
 
 __all__ = ["bench"]
 
-JOB = (sys.executable, "-m", "scpl.app.bench.job")
 ALONE = "scpl,early-exit,bp"
 TOGETHER = "scpl,early-exit,bp,bp-wide,bp-cut,gpipe,1f1b,ddp"
 
@@ -55,21 +64,32 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
     def say(line: str) -> None:
         if not base.run.quiet:
-            sys.stderr.write(f"{line}\n")
+            sys.stderr.write(f"{in_flags(line)}\n")
             sys.stderr.flush()
 
     say(_introduce(config, methods, synthetic=synthetic))
     own = {method: config_for(base, method) for method in methods}
-    rivals = {
-        method: _rival(config, settings, synthetic=synthetic) for method, settings in own.items()
+    contenders = {
+        method: Contender(
+            Workers(
+                method,
+                serve,
+                replace(config, train=settings, synthetic=synthetic),
+                processes=settings.run.processes,
+                threads=_threads(settings),
+            ),
+            samples=config.steps * settings.data.batch_size,
+        )
+        for method, settings in own.items()
     }
-    records, failures = take_turns(rivals, config.repeats, say)
+    measured, failures = measure(contenders, config.repeats, say)
+    failures = {name: in_flags(why) for name, why in failures.items()}
     if base.run.quiet:  # else it was told when it happened
         sys.stderr.writelines(f"{name} cannot run: {why}\n" for name, why in failures.items())
-    if not records:
+    if not measured:
         raise InputError("A benchmark needs at least one method that runs", _reasons(failures))
     return {
-        "results": [_result(own[method], record, records) for method, record in records.items()],
+        "results": [_result(own[method], measured[method], measured) for method in measured],
         "failures": failures,
         "synthetic": synthetic,
         "environment": describe_environment(device, _threads(base)),
@@ -100,50 +120,35 @@ def _introduce(config: BenchConfig, methods: list[str], *, synthetic: bool) -> s
     )
 
 
-def _rival(config: BenchConfig, own: TrainConfig, *, synthetic: bool) -> Rival:
-    """One method: its processes, and a block of its steps."""
-    plan = {"config": own.to_dict(), "steps": config.steps, "synthetic": synthetic}
-    command = [*JOB, json.dumps(plan)]
-
-    def start() -> Team:
-        return Team(own.method.method, command, processes=own.run.processes, threads=_threads(own))
-
-    def work(team: Team) -> tuple[float, Answers]:
-        answers = team.work()
-        return config.steps * own.data.batch_size / answers[-1][
-            "seconds"
-        ], answers  # the last rank's
-
-    return Rival(own.method.method, start, work)
-
-
 def _threads(config: TrainConfig) -> int:
     """Threads of each process."""
     return config.run.threads or share_of_cores(config.run.processes)
 
 
-def _result(own: TrainConfig, record: Record, records: Mapping[str, Record]) -> dict[str, Any]:
-    last = record.answers[-1]
-    others = [load["others"] for load in record.loads]
+def _result(
+    own: TrainConfig, contender: Contender, others: Mapping[str, Contender]
+) -> dict[str, Any]:
+    last = contender.timings[-1]
+    loads = [load["others"] for load in contender.loads]
     return {
         "method": own.method.method,
         "data": own.data.data,
         "model": own.network.model,
-        "stages": record.ready[-1]["stages"],
+        "stages": len(contender.workers.cuts) + 1,
         "processes": own.run.processes,
         "threads": _threads(own),
         "batch_size": own.data.batch_size,
-        "samples_per_second": spread(record.rates),
-        "rounds": record.rates,
+        "samples_per_second": summary(contender.rates),
+        "rounds": contender.rates,
         "ratio_to": {
-            other: spread(paired(record.rates, rival.rates))
-            for other, rival in records.items()
-            if rival is not record
+            name: summary(contender.ratios(other))
+            for name, other in others.items()
+            if other is not contender
         },
-        "peak_memory_bytes": [answer["peak_memory_bytes"] for answer in last],
-        "wait_share": [shares["wait"] for shares in record.mean_shares()],
-        "bytes_per_step": [answer["bytes_per_step"] for answer in last],
-        "other_load": spread(others) if others else None,
+        "peak_memory_bytes": [timing.peak_memory_bytes for timing in last],
+        "wait_share": [shares["wait"] for shares in contender.mean_shares()],
+        "bytes_per_step": [timing.bytes_per_step for timing in last],
+        "other_load": summary(loads) if loads else None,
     }
 
 
@@ -153,3 +158,50 @@ def _reasons(failures: dict[str, str]) -> str:
     if len(different) == 1:
         return next(iter(different))
     return "; ".join(f"{method}: {reason}" for method, reason in failures.items())
+
+
+def serve(connection: Connection, plan: BenchConfig) -> None:
+    """Be one process of a method: get ready, then train a block whenever asked."""
+    config = plan.train
+    mesh = Mesh.from_env(config.run.spread or None)
+    set_threads(config.run.threads, mesh.num_ranks)
+    control = connect(mesh, choose_device(config.run.device), config.run.timeout)
+    with sending_failures(connection, control):
+        data, batches = _data(config, control, synthetic=plan.synthetic)
+        parts, method = build_partition(config, data), build_method(config.method, config.rows)
+        total_steps = config.optimizer.epochs * data.steps
+        pipeline = build_pipeline(config, parts, method, total_steps, None, control)
+        connection.send(pipeline.parts.cuts)
+        block = Block.of(plan.steps, method, mesh.num_ranks, config.run.depth)
+        while True:
+            connection.recv()
+            connection.send(train_block(pipeline, batches, block))
+
+
+def _data(
+    config: TrainConfig, control: Control, *, synthetic: bool
+) -> tuple[DataSummary, Iterator[Batch]]:
+    """What is trained on; the first rank reads it."""
+    if synthetic:
+        data = synthetic_data(config)
+        return data, itertools.cycle(synthetic_batches(config, data))
+    batches: Iterator[Batch] = iter(())
+    if control.mesh.is_first:
+        loaders, size = build_loaders(config), config.data.batch_size
+        if loaders.train.num_samples < size:
+            raise DataError(
+                "A benchmark needs at least one full mini-batch",
+                f"Got {loaders.train.num_samples} samples and --batch-size {size}",
+            )
+        control.share("data", DataSummary.of(loaders).to_json())
+        batches = _endless(loaders.train, config.rows)
+    return DataSummary.from_json(control.fetch("data")), batches
+
+
+def _endless(loader: Loader, full: int) -> Iterator[Batch]:
+    """All full mini-batches, epoch after epoch, prepared as in training; ``full`` is their rows."""
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        for inputs, target in loader:
+            if len(target) == full:
+                yield inputs, target

@@ -10,11 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from scpl.app.bench.bench import bench
@@ -30,6 +28,7 @@ from scpl.app.config import (
 )
 from scpl.app.fairness import config_for
 from scpl.app.launch import BAD_INPUT
+from scpl.app.signals import end_signals
 from scpl.app.use.probe import probe_run
 from scpl.data.images import is_here
 from scpl.errors import InputError, Interrupted, ScplError
@@ -207,7 +206,14 @@ def _run_child(command: list[str]) -> tuple[int, str]:
     ) as child:
         assert child.stderr is not None
         last = ""
-        with _pass_on(child) as received:
+        received: list[signal.Signals] = []
+
+        def pass_on(number: signal.Signals) -> None:  # the child saves and ends by itself
+            received.append(number)
+            with suppress(OSError):
+                child.send_signal(number)
+
+        with end_signals(pass_on):
             for line in child.stderr:
                 # Whatever else is heard while several ranks end, ours is the verdict.
                 if line.strip() and (line.startswith(VERDICT) or not last.startswith(VERDICT)):
@@ -225,31 +231,6 @@ def _run_child(command: list[str]) -> tuple[int, str]:
         return status, f"killed by signal {-status} ({signal.Signals(-status).name})"
     said = last.removeprefix(VERDICT)
     return status, said if status == BAD_INPUT else f"exit status {status}: {said}"
-
-
-@contextmanager
-def _pass_on(child: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Pass Ctrl-C and SIGTERM on to a child, which saves and ends by itself.
-
-    Yields:
-        The signals that came.
-    """
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        with suppress(OSError):
-            child.send_signal(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may install handlers
-        return
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_same(run: RunFolder, job: TrainConfig) -> None:

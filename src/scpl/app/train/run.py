@@ -15,8 +15,9 @@ from scpl.app.build import build_loaders, build_method, build_partition, build_p
 from scpl.app.config import TrainConfig, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
-from scpl.app.launch import GracefulStop, after_restart, launcher
+from scpl.app.launch import after_restart, launcher
 from scpl.app.network import describe_network, save_exits, save_network
+from scpl.app.signals import GracefulStop
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.app.train.resume import check_same_data, restore

@@ -1,40 +1,94 @@
-"""One process of one variant; `plan.py` starts it. Says that it is ready, then answers each order.
-
-usage: job.py JOB(JSON)
-"""
+"""What one variant trains, and its processes; used by this benchmark and by `ethernet`."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from dataclasses import dataclass
 from itertools import cycle, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 
 import torch
 import torch.distributed as dist
-from plan import Job
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import scpl
-from scpl.app.bench.blocks import Block, serve
-from scpl.app.bench.orders import Orders
+from scpl.app.bench.measure import Batch, Block, Contender, train_block
+from scpl.app.bench.workers import Serve, Timing, Workers, sending_failures
 from scpl.app.environment import peak_memory
 from scpl.engine.build import build_stages
 from scpl.engine.stage import StageOptions
-from scpl.errors import InputError, Interrupted
-from scpl.heads import MeanOverPositions
+from scpl.errors import InputError
+from scpl.heads.projection import MeanOverPositions
 from scpl.methods import METHODS, MicroBatched
 from scpl.models.vgg import VGG8
 
 NUM_CLASSES = 10
 NUM_BATCHES = 16
 CPU = torch.device("cpu")
-Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one variant trains, and how.
+
+    Attributes:
+        loop: ``engine`` (a `scpl.Pipeline`), ``bp`` (a plain loop), ``ddp`` (a plain loop around
+            DistributedDataParallel) or ``alone`` (each process runs only its own stages, on a
+            recorded input, and talks to nobody).
+        work: The network and its data.
+        method: Name of the engine's method.
+        micro_batches: Slices of a mini-batch, for methods that have any.
+        stages: How many stages the network is cut into.
+        cuts: Names of the layers that stages begin with; empty: chosen by `scpl.split`.
+        processes: How many processes.
+        threads: Threads of each process.
+        batch_size: Rows of a mini-batch, of all processes together.
+        depth: Messages in flight on a link.
+        steps: Steps of a block that are timed.
+        checkpoint_every: Steps between checkpoints; 0: none.
+        folder: Where checkpoints go.
+        quick: A narrow network.
+    """
+
+    loop: str = "engine"
+    work: str = "transformer"
+    method: str = "scpl"
+    micro_batches: int = 1
+    stages: int = 2
+    cuts: tuple[str, ...] = ()
+    processes: int = 1
+    threads: int = 1
+    batch_size: int = 64
+    depth: int = 2
+    steps: int = 10
+    checkpoint_every: int = 0
+    folder: str = ""
+    quick: bool = False
+
+
+def workers_of(name: str, job: Job, serve: Serve | None = None) -> Workers:
+    """The processes of a variant, not yet started; ``serve`` wraps what they run."""
+    run = serve or serve_job
+    return Workers(name, run, job, processes=job.processes, threads=job.threads)
+
+
+def contender(workers: Workers, job: Job) -> Contender:
+    """A variant, as those that take turns see it."""
+    samples = job.steps * job.batch_size
+    if job.loop == "alone":  # the slowest one counts
+        return Contender(workers, samples, train_alone, clock=max)
+    return Contender(workers, samples)
+
+
+def train_alone(workers: Workers) -> list[Timing]:
+    """Have a block trained by processes that know nothing of each other."""
+    timings = workers.train()
+    workers.wake()  # they went on until the slowest one was timed
+    return timings
 
 
 # ---- What is trained: the same in every variant. ------------------------------------------------
@@ -79,23 +133,23 @@ def cut(job: Job, model: nn.Module, example: Tensor) -> scpl.Partition:
 
 
 def method(job: Job) -> scpl.Method:
-    kind = METHODS[job.method]
-    if issubclass(kind, MicroBatched):
-        return kind(NUM_CLASSES, job.micro_batches)
-    return kind(NUM_CLASSES)
+    chosen = METHODS[job.method]
+    if issubclass(chosen, MicroBatched):
+        return chosen(num_micro_batches=job.micro_batches)
+    return chosen()
 
 
 # ---- The kinds of process. ----------------------------------------------------------------------
 
 
-def bp(job: Job, orders: Orders) -> None:
+def bp(job: Job, connection: Connection) -> None:
     """Train end to end, in the loop that everybody writes."""
     model, batches = build(job)
-    orders.answer(ready=True)
-    plain_loop(job, orders, model, batches)
+    connection.send(())
+    plain_loop(job, connection, model, batches)
 
 
-def ddp(job: Job, orders: Orders) -> None:
+def ddp(job: Job, connection: Connection) -> None:
     """Train replicas in the loop that everybody writes, each on its own share of the batches."""
     model, batches = build(job)
     dist.init_process_group("gloo")
@@ -104,11 +158,11 @@ def ddp(job: Job, orders: Orders) -> None:
         raise InputError("ddp needs equal shares", f"Got {job.batch_size} rows for {ranks} ranks")
     own = [(inputs.chunk(ranks)[rank], target.chunk(ranks)[rank]) for inputs, target in batches]
     replica = DistributedDataParallel(model)
-    orders.answer(ready=True)
-    plain_loop(job, orders, replica, own)
+    connection.send(())
+    plain_loop(job, connection, replica, own)
 
 
-def plain_loop(job: Job, orders: Orders, model: nn.Module, batches: list[Batch]) -> None:
+def plain_loop(job: Job, connection: Connection, model: nn.Module, batches: list[Batch]) -> None:
     optimizer = adam(model.parameters())
     model.train()
 
@@ -119,17 +173,18 @@ def plain_loop(job: Job, orders: Orders, model: nn.Module, batches: list[Batch])
         optimizer.zero_grad()
 
     feed, block = cycle(batches), Block(job.steps)
-    for _ in orders:
+    while True:
+        connection.recv()
         for batch in islice(feed, block.warm):
             step(*batch)
         begin = perf_counter()
         for batch in islice(feed, block.steps):
             step(*batch)
         seconds = perf_counter() - begin
-        orders.answer(steps=block.size, seconds=seconds, peak_memory_bytes=peak_memory(CPU))
+        connection.send(Timing(seconds, block.size, peak_memory(CPU)))
 
 
-def alone(job: Job, orders: Orders) -> None:
+def alone(job: Job, connection: Connection) -> None:
     """Run only this rank's stages, again and again on what they would receive first."""
     model, batches = build(job)
     parts = cut(job, model, batches[0][0][:2])
@@ -147,25 +202,27 @@ def alone(job: Job, orders: Orders) -> None:
             stage.learn(target, carry, 1)
             received, carry = output, onward
 
-    orders.answer(ready=True)
-    for _ in orders:
-        for _ in range(Block(job.steps).warm):
+    connection.send(())
+    block = Block(job.steps)
+    while True:
+        connection.recv()
+        for _ in range(block.warm):
             step()
         begin = perf_counter()
         for _ in range(job.steps):
             step()
-        orders.answer(seconds=perf_counter() - begin, peak_memory_bytes=peak_memory(CPU))
-        while not orders.waiting():
+        connection.send(Timing(perf_counter() - begin, block.size, peak_memory(CPU)))
+        while not connection.poll():
             step()  # the others are still being timed
-        sys.stdin.readline()
+        connection.recv()
 
 
-def engine(job: Job, orders: Orders) -> None:
+def engine(job: Job, connection: Connection) -> None:
     """Train with a pipeline, on all ranks or on one."""
-    model, batches = build(job)
-    chosen = method(job)
+    model, recorded = build(job)
+    chosen, batches = method(job), cycle(recorded)
     pipeline = scpl.Pipeline(
-        cut(job, model, batches[0][0][:2]),
+        cut(job, model, recorded[0][0][:2]),
         chosen,
         adam,
         mesh=scpl.Mesh.from_env(),
@@ -173,19 +230,12 @@ def engine(job: Job, orders: Orders) -> None:
         checkpoints=Path(job.folder) if job.checkpoint_every else None,
     )
     block = Block.of(job.steps, chosen, pipeline.mesh.num_ranks, job.depth)
-    with orders.reporting(pipeline.control):
-        orders.answer(ready=True, cuts=list(pipeline.parts.cuts))
-        with suppress(Interrupted):  # how the stream ends on other ranks than the first
-            serve(
-                pipeline,
-                orders,
-                cycle(batches),
-                block,
-                after_step=checkpoints(job, pipeline),
-                losses=chosen.cuts_gradients,
-            )
-        pipeline.close()
-        pipeline.control.close()
+    after_step = checkpoints(job, pipeline)
+    with sending_failures(connection, pipeline.control):
+        connection.send(pipeline.parts.cuts)
+        while True:
+            connection.recv()
+            connection.send(train_block(pipeline, batches, block, after_step))
 
 
 def checkpoints(job: Job, pipeline: scpl.Pipeline) -> Callable[[int], None]:
@@ -199,14 +249,7 @@ def checkpoints(job: Job, pipeline: scpl.Pipeline) -> Callable[[int], None]:
     return after_step
 
 
-def main() -> None:
-    orders, job = Orders(), Job.read(sys.argv[1])
+def serve_job(connection: Connection, job: Job) -> None:
+    """Be one process of a variant."""
     torch.set_num_threads(job.threads)
-    with orders.reporting():
-        {"bp": bp, "ddp": ddp, "alone": alone, "engine": engine}[job.kind](job, orders)
-    sys.stderr.flush()
-    os._exit(0)  # nobody waits for what the interpreter does at its end
-
-
-if __name__ == "__main__":
-    main()
+    {"bp": bp, "ddp": ddp, "alone": alone, "engine": engine}[job.loop](job, connection)

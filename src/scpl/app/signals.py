@@ -1,0 +1,131 @@
+"""Ctrl-C and SIGTERM: what a command does when it is told to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType, TracebackType
+
+__all__ = ["GracefulStop", "end_signals"]
+
+
+@contextmanager
+def end_signals(receive: Callable[[signal.Signals], None]) -> Iterator[bool]:
+    """Have Ctrl-C (SIGINT) and SIGTERM handled by one function; the handlers before come back.
+
+    Args:
+        receive: Called in the main thread with the signal. What it raises is raised wherever the
+            main thread is.
+
+    Yields:
+        Whether signals are handled: only the main thread may install handlers, elsewhere the
+        caller keeps its own.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        receive(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+SAME_EVENT = 2.0
+"""Seconds within which signals count as one: a terminal and a launcher both send Ctrl-C on."""
+
+
+class GracefulStop:
+    """While active, the first signal only sets `received`; a later one ends at once.
+
+    It may be entered again while it is active; the outermost ``with`` counts.
+
+    Args:
+        on_arrival: Called from a thread of its own as soon as a signal arrives. Python itself
+            handles signals between two steps of the main thread, which may be blocked in a send
+            or a receive that only ends when something is done about a dead rank.
+
+    Attributes:
+        received: The first signal, if one came.
+    """
+
+    def __init__(self, on_arrival: Callable[[], None] | None = None) -> None:
+        self.received: signal.Signals | None = None
+        self._callbacks: list[Callable[[str], None]] = []
+        self._active = ExitStack()
+        self._depth = 0
+        self._time = 0.0
+        self._listener = None if on_arrival is None else _Listener(on_arrival)
+
+    def on_signal(self, callback: Callable[[str], None]) -> None:
+        """Have ``callback`` called with the signal's name when the first one comes."""
+        self._callbacks.append(callback)
+
+    def __enter__(self) -> GracefulStop:
+        self._depth += 1
+        if self._depth == 1:
+            handled = self._active.enter_context(end_signals(self._receive))
+            if handled and self._listener is not None:
+                self._active.enter_context(self._listener)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._active.close()
+
+    def _receive(self, received: signal.Signals) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._time = received, now
+            for callback in self._callbacks:
+                callback(received.name)
+        elif now - self._time > SAME_EVENT:
+            raise KeyboardInterrupt
+
+
+class _Listener:
+    """Hears of signals when they arrive: the interpreter writes them into a pipe at once."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self._thread: threading.Thread | None = None
+        self._before = -1
+
+    def __enter__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.set_wakeup_fd(self._before)
+        os.close(self._write)
+        assert self._thread is not None
+        self._thread.join()
+        os.close(self._read)
+
+    def _run(self) -> None:
+        while os.read(self._read, 64):
+            self._act()
