@@ -35,8 +35,9 @@ imports: .venv/installed ## imports point one way
 	$(BIN)/python -m pytest tests/test_imports.py
 
 # A process per core; the tests of a file stay together, because some share what took long to make.
+# tests/conftest.py decides on the order of files.
 unit: .venv/installed ## all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/installed ## the benchmarks that end within minutes
 	$(BIN)/python benchmarks/memory/main.py

@@ -64,20 +64,20 @@ class PredSim(scpl.Method):
 def main() -> None:
     torch.manual_seed(0)
     digits = data.load("digits", image_size=16)
-    norm = {"mean": digits.mean, "std": digits.std}
-    train = data.Loader(digits.train, batch_size=64, shuffle=True, **norm)
-    test = data.Loader(digits.test, batch_size=256, **norm)
+    plain = data.Augmentation("none", digits.mean, digits.std)
+    train = data.Loader(digits.train, plain, batch_size=64, shuffle=True)
+    test = data.Loader(digits.test, plain, batch_size=256)
 
     model = models.build("small-cnn", num_classes=10, in_channels=1, image_size=16)
     parts = scpl.split(model, models.paper_cuts("small-cnn"), example=next(iter(test))[0][:2])
     with scpl.Pipeline(
         parts,
-        PredSim(num_classes=10),
+        PredSim(),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
         mesh=scpl.Mesh.from_env(),
     ) as pipeline:
         for epoch in range(5):
-            for _ in pipeline.train(train):
+            for _ in pipeline.steps(train):
                 pass
             scores = pipeline.evaluate(test).peek()
             if scores is not None:

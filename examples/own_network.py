@@ -62,12 +62,12 @@ def main() -> None:
     parts = scpl.split(model, before=["block1", "block2"], example=train.tensors[0][:2])
     with scpl.Pipeline(
         parts,
-        scpl.SCPL(num_classes=4),
+        scpl.SCPL(),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
         mesh=scpl.Mesh.from_env(),  # alone, or one of the ranks that torchrun started
     ) as pipeline:
         for epoch in range(5):
-            reports = list(pipeline.train(train_loader))
+            reports = list(pipeline.steps(train_loader))
             scores = pipeline.evaluate(test_loader).peek()  # None, but on the last rank
             if scores is not None:
                 losses = [sum(terms.values()) for terms in reports[-1].values()]

@@ -41,26 +41,26 @@ def task(options):
     return network(options.norm), ["2", "4", "6"], data((2, 8, 8), [16, 16, 16, 6])
 
 
-def train(out, name, control, options):
+def train(out, name, ranks, options):
     """Two epochs with plain SGD, so that weights show gradients."""
     model, cuts, batches = task(options)
     parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
     kind = METHODS[name]
     sliced = issubclass(kind, MicroBatched) and name != "bp-cut"
-    method = kind(3, options.micro_batches) if sliced else kind(3)
+    method = kind(options.micro_batches) if sliced else kind()
     pipeline = scpl.Pipeline(
         parts,
         method,
         lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
         clip_norm=0.5 if options.clip else None,
         checkpoints=out / "checkpoints" / name,
-        control=control,
+        ranks=ranks,
     )
     if options.resume:
         assert pipeline.restore()["step"] == 4
     losses, evaluations = {}, []
     while pipeline.epoch < EPOCHS:
-        for report in pipeline.train(batches):
+        for report in pipeline.steps(batches):
             losses[report.step] = report.values()
         evaluations.append(pipeline.evaluate(batches))
         if pipeline.epoch == 1:
@@ -90,10 +90,10 @@ def main():
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    control = connect(scpl.Mesh.from_env(), torch.device("cpu"), 20.0)
-    found = {name: train(options.out, name, control, options) for name in options.methods}
-    rank = control.mesh.rank
-    control.close()
+    ranks = connect(timeout=20.0)
+    found = {name: train(options.out, name, ranks, options) for name in options.methods}
+    rank = ranks.mesh.rank
+    ranks.close()
     torch.save(found, options.out / f"rank-{rank}.pt")
 
 

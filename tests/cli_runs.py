@@ -1,10 +1,9 @@
-"""Tiny runs of the command line, in this process or in one of their own."""
+"""Tiny runs of the command line, in this process, in a forked one or in one started anew."""
 
 import contextlib
 import csv
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import Forked, environment
 from scpl.app.cli import run
 
 TINY = [
@@ -57,11 +57,17 @@ def command(*arguments):
     return [sys.executable, "-m", "scpl", *map(str, arguments)]
 
 
-def start(*arguments, **options):
+def start(*arguments):
+    """Start a command as a user does."""
     return subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+        env=environment(),
     )  # fmt: skip
+
+
+def fork(*arguments):
+    """Start a command in a process of its own that need not import torch."""
+    return Forked(["-m", "scpl", *arguments], environment())
 
 
 def finish(process, timeout=60):
@@ -73,10 +79,6 @@ def finish(process, timeout=60):
         out, err = process.communicate(timeout=20)
         raise AssertionError(f"still running after {timeout} s:\n{out}\n{err}") from None
     return Outcome(process.returncode, out, err)
-
-
-def in_process_of_its_own(*arguments, timeout=60, **options):
-    return finish(start(*arguments, **options), timeout)
 
 
 def wait_for_steps(folder, count, process, timeout=60):

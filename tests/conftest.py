@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("scpl")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with most slow tests come first, or one might be all that is left in the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +97,10 @@ def no_leaked_threads_and_processes():
         if not extra_threads and not extra_processes:
             return
         time.sleep(0.02)
+    for process in multiprocessing.active_children():  # or the session would wait for them
+        process.terminate()  # a launcher ends its ranks
+        process.join(GRACE)
+        process.kill()
     assert not extra_threads, "the test left threads behind"
     assert not extra_processes, "the test left processes behind"
 
@@ -122,9 +133,9 @@ def restore(wanted):
 
 
 def child_processes():
-    """Living children of this process: ``(pid, command line)``."""
-    multiprocessing.active_children()  # joins those that ended
-    found = set()
+    """Living children of this process and of its fork server: ``(pid, command line)``."""
+    # This also joins those that ended.
+    found = {(str(child.pid), child.name) for child in multiprocessing.active_children()}
     for path in Path("/proc/self/task").glob("*/children"):
         try:
             pids = path.read_text().split()

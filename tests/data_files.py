@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from scpl.data.images import Split
-from scpl.data.images.idx import FILES
+from scpl.data.images.raw import FILES
 
 IDX_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

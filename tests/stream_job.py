@@ -23,6 +23,7 @@ from scpl import models
 
 BATCHES = 6
 EPOCHS = 4
+SLOW_EPOCHS, SLOW_REPEATS = 6, 14  # a slow run has 6 epochs of 84 steps
 
 
 class Mean(nn.Module):
@@ -83,19 +84,19 @@ CASES = {
     ),
 }
 METHODS = {
-    "vgg": scpl.SCPL(3),
-    "transformer": scpl.EarlyExit(3),
-    "vgg-al": scpl.AssociatedLearning(3),
-    "transformer-predsim": scpl.PredSim(3),
-    "transformer-masked": scpl.SCPL(3),
-    "lstm": scpl.EarlyExit(3),
+    "vgg": scpl.SCPL(),
+    "transformer": scpl.EarlyExit(),
+    "vgg-al": scpl.AssociatedLearning(),
+    "transformer-predsim": scpl.PredSim(),
+    "transformer-masked": scpl.SCPL(),
+    "lstm": scpl.EarlyExit(),
 }
 """By case, or by its first word."""
 
 
 class Slow(nn.Module):
     def forward(self, features):
-        time.sleep(0.01)
+        time.sleep(0.02 if self.training else 0.1)
         return features
 
 
@@ -135,7 +136,8 @@ def main():
     options.add_argument("--fail", nargs=2)
     options = options.parse_args()
     torch.set_num_threads(1)
-    mesh = scpl.Mesh.from_env()
+    ranks = scpl.connect(timeout=4.0)
+    mesh = ranks.mesh
     parts, batches = build(options.case, options.slow)
     method = METHODS.get(options.case) or METHODS[options.case.partition("-")[0]]
     pipeline = scpl.Pipeline(
@@ -144,17 +146,15 @@ def main():
         lambda params: torch.optim.Adam(params, lr=1e-3),
         scheduler=lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 30),
         clip_norm=1.0,
-        checkpoints=options.out / "checkpoints",
-        keep=9,
-        mesh=mesh,
-        silence=4.0,
+        checkpoints=scpl.Checkpoints(options.out / "checkpoints", keep=9),
+        ranks=ranks,
     )
     if options.resume:
         assert pipeline.restore() is not None
     losses, evaluations, memory = {}, [], []
     try:
-        while pipeline.epoch < EPOCHS:
-            for report in pipeline.train(batches * 84 if options.slow else batches):
+        while pipeline.epoch < (SLOW_EPOCHS if options.slow else EPOCHS):
+            for report in pipeline.steps(batches * SLOW_REPEATS if options.slow else batches):
                 losses[report.step] = report.values()
                 memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
                 if mesh.is_first and pipeline.step in (6, 10):
@@ -162,16 +162,15 @@ def main():
                 if options.fail and mesh.rank == int(options.fail[0]) and pipeline.step == 8:
                     break_on_purpose(pipeline, options.fail[1])
             evaluations.append(pipeline.evaluate(batches))
-            if options.slow:
-                break
         results = [scores.result() for scores in evaluations]
         exported = pipeline.export().state_dict()
-        if method.has_exits:
+        if pipeline.has_exits:
             exported.update(pipeline.export_exits().state_dict())
         pipeline.close()
+        ranks.close()
     except Exception as error:
         pipeline.abort()
-        if pipeline.control.fail(error, f"Rank {mesh.rank}: {error}"):
+        if ranks.fail(error, f"Rank {mesh.rank}: {error}"):
             sys.stderr.write(f"VERDICT rank {mesh.rank}: {error}\n")
         sys.stderr.flush()
         os._exit(1)

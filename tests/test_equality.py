@@ -41,18 +41,16 @@ from scpl.seeding import derive_seed
 EPOCHS = 3
 SEED = 5
 CLIP = 0.5
-SHARE = SCPL(NUM_CLASSES).cross_entropy
+SHARE = SCPL().cross_entropy
 METHODS = {
-    "scpl": SCPL(NUM_CLASSES),
+    "scpl": SCPL(),
     "scpl-paper": SCPL(
-        NUM_CLASSES,
         head=PooledMLP(),
         cross_entropy=0.0,
         standardise=False,
         classifier_gradient=False,
     ),
     "scpl-supcon-whole-gradient": SCPL(
-        NUM_CLASSES,
         temperature=0.2,
         normalization="supcon",
         head=Linear(16),
@@ -60,8 +58,8 @@ METHODS = {
         standardise=False,
         classifier_gradient=True,
     ),
-    "early-exit": EarlyExit(NUM_CLASSES, hidden_features=16),
-    "bp": Backpropagation(NUM_CLASSES),
+    "early-exit": EarlyExit(hidden_features=16),
+    "bp": Backpropagation(),
 }
 EACH_METHOD = pytest.mark.parametrize("name", METHODS)
 
@@ -81,7 +79,7 @@ def build(model, method, before=UNEVEN_CUTS, **options):
 
 
 def train(pipeline, batches, epochs=1):
-    return [report.values() for _ in range(epochs) for report in pipeline.train(batches)]
+    return [report.values() for _ in range(epochs) for report in pipeline.steps(batches)]
 
 
 # The loop written by hand. It shares with the library only the loss formula, the modules of the
@@ -241,7 +239,6 @@ def test_training_on_texts_equals_a_loop_written_by_hand(name):
     model, by_hand, batches = seeded(network), seeded(network), texts()
     parts = split(model, models.paper_cuts(name), example=batches[0][0])
     method = SCPL(
-        NUM_CLASSES,
         head=Identity(),
         cross_entropy=0,
         standardise=False,
@@ -298,7 +295,7 @@ def test_mixed_precision_equals_a_loop_written_by_hand():
     by_hand = copy.deepcopy(model)
     parts = split(model, before=["linear1"], example=batches[0][0])
     sgd = lambda parameters: SGD(parameters, lr=0.1, momentum=0.9)  # noqa: E731
-    pipeline = Pipeline(parts, EarlyExit(NUM_CLASSES), sgd, precision=torch.bfloat16, seed=SEED)
+    pipeline = Pipeline(parts, EarlyExit(), sgd, precision=torch.bfloat16, seed=SEED)
     losses = train(pipeline, batches, 2)
 
     first, second = by_hand[:2], by_hand[2:-1]
@@ -359,8 +356,8 @@ class Sabotaged(SCPL):
 @pytest.mark.parametrize("stage", range(4))
 def test_an_absurd_loss_of_one_stage_leaves_the_others_alone(stage, how):
     """Earlier stages never notice; later ones not before they see what that stage has learnt."""
-    normal = build(cnn(), SCPL(NUM_CLASSES))
-    sabotaged = build(cnn(), Sabotaged(NUM_CLASSES, stage=stage, how=how))
+    normal = build(cnn(), SCPL())
+    sabotaged = build(cnn(), Sabotaged(stage=stage, how=how))
     batches = images()
     train(normal, batches[:1])
     train(sabotaged, batches[:1])
@@ -388,7 +385,7 @@ def test_a_frozen_stage_hides_its_head_from_all_others():
         model = cnn(dropout=0.0)
         for layer in (model.norm1, model.conv2):
             layer.requires_grad_(False)
-        pipeline = build(model, Sabotaged(NUM_CLASSES, stage=1, how=how), ["norm1", "norm2"])
+        pipeline = build(model, Sabotaged(stage=1, how=how), ["norm1", "norm2"])
         train(pipeline, batches, 2)
         results.append(states(pipeline))
     for other in results[1:]:
@@ -402,7 +399,7 @@ def test_the_classifiers_gradient_stays_out_of_the_last_stage_unless_asked(reach
     for seed in (1, 2):
         model = cnn()
         seeded_layers(model.classifier, seed)
-        pipeline = build(model, SCPL(NUM_CLASSES, classifier_gradient=reaches), clip_norm=None)
+        pipeline = build(model, SCPL(classifier_gradient=reaches), clip_norm=None)
         train(pipeline, images())
         results.append(states(pipeline))
     one, other = results
@@ -415,7 +412,7 @@ def test_the_classifiers_gradient_stays_out_of_the_last_stage_unless_asked(reach
 
 def test_gradients_stop_at_every_cut():
     model = cnn()
-    pipeline = build(model, SCPL(NUM_CLASSES))
+    pipeline = build(model, SCPL())
     inputs, target = images()[0]
     first, second = pipeline.stages[:2]
     passed_on = first.forward(inputs)
@@ -445,7 +442,7 @@ def test_the_exported_network_predicts_as_the_stages_do(name):
 
 
 def test_the_export_is_a_copy():
-    pipeline = build(cnn(), SCPL(NUM_CLASSES))
+    pipeline = build(cnn(), SCPL())
     exported = pipeline.export()
     before = copy.deepcopy(exported.state_dict())
     train(pipeline, images())
@@ -457,7 +454,7 @@ def test_evaluating_and_predicting_in_between_changes_nothing(name):
     watched, alone = build(cnn(), METHODS[name]), build(cnn(), METHODS[name])
     batches, losses = images(), []
     for epoch in range(2):
-        for report in watched.train(batches):
+        for report in watched.steps(batches):
             losses.append(report.values())
             if report.step % 3 == 1:
                 watched.evaluate(images(seed=2)).result()
@@ -470,7 +467,7 @@ def test_evaluating_and_predicting_in_between_changes_nothing(name):
 def test_the_users_own_evaluation_of_the_network_changes_nothing():
     """The stages train the user's layers, so he may well set his network to eval()."""
     model = cnn()
-    watched, alone = build(model, SCPL(NUM_CLASSES)), build(cnn(), SCPL(NUM_CLASSES))
+    watched, alone = build(model, SCPL()), build(cnn(), SCPL())
     for _ in range(2):
         train(watched, images())
         model.eval()
@@ -480,7 +477,7 @@ def test_the_users_own_evaluation_of_the_network_changes_nothing():
 
 
 def test_scores_are_those_of_the_exported_network():
-    pipeline, batches = build(cnn(), EarlyExit(NUM_CLASSES)), images(seed=4)
+    pipeline, batches = build(cnn(), EarlyExit()), images(seed=4)
     train(pipeline, images(), 2)
     found = pipeline.evaluate(batches).result()
     with torch.no_grad():
@@ -506,7 +503,7 @@ def test_a_restored_run_equals_an_uninterrupted_one(name, loader_of, stop, tmp_p
     losses = []
     with build(cnn(), METHODS[name], checkpoints=tmp_path) as first:
         while first.step < stop:
-            for report in first.train(loader):
+            for report in first.steps(loader):
                 losses.append(report.values())
                 if report.step == stop:
                     first.checkpoint(best=0.5, note="half way")
@@ -519,30 +516,30 @@ def test_a_restored_run_equals_an_uninterrupted_one(name, loader_of, stop, tmp_p
     note = second.restore()
     assert (note["best"], note["note"], second.step) == (0.5, "half way", stop)
     while second.epoch < EPOCHS:
-        losses += [report.values() for report in second.train(loader)]
+        losses += [report.values() for report in second.steps(loader)]
     assert losses == expected
     assert_same_state(states(second), states(whole))
     assert (second.step, second.epoch, second.batch) == (21, EPOCHS, 0)
 
 
 def test_an_indexed_loader_is_not_asked_for_batches_already_seen(tmp_path):
-    with build(cnn(), SCPL(NUM_CLASSES), checkpoints=tmp_path) as first:
-        for report in first.train(Indexed(images())):
+    with build(cnn(), SCPL(), checkpoints=tmp_path) as first:
+        for report in first.steps(Indexed(images())):
             if report.step == 4:
                 first.checkpoint()
                 break
     loader = Indexed(images())
-    second = build(cnn(), SCPL(NUM_CLASSES), checkpoints=tmp_path)
+    second = build(cnn(), SCPL(), checkpoints=tmp_path)
     second.restore()
     train(second, loader)
     assert loader.starts == [4]
 
 
 def test_writing_a_checkpoint_changes_nothing(tmp_path):
-    alone = build(cnn(), SCPL(NUM_CLASSES))
+    alone = build(cnn(), SCPL())
     train(alone, images())
-    with build(cnn(), SCPL(NUM_CLASSES), checkpoints=tmp_path) as saving:
-        for _ in saving.train(images()):
+    with build(cnn(), SCPL(), checkpoints=tmp_path) as saving:
+        for _ in saving.steps(images()):
             saving.checkpoint()
         assert_same_state(states(saving), states(alone))
 
@@ -570,15 +567,15 @@ def test_the_global_generator_does_not_decide_any_number():
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        pipeline = build(cnn(), SCPL(NUM_CLASSES))
-        for _ in pipeline.train(images()):
+        pipeline = build(cnn(), SCPL())
+        for _ in pipeline.steps(images()):
             torch.rand(seed)
         results.append(states(pipeline))
     assert_same_state(*results)
 
 
 def test_another_seed_gives_other_numbers():
-    losses = [train(build(cnn(), SCPL(NUM_CLASSES), seed=seed), images()) for seed in (1, 2)]
+    losses = [train(build(cnn(), SCPL(), seed=seed), images()) for seed in (1, 2)]
     assert losses[0] != losses[1]
 
 
@@ -603,7 +600,7 @@ def test_a_stage_draws_the_same_whatever_the_others_draw():
             nn.Linear(5, 4), Draws(extra), nn.Linear(4, 4), Draws(), nn.Linear(4, NUM_CLASSES)
         )
         parts = split(model, before=["2"], example=rows()[0][0])
-        pipeline = Pipeline(parts, SCPL(NUM_CLASSES), adam, seed=3)
+        pipeline = Pipeline(parts, SCPL(), adam, seed=3)
         train(pipeline, rows(), 2)
         results.append((model[1].drawn, model[3].drawn))
     assert results[0][0] != results[1][0]
@@ -618,7 +615,7 @@ def test_a_stage_draws_the_same_whatever_the_others_draw():
 def test_an_in_place_layer_after_a_cut_gives_the_same_numbers():
     results = []
     for inplace in (False, True):
-        pipeline = build(cnn(inplace=inplace), SCPL(NUM_CLASSES), ["relu1", "relu2", "relu3"])
+        pipeline = build(cnn(inplace=inplace), SCPL(), ["relu1", "relu2", "relu3"])
         losses = train(pipeline, images(), EPOCHS)
         pipeline.evaluate(images())
         results.append((losses, states(pipeline)))
@@ -644,7 +641,6 @@ def test_an_output_that_is_not_contiguous_is_made_so_at_the_cut():
     model, by_hand, batches = network(), network(), data((4, 5), (8, 8, 3))
     parts = split(model, before=["2"], example=batches[0][0])
     method = SCPL(
-        NUM_CLASSES,
         head=Identity(),
         cross_entropy=0.0,
         standardise=False,
@@ -703,9 +699,7 @@ def test_a_dictionary_of_tuples_crosses_a_cut():
 
     parts = split(model, before=["2"], example=batches[0][0])
     assert parts.feature_shapes == ((3,), (6,))
-    method = SCPL(
-        NUM_CLASSES, head=head, cross_entropy=0.0, standardise=False, classifier_gradient=False
-    )
+    method = SCPL(head=head, cross_entropy=0.0, standardise=False, classifier_gradient=False)
     pipeline = Pipeline(parts, method, adam)
     train(pipeline, batches, 2)
 
@@ -730,7 +724,6 @@ def test_the_last_stage_may_hand_a_dictionary_to_the_readout():
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), ToPair(), FromPair(), nn.Linear(7, 3))
     parts = split(model, before=["1"], readout="3", example=rows()[0][0])
     method = SCPL(
-        NUM_CLASSES,
         head=lambda s: FirstHalf() if s == (3,) else nn.Identity(),
         cross_entropy=0.0,
         standardise=False,
@@ -744,7 +737,7 @@ def test_the_last_stage_may_hand_a_dictionary_to_the_readout():
 def test_a_stage_without_parameters_trains_its_head_only():
     model, batches = mlp(), rows()
     parts = split(model, before=["relu0", "linear1"], example=batches[0][0])
-    pipeline = Pipeline(parts, SCPL(NUM_CLASSES), adam, scheduler=cosine)
+    pipeline = Pipeline(parts, SCPL(), adam, scheduler=cosine)
     assert not list(pipeline.stages[1].body.parameters())
     head = copy.deepcopy(pipeline.stages[1].objective.state_dict())
     name = "contrastive.head.0.weight"
@@ -755,7 +748,7 @@ def test_a_stage_without_parameters_trains_its_head_only():
 def test_a_stage_with_nothing_to_train_only_passes_on(tmp_path):
     model, batches = mlp(), rows()
     parts = split(model, before=["relu0", "linear1"], example=batches[0][0])
-    method = SCPL(NUM_CLASSES, head=Identity(), cross_entropy=0.0, standardise=False)
+    method = SCPL(head=Identity(), cross_entropy=0.0, standardise=False)
     with Pipeline(parts, method, adam, scheduler=cosine, checkpoints=tmp_path) as pipeline:
         assert pipeline.stages[1].optimizer is None
         losses = train(pipeline, batches)
@@ -769,7 +762,7 @@ def test_a_frozen_stage_keeps_its_weights_and_the_others_learn():
     model.linear1.requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     parts = split(model, before=["linear1", "linear2"], example=batches[0][0])
-    pipeline = Pipeline(parts, SCPL(NUM_CLASSES), adam)
+    pipeline = Pipeline(parts, SCPL(), adam)
     train(pipeline, batches)
     changed = {
         key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
@@ -783,7 +776,7 @@ def test_the_readout_may_be_the_whole_last_stage():
     parts = split(model, before=["linear1", "classifier"], example=batches[0][0])
     assert parts.names == (("linear0", "relu0"), ("linear1", "relu1"), ())
     assert parts.cuts == ("linear1", "classifier")
-    pipeline = Pipeline(parts, EarlyExit(NUM_CLASSES), adam)
+    pipeline = Pipeline(parts, EarlyExit(), adam)
     train(pipeline, batches)
 
     optimizer, heads = adam(by_hand.classifier.parameters()), []
@@ -808,7 +801,7 @@ def test_the_readout_may_be_the_whole_last_stage():
 def test_cuts_do_not_change_backpropagation():
     results = []
     for cuts in ([], UNEVEN_CUTS):
-        pipeline = build(cnn(), Backpropagation(NUM_CLASSES), cuts)
+        pipeline = build(cnn(), Backpropagation(), cuts)
         results.append((train(pipeline, images()), states(pipeline)))
     assert results[0][0] == results[1][0]
     assert_same_state(results[0][1], results[1][1])
@@ -817,7 +810,7 @@ def test_cuts_do_not_change_backpropagation():
 def test_the_users_batches_are_left_as_they_were():
     batches = images()
     before = copy.deepcopy(batches)
-    pipeline = build(cnn(inplace=True), SCPL(NUM_CLASSES), ["relu1", "relu3"])
+    pipeline = build(cnn(inplace=True), SCPL(), ["relu1", "relu3"])
     train(pipeline, batches)
     pipeline.evaluate(batches)
     pipeline.predict(batches[0][0])

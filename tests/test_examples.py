@@ -37,20 +37,27 @@ def last_accuracy(out):
     return float(re.findall(r"([\d.]+)%", out)[-1])
 
 
-def test_own_network_learns(tmp_path):
-    out = run(EXAMPLES / "own_network.py", tmp_path / "alone.pt", timeout=60)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What a run on one process says, and the file it leaves."""
+    path = tmp_path_factory.mktemp("alone") / "alone.pt"
+    return run(EXAMPLES / "own_network.py", path, timeout=60), path
+
+
+def test_own_network_learns(alone):
+    out, path = alone
     assert last_accuracy(out) > 80
-    assert "stem.0.weight" in torch.load(tmp_path / "alone.pt")
+    assert "stem.0.weight" in torch.load(path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-def test_own_network_ends_with_the_same_weights_on_two_ranks(tmp_path):
+def test_own_network_ends_with_the_same_weights_on_two_ranks(tmp_path, alone):
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     script = EXAMPLES / "own_network.py"
-    alone = run(script, tmp_path / "alone.pt", timeout=60)
-    assert run(*launcher, script, tmp_path / "ranks.pt", timeout=60) == alone
-    one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "ranks"))
+    out, path = alone
+    assert run(*launcher, script, tmp_path / "ranks.pt", timeout=60) == out
+    one, two = torch.load(path), torch.load(tmp_path / "ranks.pt")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
 

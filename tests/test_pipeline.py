@@ -1,10 +1,12 @@
 import gc
+import inspect
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
+import scpl
 from networks import NUM_CLASSES, Indexed, assert_same_state, cnn, data, mlp, rows, states
 from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, split
 from scpl.engine.stage import copy_to_cpu
@@ -18,11 +20,11 @@ def adam(parameters):
 def build(model=None, method=None, before=("linear1", "linear2"), **options):
     model = mlp() if model is None else model
     parts = split(model, before=list(before), example=rows()[0][0])
-    return Pipeline(parts, method or SCPL(NUM_CLASSES), adam, **options)
+    return Pipeline(parts, method or SCPL(), adam, **options)
 
 
 def train(pipeline, batches):
-    return list(pipeline.train(batches))
+    return list(pipeline.steps(batches))
 
 
 def with_target(target):
@@ -44,7 +46,7 @@ def test_reports_come_one_per_step_with_every_stages_losses():
         ["contrastive", "cross_entropy"],
     ]
     assert all(isinstance(v, float) for terms in values for v in terms.values())
-    assert not any(t.requires_grad for terms in reports[0].losses for t in terms.values())
+    assert not any(t.requires_grad for one in reports[0].stages for t in one.terms.values())
     assert (pipeline.step, pipeline.epoch, pipeline.batch) == (6, 2, 0)
 
 
@@ -54,7 +56,7 @@ def test_the_network_learns():
     target = torch.arange(60) % NUM_CLASSES
     inputs = centres[target] + torch.randn(60, 5, generator=generator)
     batches = list(zip(inputs.split(20), target.split(20), strict=True))
-    for method in (SCPL(NUM_CLASSES), EarlyExit(NUM_CLASSES), Backpropagation(NUM_CLASSES)):
+    for method in (SCPL(), EarlyExit(), Backpropagation()):
         pipeline = build(method=method)
         for _ in range(25):
             train(pipeline, batches)
@@ -80,7 +82,7 @@ def test_scores_count_samples_not_batches():
 
 
 def test_a_second_evaluation_begins_at_zero():
-    pipeline = build(method=EarlyExit(NUM_CLASSES))
+    pipeline = build(method=EarlyExit())
     first = pipeline.evaluate(rows())
     second = pipeline.evaluate(rows())
     assert first.result() == second.result() == first.result()
@@ -183,7 +185,7 @@ def test_data_that_is_not_finite_is_named_as_the_cause(value):
 
 def test_a_loss_that_explodes_is_not_blamed_on_the_data():
     parts = split(mlp(), before=["linear1"], example=rows()[0][0])
-    pipeline = Pipeline(parts, EarlyExit(NUM_CLASSES), lambda p: SGD(p, lr=1e30))
+    pipeline = Pipeline(parts, EarlyExit(), lambda p: SGD(p, lr=1e30))
     with pytest.raises(NonFiniteError, match=r"Stage 0 got .* at step [23]") as caught:
         train(pipeline, rows() * 3)
     assert "data must be finite" not in str(caught.value)
@@ -209,15 +211,29 @@ def test_a_batch_of_another_form_is_bad_input_not_a_traceback(batches):
 # Bad set-up
 
 
-def test_a_network_with_another_number_of_outputs_is_refused():
-    with pytest.raises(InputError, match="Got 3 outputs for 10 classes"):
-        build(method=SCPL(10))
+def test_the_number_of_classes_is_that_of_the_networks_outputs():
+    with pytest.raises(InputError, match=r"one output per class, at least two. Got 1\."):
+        build(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 1)), before=("1",))
 
 
-@pytest.mark.parametrize("number", [1, 0, -3])
-def test_a_method_needs_two_classes(number):
-    with pytest.raises(InputError, match=f"at least 2. Got {number}"):
-        SCPL(number)
+def test_under_torchrun_the_ranks_come_from_the_environment(monkeypatch):
+    """Without a mesh every rank used to train the whole network alone, without a word."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"MASTER_ADDR and MASTER_PORT not set.*torchrun"):
+        build()
+
+
+def test_the_only_rank_may_not_be_told_to_host_something_else():
+    with pytest.raises(InputError, match=r"add up to the 3 stages. Got 2 = 2"):
+        build(ranks=scpl.connect(stages_per_rank=[2]))
+
+
+def test_a_pipeline_takes_at_most_nine_arguments():
+    parameters = inspect.signature(Pipeline).parameters
+    assert len(parameters) <= 9
 
 
 # Errors in the user's code
@@ -273,7 +289,7 @@ def test_an_error_of_the_library_is_not_wrapped_and_is_not_its_own_cause():
     batches = rows()
     pipeline = Pipeline(
         split(mlp(), before=[], example=rows()[0][0]),
-        EarlyExit(NUM_CLASSES),
+        EarlyExit(),
         lambda p: SGD(p, lr=1e30),
     )
     with pytest.raises(NonFiniteError) as caught:
@@ -306,13 +322,54 @@ def test_a_batch_of_another_width_is_explained():
 
 def test_leaving_the_loop_early_keeps_what_was_learned():
     pipeline, alone = build(), build()
-    for report in pipeline.train(rows()):
+    for report in pipeline.steps(rows()):
         if report.step == 2:
             break
     gc.collect()
     train(alone, rows()[:2])
     assert_same_state(states(pipeline), states(alone))
     assert pipeline.step == 2
+
+
+def test_train_runs_and_tells_every_step():
+    """`train` once was a generator: without a loop it trained nothing."""
+    running, iterating = build(), build()
+    steps = []
+    assert running.train(rows(), on_step=lambda report: steps.append(report.step)) is None
+    train(iterating, rows())
+    assert steps == [1, 2, 3]
+    assert_same_state(states(running), states(iterating))
+    assert (running.step, running.epoch, running.batch) == (3, 1, 0)
+    running.train(rows())
+    assert steps == [1, 2, 3], "who is not asked is not told"
+
+
+def test_an_error_of_who_is_told_ends_the_training():
+    pipeline = build()
+
+    def stop(report):
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        pipeline.train(rows(), on_step=stop)
+    assert pipeline.step == 1
+
+
+def test_checkpoints_are_made_every_so_many_steps(tmp_path):
+    told = []
+    checkpoints = scpl.Checkpoints(
+        tmp_path,
+        every=2,
+        keep=9,
+        note=lambda: {"told": len(told)},
+        before_saving=lambda: told.append("saving"),
+    )
+    with build(checkpoints=checkpoints) as pipeline:
+        for _ in range(2):
+            pipeline.train(rows(), on_step=lambda report: told.append(report.step))
+    assert told == [1, 2, "saving", 3, 4, "saving", 5, 6, "saving"]
+    note = build(checkpoints=tmp_path).restore(4)
+    assert (note["step"], note["epoch"], note["batch"], note["told"]) == (4, 1, 1, 5)
 
 
 def test_closing_twice_is_harmless(tmp_path):
@@ -339,8 +396,8 @@ def test_without_a_checkpoint_there_is_nothing_to_restore(tmp_path):
 
 
 def test_a_chosen_step_can_be_restored_and_a_missing_one_is_told(tmp_path):
-    with build(checkpoints=tmp_path, keep=3) as pipeline:
-        for _ in pipeline.train(rows()):
+    with build(checkpoints=scpl.Checkpoints(tmp_path, keep=3)) as pipeline:
+        for _ in pipeline.steps(rows()):
             pipeline.checkpoint()
     assert build(checkpoints=tmp_path).restore(2)["batch"] == 2
     with pytest.raises(CheckpointError, match="step-000000009"):
@@ -352,8 +409,8 @@ def test_a_chosen_step_can_be_restored_and_a_missing_one_is_told(tmp_path):
     [
         {"before": ("linear1",)},
         {"before": ("relu0", "linear2")},
-        {"method": EarlyExit(NUM_CLASSES)},
-        {"method": Backpropagation(NUM_CLASSES)},
+        {"method": EarlyExit()},
+        {"method": Backpropagation()},
         {"model": mlp(width=7)},
     ],
     ids=["fewer stages", "other cuts", "early exit", "bp", "wider"],
@@ -414,6 +471,6 @@ def test_the_learning_rate_is_that_of_the_schedule():
 
 def test_a_cnn_with_a_last_batch_of_one_says_what_is_wrong():
     parts = split(cnn(), before=["conv2"], example=torch.zeros(2, 2, 8, 8))
-    pipeline = Pipeline(parts, SCPL(NUM_CLASSES), adam)
-    losses = [r.values() for r in pipeline.train(data((2, 8, 8), (4, 1)))]
+    pipeline = Pipeline(parts, SCPL(), adam)
+    losses = [r.values() for r in pipeline.steps(data((2, 8, 8), (4, 1)))]
     assert losses[1][0]["contrastive"] == 0.0

@@ -147,7 +147,7 @@ def measure(case: Case) -> dict[str, Any]:
         mark_stages(pipeline)
 
         def train(inputs: Tensor, target: Tensor) -> None:
-            for _ in pipeline.train([(inputs, target)]):
+            for _ in pipeline.steps([(inputs, target)]):
                 pass
 
     train(inputs[:8], target[:8])  # optimizer state exists from here on

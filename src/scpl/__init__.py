@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scpl.engine.mesh import Mesh
+    from scpl.engine.checkpoint import Checkpoints
+    from scpl.engine.ranks import connect
     from scpl.engine.scores import Evaluation, Scores
     from scpl.engine.worker import Report
     from scpl.methods import (
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Mesh": "scpl.engine.mesh",
+    "Checkpoints": "scpl.engine.checkpoint",
+    "connect": "scpl.engine.ranks",
     "DASCPL": "scpl.methods",
     "DGL": "scpl.methods",
     "SCPL": "scpl.methods",
@@ -55,10 +57,10 @@ __all__ = [
     "SCPL",
     "AssociatedLearning",
     "Backpropagation",
+    "Checkpoints",
     "DeInfoReg",
     "EarlyExit",
     "Evaluation",
-    "Mesh",
     "Method",
     "Objective",
     "Partition",
@@ -66,6 +68,7 @@ __all__ = [
     "PredSim",
     "Report",
     "Scores",
+    "connect",
     "split",
 ]
 

@@ -41,11 +41,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all; text is UTF-8.
+def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> None:
+    """Write a file whole or not at all; text is UTF-8. Otherwise as `replacing`.
 
     Raises:
         OSError: if it cannot be written.
     """
-    with replacing(path) as draft:
+    with replacing(path, durable=durable) as draft:
         draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from scpl.engine.batches import Batches, Source, blame_data, pair, remaining
-from scpl.engine.build import assign, build_stages, build_worker
-from scpl.engine.channel import open_links
-from scpl.engine.checkpoint import CheckpointWriter, recover
+from scpl.engine.build import assign, build_stages, build_trainer
+from scpl.engine.channel import open_channels
+from scpl.engine.checkpoint import Checkpoints, CheckpointWriter, recover
 from scpl.engine.export import ExitNetwork, export_exits, export_network, has_exits
-from scpl.engine.mesh import Mesh
-from scpl.engine.messages import Kind, Mark, Message
-from scpl.engine.ranks import Control, connect
+from scpl.engine.messages import CheckpointMark, EpochEnds, EvaluationBegins, EvaluationEnds
+from scpl.engine.ranks import Ranks, connect
 from scpl.engine.scores import Scores
-from scpl.engine.stage import OptimizerFactory, SchedulerFactory, Stage, StageOptions
+from scpl.engine.stage import OptimizerFactory, SchedulerFactory, StageOptions
 from scpl.engine.timeline import Timeline
-from scpl.engine.worker import Line, Position, Report
+from scpl.engine.worker import Position, Report, Worker
 from scpl.errors import DataError, InputError, NonFiniteError
 from scpl.methods.base import Method
 from scpl.partition import Partition
@@ -31,24 +32,35 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """Trains the stages of a network, each from its own objective.
 
+    Every rank runs the same script; under ``torchrun`` the ranks are found in the environment,
+    under ``python`` there is one. A rank goes on to its next call when its own part is done, so
+    the stream stays full between epochs.
+
+    As a context manager (recommended) a pipeline closes itself at the end of the block. If an
+    error leaves the block and there are several ranks, the other ones are told the cause and
+    **this process ends** with status 1 (or that of a ``SystemExit``): it has threads that wait for
+    messages which will not come.
+
     Args:
-        parts: The network, cut by `scpl.split`.
+        parts: The network, cut by `scpl.split`. It says the number of classes.
         method: Which objective each stage gets.
         optimizer: Builds one stage's optimizer from its parameters.
         scheduler: Builds the schedule of one stage's optimizer; stepped once per mini-batch.
         clip_norm: Clip the gradient norm of every stage to this.
         precision: ``torch.bfloat16`` computes forward passes in mixed precision.
-        device: Where this rank computes.
         seed: Seed of the objectives' parameters and of every stage's random state.
-        checkpoints: Folder for checkpoints.
-        keep: How many checkpoints to keep.
-        mesh: Which rank hosts which stages; default: all of them here.
-        control: The tie between the ranks, if it exists already; default: made from `mesh`.
-        depth: Messages in flight on each link, at least 2.
-        silence: Seconds without a sign of life after which a rank counts as lost.
+        checkpoints: Where checkpoints go, and when they are made; a folder, or `Checkpoints`.
+        ranks: The other ranks and this one's device, from `scpl.connect`. Default: the ranks of the
+            environment; the device of the network's parameters (on CUDA that of ``LOCAL_RANK``).
+
+    Attributes:
+        parts: The network, as it is trained: end-to-end methods on one device join all stages.
+        stages: Those that this rank hosts.
+        ranks: The ranks.
+        timeline: What this rank did when.
 
     Raises:
-        InputError: if method, network and mesh do not fit together.
+        InputError: if method, network and ranks do not fit together.
     """
 
     def __init__(
@@ -60,53 +72,46 @@ class Pipeline:
         scheduler: SchedulerFactory | None = None,
         clip_norm: float | None = None,
         precision: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
         seed: int = 0,
-        checkpoints: Path | str | None = None,
-        keep: int = 2,
-        mesh: Mesh | None = None,
-        control: Control | None = None,
-        depth: int = 2,
-        silence: float = 30.0,
+        checkpoints: Checkpoints | Path | str | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.parts = parts if method.layout == "stages" else parts.merged()
         self.method = method
-        self.device = torch.device(device)
-        self._owns_control = control is None
-        self.control = control or connect(mesh or Mesh(), self.device, silence)
-        self.mesh = self.control.mesh
+        self._owns_ranks = ranks is None
+        self.ranks = ranks or connect(_device_of(parts.model))
+        self.mesh, self.device = self.ranks.mesh, self.ranks.device
         options = StageOptions(optimizer, scheduler, clip_norm, precision)
         hosted, self._owners = assign(method, self.mesh, self.parts)
         self.stages = build_stages(
             self.parts, method, options, hosted, seed=seed, device=self.device
         )
         self.timeline = Timeline(self.mesh.rank)
-        self._source = Source(parts.num_outputs, self.device)
-        inbox, outbox = open_links(self.control, self.timeline, hosted, depth, self.device)
-        self._worker = build_worker(
-            method, self.stages, outbox, self._write_part, self.timeline,
-            control=self.control, options=options, seed=seed,
+        self._source = Source(self.parts.num_outputs, self.device)
+        if isinstance(checkpoints, (str, Path)):
+            checkpoints = Checkpoints(checkpoints)
+        self._checkpoints = checkpoints
+        self._writer = CheckpointWriter(checkpoints, self.parts.num_stages) if checkpoints else None
+        inbox, outbox = open_channels(self.ranks, self.timeline, hosted)
+        trainer = build_trainer(
+            method, self.stages, outbox, self.timeline,
+            ranks=self.ranks, options=options, seed=seed,
         )  # fmt: skip
-        self._line = Line(self._worker, inbox, outbox)
-        self._folder = None if checkpoints is None else Path(checkpoints)
-        self._writer = (
-            CheckpointWriter(self._folder, self.parts.num_stages, keep) if self._folder else None
-        )
+        self._worker = Worker(trainer, inbox, outbox, self._writer)
 
-    def train(self, loader: Batches = ()) -> Iterator[Report]:
+    def train(
+        self, loader: Batches = (), on_step: Callable[[Report], object] | None = None
+    ) -> None:
         """Train on every batch of ``loader`` once (one epoch).
 
-        Only the first rank reads ``loader``. Another rank works on what it receives, and goes on
-        to its next call as soon as its own part is done, so the line stays full between epochs.
-        A loader with a method ``set_epoch`` is told the epoch; after `restore` in the middle of
-        one, batches already seen are skipped (by ``batches(start)`` if the loader has it).
-        Leaving the loop early ends the epoch.
+        Only the first rank reads ``loader``. A loader with a method ``set_epoch`` is told the
+        epoch; after `restore` in the middle of one, batches already seen are skipped (by
+        ``batches(start)`` if the loader has it).
 
         Args:
             loader: Yields ``(inputs, target)``; target holds class indices ``[N]``.
-
-        Yields:
-            One report per step. The last rank's reports hold the losses of all stages.
+            on_step: Called with the report of each step as soon as it is known on this rank. The
+                last rank's reports hold the losses of all stages. An exception ends the epoch.
 
         Raises:
             DataError: if there is no batch, or a target is not a class.
@@ -114,25 +119,32 @@ class Pipeline:
             StageError: if the network's own code fails.
             Interrupted: on other ranks, if the first one ended the run early.
         """
-        if not self.mesh.is_first:
-            yield from self._line.follow_epoch()
-            return
+        self._worker.on_report = on_step or (lambda report: None)
+        for _ in self._epoch(loader):
+            pass
+
+    def steps(self, loader: Batches = ()) -> Iterator[Report]:
+        """Train like `train`, one step for each iteration. Leaving the loop early ends the epoch.
+
+        Yields:
+            The report of each step.
+        """
+        reports: deque[Report] = deque()
+        self._worker.on_report = reports.append
+        epoch = self._epoch(loader)
         try:
-            for inputs, target in remaining(loader, self.epoch, self.batch):
-                message = self._source.message(Kind.TRAIN, self.step + 1, inputs, target)
-                try:
-                    report = self._line.feed(message)
-                except NonFiniteError as error:
-                    blame_data(error, message)
-                    raise
-                if report is not None:
-                    yield report
-            if self.batch == 0:
-                raise DataError("Training needs at least one batch", "The loader gave none")
+            for _ in epoch:
+                while reports:
+                    yield reports.popleft()
         except GeneratorExit:
-            self._line.end_epoch()
+            # The caller has seen enough. The first rank ends the epoch; another one must learn
+            # what is on its way.
+            if self.mesh.is_first:
+                self._end_epoch()
+            else:
+                for _ in epoch:
+                    pass
             raise
-        self._line.end_epoch()
 
     def evaluate(self, loader: Batches = ()) -> Scores:
         """Classify every batch of ``loader`` without learning, as a part of the stream.
@@ -140,8 +152,8 @@ class Pipeline:
         Args:
             loader: Yields ``(inputs, target)``; read by the first rank only.
         """
-        self._infer((pair(batch) for batch in loader), keep=False)
-        return Scores(self._worker.evaluation, self.parts.num_stages, self.control)
+        self._infer((pair(batch) for batch in loader), keep_logits=False)
+        return Scores(self._worker.evaluation, self.parts.num_stages, self.ranks)
 
     def predict(self, inputs: Any) -> Tensor | None:
         """Compute logits.
@@ -150,18 +162,18 @@ class Pipeline:
             inputs: One batch ``[N, ...]``, or an iterable of batches; read by the first rank.
 
         Returns:
-            On the last rank (or the only one) the logits ``[N, C]`` of all rows, float32, on the
-            CPU; None elsewhere.
+            On the last rank (or the only one) the logits ``[N, C]`` of all samples, float32, on
+            the CPU; None elsewhere.
         """
         batches = [inputs] if isinstance(inputs, Tensor) else inputs
-        self._infer(((batch, None) for batch in batches), keep=True)
+        self._infer(((batch, None) for batch in batches), keep_logits=True)
         logits = self._worker.counts.logits
         if self.mesh.is_last and not logits:
             raise DataError("A prediction needs at least one batch", "Got none")
         return torch.cat([part.cpu() for part in logits]) if logits else None
 
     def checkpoint(self, **note: float | str) -> None:
-        """Send a mark down the line; every stage saves itself where the mark reaches it.
+        """Have every stage save itself, exactly here in the stream.
 
         Writing goes on in the background. On ranks but the first a call does nothing: they save
         when the mark arrives.
@@ -176,8 +188,7 @@ class Pipeline:
         """
         self._checkpoint_folder()
         if self.mesh.is_first:
-            full = {**note, "epoch": self.epoch, "batch": self.batch}
-            self._line.process(Message(Kind.BARRIER, self.step, mark=Mark.CHECKPOINT, note=full))
+            self._worker.process(CheckpointMark(self.step, self.epoch, self.batch, note))
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Continue from a checkpoint, on any number of ranks; called on all of them.
@@ -194,19 +205,19 @@ class Pipeline:
         folder = self._checkpoint_folder()
         if self._writer is not None:
             self._writer.wait()
-        note = recover(self.stages, folder, self._owners, self.control, step)
+        note = recover(self.stages, folder, self._owners, self.ranks, step)
         if note is not None:
-            self._line.position = Position(note["step"], note["epoch"], note["batch"])
+            self._worker.position = Position(note["step"], note["epoch"], note["batch"])
         return note
 
     def export(self) -> nn.Module:
         """Return the user's module with the trained weights: a copy on the CPU, in eval mode.
 
         Its ``state_dict`` has exactly the keys of the module that was cut; heads are left out. A
-        method with a read-out of its own puts that in place of the user's, under keys that begin
+        method with a readout of its own puts that in place of the user's, under keys that begin
         with ``exits``. With several ranks all must call it, and each gets all.
         """
-        return export_network(self.parts, self.method, self.stages, self.control, self._owners)
+        return export_network(self.parts, self.method, self.stages, self.ranks, self._owners)
 
     @property
     def has_exits(self) -> bool:
@@ -219,35 +230,31 @@ class Pipeline:
         Raises:
             InputError: if not every stage predicts (see `has_exits`).
         """
-        return export_exits(self.parts, self.method, self.stages, self.control, self._owners)
+        return export_exits(self.parts, self.method, self.stages, self.ranks, self._owners)
 
     @property
     def step(self) -> int:
         """Training steps done on this rank."""
-        return self._line.position.step
+        return self._worker.position.step
 
     @property
     def epoch(self) -> int:
         """Epochs finished on this rank."""
-        return self._line.position.epoch
+        return self._worker.position.epoch
 
     @property
     def batch(self) -> int:
         """Mini-batches of the current epoch done on this rank."""
-        return self._line.position.batch
+        return self._worker.position.batch
 
     @property
     def bytes_per_step(self) -> float:
         """Bytes that this rank has sent to others per mini-batch of training, on average."""
-        return self._worker.bytes_sent / max(self._worker.num_trained, 1)
-
-    def on_checkpoint(self, hook: Callable[[], None]) -> None:
-        """Have ``hook`` called when a checkpoint's mark arrives, before the state is saved."""
-        self._line.before_checkpoint = hook
+        return self._worker.bytes_per_step
 
     def stop(self, reason: str) -> None:
         """End the run early: other ranks finish what is under way and raise Interrupted."""
-        self._line.stop(reason)
+        self._worker.stop(reason)
 
     def close(self) -> None:
         """Wait until everything is sent and written, and part from the other ranks.
@@ -255,10 +262,10 @@ class Pipeline:
         Raises:
             CheckpointError: if a checkpoint could not be written.
         """
-        self._line.close()
+        self._worker.close()
         self.abort()
-        if self._owns_control:
-            self.control.close()
+        if self._owns_ranks:
+            self.ranks.close()
 
     def abort(self) -> None:
         """Give up after an error: wait for nothing but the checkpoints that are being written."""
@@ -273,26 +280,52 @@ class Pipeline:
             self.close()
         else:
             self.abort()
-            self.control.end_process(error)
+            self.ranks.end_process(error)
 
-    def _infer(self, batches: Iterable[tuple[Any, Tensor | None]], *, keep: bool) -> None:
+    def _epoch(self, loader: Batches) -> Iterator[None]:
+        """Train for an epoch; yields after each message."""
+        worker = self._worker
         if not self.mesh.is_first:
-            self._line.follow_evaluation()
+            yield from worker.follow(EpochEnds)
             return
-        process = self._line.process
-        process(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_BEGIN, note={"keep": keep}))
+        for batch in remaining(loader, self.epoch, self.batch):
+            message = self._source.to_train(self.step + 1, batch)
+            try:
+                worker.process(message)
+            except NonFiniteError as error:
+                blame_data(error, message)
+                raise
+            if self._checkpoints is not None and self._checkpoints.is_due(self.step):
+                self.checkpoint(**self._checkpoints.note())
+            yield
+        if self.batch == 0:
+            raise DataError("Training needs at least one batch", "The loader gave none")
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        if not self._worker.stopped:
+            self._worker.process(EpochEnds(self.step))
+
+    def _infer(self, batches: Iterable[tuple[Any, Tensor | None]], *, keep_logits: bool) -> None:
+        worker = self._worker
+        if not self.mesh.is_first:
+            for _ in worker.follow(EvaluationEnds):
+                pass
+            return
+        worker.process(EvaluationBegins(self.step, keep_logits))
         for index, (inputs, target) in enumerate(batches):
-            process(self._source.message(Kind.EVAL, index, inputs, target))
-        process(Message(Kind.BARRIER, self.step, mark=Mark.EVALUATION_END))
+            worker.process(self._source.to_evaluate(index, inputs, target))
+        worker.process(EvaluationEnds(self.step))
 
     def _checkpoint_folder(self) -> Path:
-        if self._folder is None:
+        if self._checkpoints is None:
             raise InputError("`checkpoints` must name a folder to save or restore", "Got none")
-        return self._folder
+        return Path(self._checkpoints.folder)
 
-    def _write_part(self, stage: Stage, message: Message) -> None:
-        """Save one stage when a checkpoint's barrier reaches it."""
-        assert self._writer is not None
-        self._writer.write(
-            stage.index, message.step, stage.snapshot(message.step), dict(message.note)
-        )
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Where a network's parameters are; of several CUDA devices each local rank takes its own."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device

@@ -17,7 +17,8 @@ from cli_runs import (
     KEYS,
     TINY,
     command,
-    in_process_of_its_own,
+    finish,
+    fork,
     refused,
     scpl,
     train,
@@ -261,7 +262,7 @@ class TestFolders:
 
 class TestTerminals:
     def test_no_control_characters_elsewhere(self):
-        found = in_process_of_its_own("train", *TINY, "--epochs", 2, "--out", "a")
+        found = finish(fork("train", *TINY, "--epochs", 2, "--out", "a"))
         assert found.status == 0
         assert not re.search(r"[^\n\x20-\x7e]", found.err)
 

@@ -12,6 +12,11 @@ from scpl.app.use.probe import probe_partition
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+
+
 def test_a_linear_read_out_finds_what_is_there_and_not_what_is_lost():
     """Classes at three corners; the second stage forgets everything."""
     torch.manual_seed(0)

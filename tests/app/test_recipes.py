@@ -12,7 +12,7 @@ from scpl.app.cli import run as cli
 from scpl.app.config import CompareConfig, TrainConfig, method_names, read_toml
 from scpl.app.recipes import find_recipe, recipes, shipped
 from scpl.app.train.run import train
-from scpl.data.text.catalogue import TEXT_SETS
+from scpl.data.text import TEXT_SETS
 from scpl.errors import InputError
 
 PAPER_IMAGES = [

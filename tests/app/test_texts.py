@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli_runs import in_process_of_its_own, refused, result, scpl
+from cli_runs import refused, result, scpl
+from processes import run_forked
 from scpl.app.network import load_network
 from scpl.runs import RunFolder
 from text_files import SUFFIXES, tickets, write_set, write_table
@@ -29,6 +30,12 @@ CLOSE = 1e-5
 def no_other_data(tmp_path, monkeypatch):
     monkeypatch.delenv("SCPL_DATA", raising=False)
     monkeypatch.setenv("SCPL_CACHE", "off")
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Drawing it takes longer than most runs here; processes of their own write it."""
+    monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +129,11 @@ class TestTrain:
             assert torch.allclose(weight[words.index(word)], torch.tensor(vector).float())
 
     def test_processes_change_no_number(self, runs, tmp_path):
-        done = in_process_of_its_own(
-            "train", "--data", runs.table, "--out", tmp_path / "run", *LSTM,
-            "--processes", "2",
-        )  # fmt: skip
-        assert done.status == 0, done.err
+        arguments = ["train", "--data", runs.table, "--out", tmp_path / "run", *LSTM]
+        done = run_forked(2, "-m", "scpl", *arguments, timeout=60)
+        assert done.returncode == 0, done.stderr
         assert result(tmp_path / "run") == result(runs())
+        assert (tmp_path / "run" / "report.html").exists()
         assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (
             runs() / "tokenizer.json"
         ).read_bytes()

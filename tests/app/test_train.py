@@ -11,7 +11,7 @@ from cli_runs import (
     NUM_STEPS,
     TINY,
     finish,
-    in_process_of_its_own,
+    fork,
     rank_of,
     refused,
     result,
@@ -80,9 +80,8 @@ class TestSameNumbers:
     @pytest.mark.timeout(90)
     def test_two_processes_give_the_result_of_one(self, whole, tmp_path):
         folder = tmp_path / "run"
-        found = in_process_of_its_own(
-            "train", *MANY, "--out", folder, "--processes", 2, "--json", timeout=80
-        )
+        process = start("train", *MANY, "--out", folder, "--processes", 2, "--json")
+        found = finish(process, 80)
         assert found.status == 0, found.err
         summary = json.loads(found.out)
         assert summary["processes"] == len(summary["peak_memory_bytes"]) == 2
@@ -189,7 +188,7 @@ class TestInterruptions:
     @pytest.mark.parametrize(("number", "status"), [*SIGNALS, (signal.SIGKILL, -9)])
     def test_a_signal_from_outside(self, whole, tmp_path, number, status):
         folder = tmp_path / "run"
-        process = start("train", *MANY, "--out", folder, "--checkpoint-every", 3)
+        process = fork("train", *MANY, "--out", folder, "--checkpoint-every", 3)
         wait_for_steps(folder, 3, process)
         process.send_signal(number)
         found = finish(process)
@@ -203,7 +202,7 @@ class TestInterruptions:
     @pytest.mark.parametrize(("number", "status"), SIGNALS)
     def test_several_processes_are_interrupted_together(self, whole, tmp_path, number, status):
         folder = tmp_path / "run"
-        process = start("train", *MANY, "--out", folder, "--processes", 2)
+        process = fork("train", *MANY, "--out", folder, "--processes", 2)
         wait_for_steps(folder, NUM_STEPS, process)
         process.send_signal(number)
         found = finish(process)
@@ -220,7 +219,7 @@ class TestRestarts:
     @pytest.mark.timeout(90)
     def test_a_killed_rank_is_made_good(self, whole, tmp_path):
         folder = tmp_path / "run"
-        process = start(
+        process = fork(
             "train", *MANY, "--out", folder, "--processes", 2, "--max-restarts", 1,
             "--checkpoint-every", 3,
         )  # fmt: skip
@@ -238,9 +237,10 @@ class TestRestarts:
         folder = tmp_path / "run"
         shutil.copytree(whole, folder)
         before = tree(folder)
-        found = in_process_of_its_own(
+        process = fork(
             "train", *MANY, "--seed", 1, "--out", folder, "--processes", 2, "--max-restarts", 1
         )
+        found = finish(process)
         refused(found, "must not exist yet")
         assert "restarting" not in found.err
         assert tree(folder) == before

@@ -5,7 +5,7 @@ import torch
 
 from scpl.app.train.progress import Meter, Usage
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import LocalControl
+from scpl.engine.ranks import OneRank
 from scpl.engine.timeline import Timeline
 
 
@@ -25,20 +25,20 @@ def memory(monkeypatch):
     return peak
 
 
-def rank(number, num_ranks, num_stages, control):
+def rank(number, num_ranks, num_stages, ranks):
     """What a meter sees of a pipeline; all ranks of a test share one store."""
     return SimpleNamespace(
         mesh=Mesh(number, num_ranks),
         stages=[None] * num_stages,
         timeline=Timeline(number),
         device=torch.device("cpu"),
-        control=control,
+        ranks=ranks,
     )
 
 
 def test_the_last_rank_knows_what_every_stage_waited_in_an_epoch(clock, memory):
-    control = LocalControl()
-    first, last = rank(0, 2, 3, control), rank(1, 2, 1, control)
+    ranks = OneRank()
+    first, last = rank(0, 2, 3, ranks), rank(1, 2, 1, ranks)
     meters = [Meter(first), Meter(last)]
     for epoch, waited in ((1, (1.0, 4.0)), (2, (3.0, 5.0))):
         for meter in meters:
@@ -58,8 +58,8 @@ def test_the_last_rank_knows_what_every_stage_waited_in_an_epoch(clock, memory):
 
 
 def test_live_numbers_of_others_are_those_last_told(clock, memory):
-    control = LocalControl()
-    first, last = rank(0, 2, 1, control), rank(1, 2, 1, control)
+    ranks = OneRank()
+    first, last = rank(0, 2, 1, ranks), rank(1, 2, 1, ranks)
     meters = [Meter(first), Meter(last)]
     clock[0] += 1
     assert meters[1].live() == Usage((1000,)), "nobody has told anything"
@@ -74,7 +74,7 @@ def test_live_numbers_of_others_are_those_last_told(clock, memory):
 
 
 def test_one_process_has_nobody_to_wait_for(clock, memory):
-    meter = Meter(rank(0, 1, 4, LocalControl()))
+    meter = Meter(rank(0, 1, 4, OneRank()))
     clock[0] += 1
     meter.end_epoch(1)
     assert meter.collect(1) == meter.live() == Usage((1000,), ())

@@ -5,8 +5,15 @@ import shutil
 import pytest
 import torch
 
-from scpl.engine.checkpoint import CheckpointWriter, intact_steps, read_manifest, read_part
-from scpl.errors import CheckpointError
+from scpl.engine.checkpoint import (
+    Checkpoints,
+    CheckpointWriter,
+    intact_steps,
+    read_manifest,
+    read_part,
+)
+from scpl.engine.messages import CheckpointMark
+from scpl.errors import CheckpointError, InputError
 
 STAGES = 3
 ALL = range(STAGES)
@@ -17,11 +24,15 @@ def state(step, index):
 
 
 def write(folder, *steps, keep=9, stages=ALL):
-    writer = CheckpointWriter(folder, STAGES, keep)
+    writer = CheckpointWriter(Checkpoints(folder, keep=keep), STAGES)
     for step in steps:
         for index in stages:
-            writer.write(index, step, state(step, index), {"epoch": step // 10})
+            writer.write(index, mark(step), state(step, index))
     writer.close()
+
+
+def mark(step, **note):
+    return CheckpointMark(step, step // 10, 0, note)
 
 
 def newest(folder):
@@ -142,11 +153,11 @@ def test_ranks_with_their_own_disks_keep_as_many(tmp_path, keep):
 
 
 def test_two_ranks_on_one_disk_keep_as_many(tmp_path):
-    writers = [CheckpointWriter(tmp_path, STAGES, 2) for _ in range(2)]
+    writers = [CheckpointWriter(Checkpoints(tmp_path), STAGES) for _ in range(2)]
     for step in range(1, 8):
         for writer, stages in zip(writers, ([0], [1, 2]), strict=True):
             for index in stages:
-                writer.write(index, step, state(step, index), {})
+                writer.write(index, mark(step), state(step, index))
     for writer in writers:
         writer.close()
     assert set(intact_steps(tmp_path, ALL, STAGES)) >= {6, 7}
@@ -199,8 +210,8 @@ def test_a_full_disk_is_told_and_costs_no_older_checkpoint(tmp_path, monkeypatch
         raise error
 
     monkeypatch.setattr(torch, "save", full)
-    writer = CheckpointWriter(tmp_path, STAGES, 1)
-    writer.write(0, 20, state(20, 0), {})
+    writer = CheckpointWriter(Checkpoints(tmp_path, keep=1), STAGES)
+    writer.write(0, mark(20), state(20, 0))
     with pytest.raises(CheckpointError, match=r"must be written completely.*Free some space"):
         writer.close()
     monkeypatch.undo()
@@ -212,18 +223,18 @@ def test_a_full_disk_is_told_and_costs_no_older_checkpoint(tmp_path, monkeypatch
 
 def test_a_failure_is_told_at_the_next_write(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("gone")))
-    writer = CheckpointWriter(tmp_path, STAGES)
-    writer.write(0, 1, state(1, 0), {})
+    writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+    writer.write(0, mark(1), state(1, 0))
     writer._waiting[0].exception(timeout=10)
     with pytest.raises(CheckpointError, match="gone"):
-        writer.write(1, 1, state(1, 1), {})
+        writer.write(1, mark(1), state(1, 1))
     writer.close()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("x")
-    writer = CheckpointWriter(tmp_path / "file", STAGES)
-    writer.write(0, 1, state(1, 0), {})
+    writer = CheckpointWriter(Checkpoints(tmp_path / "file"), STAGES)
+    writer.write(0, mark(1), state(1, 0))
     with pytest.raises(CheckpointError, match=r"stage-0\.pt"):
         writer.close()
 
@@ -238,8 +249,8 @@ class Bomb:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     Bomb.fuse = tmp_path / "boom"
     write(tmp_path / "run", 5)
-    writer = CheckpointWriter(tmp_path / "run", STAGES)
-    writer.write(0, 6, {"body": Bomb()}, {})
+    writer = CheckpointWriter(Checkpoints(tmp_path / "run"), STAGES)
+    writer.write(0, mark(6), {"body": Bomb()})
     writer.close()
     with pytest.raises(CheckpointError, match="tensors and plain values only"):
         read_part(tmp_path / "run", 6, 0)
@@ -247,9 +258,9 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
 
 
 def test_a_note_cannot_pose_as_the_manifest(tmp_path):
-    writer = CheckpointWriter(tmp_path, STAGES)
-    with pytest.raises(CheckpointError, match="Got bytes, step"):
-        writer.write(0, 1, state(1, 0), {"bytes": 3, "step": 9, "epoch": 1})
+    writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+    with pytest.raises(CheckpointError, match="Got bytes, epoch"):
+        writer.write(0, mark(1, bytes=3, epoch=9, x=1), state(1, 0))
     writer.close()
 
 
@@ -261,8 +272,8 @@ def test_a_checkpoint_of_another_number_of_stages_is_refused(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_at_least_one_is_kept(tmp_path, keep):
-    with pytest.raises(CheckpointError, match="At least one"):
-        CheckpointWriter(tmp_path, STAGES, keep)
+    with pytest.raises(InputError, match=f"must be at least 1.*keep={keep}"):
+        Checkpoints(tmp_path, keep=keep)
 
 
 def test_a_missing_step_is_told(tmp_path):
@@ -271,3 +282,19 @@ def test_a_missing_step_is_told(tmp_path):
     for read in (read_manifest, read_part):
         with pytest.raises(CheckpointError, match="step-000000005"):
             read(tmp_path, 5, 0)
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / "step-000000005").mkdir()
+    half = tmp_path / "step-000000005" / ".stage-0.pt.99999.tmp"
+    half.write_text("half")
+    write(tmp_path, 5)
+    assert not half.exists()
+
+
+def test_a_checkpoint_is_due_every_so_many_steps(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=3)
+    assert [step for step in range(1, 10) if checkpoints.is_due(step)] == [3, 6, 9]
+    assert not any(Checkpoints(tmp_path).is_due(step) for step in range(1, 10))
+    with pytest.raises(InputError, match="every=0"):
+        Checkpoints(tmp_path, every=0)

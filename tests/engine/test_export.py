@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import Adam
 
-from networks import NUM_CLASSES, UNEVEN_CUTS, assert_same_state, cnn, images
+from networks import UNEVEN_CUTS, assert_same_state, cnn, images
 from scpl import (
     DASCPL,
     DGL,
@@ -21,12 +21,12 @@ from scpl.errors import InputError
 
 INPUTS = torch.cat([inputs for inputs, _ in images(seed=3)])
 WITH_EXITS = {
-    "al": AssociatedLearning(NUM_CLASSES, label_features=12),
-    "predsim": PredSim(NUM_CLASSES),
-    "deinforeg": DeInfoReg(NUM_CLASSES),
-    "dascpl": DASCPL(NUM_CLASSES, hidden_features=8),
-    "dgl": DGL(NUM_CLASSES, auxiliary="cnn"),
-    "early-exit": EarlyExit(NUM_CLASSES, hidden_features=8),
+    "al": AssociatedLearning(label_features=12),
+    "predsim": PredSim(),
+    "deinforeg": DeInfoReg(),
+    "dascpl": DASCPL(hidden_features=8),
+    "dgl": DGL(auxiliary="cnn"),
+    "early-exit": EarlyExit(hidden_features=8),
 }
 EACH = pytest.mark.parametrize("name", WITH_EXITS)
 
@@ -40,7 +40,7 @@ def trained():
             parts = split(cnn(), before=UNEVEN_CUTS, example=INPUTS[:2])
             known[name] = Pipeline(parts, WITH_EXITS[name], lambda p: Adam(p, lr=3e-3))
             for _ in range(2):
-                list(known[name].train(images()))
+                list(known[name].steps(images()))
         return known[name]
 
     return get
@@ -112,20 +112,17 @@ def test_exporting_leaves_the_random_state_alone(trained):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("method", [SCPL, Backpropagation])
-def test_a_method_whose_stages_do_not_all_predict_has_no_exits(method):
+@pytest.mark.parametrize("method", [SCPL(cross_entropy=0.0), Backpropagation()])
+def test_exits_come_from_what_the_stages_can_do(method):
     parts = split(cnn(), before=UNEVEN_CUTS, example=INPUTS[:2])
-    pipeline = Pipeline(parts, method(NUM_CLASSES), Adam)
-    with pytest.raises(InputError, match=rf"early exits. Got {method.name}. Train with"):
+    with_exits = Pipeline(parts, SCPL(), Adam)
+    assert with_exits.has_exits
+    assert with_exits.export_exits().num_stages == len(UNEVEN_CUTS) + 1
+    assert not Pipeline(parts, method, Adam).has_exits
+
+
+def test_a_stage_that_does_not_predict_is_named():
+    parts = split(cnn(), before=UNEVEN_CUTS, example=INPUTS[:2])
+    pipeline = Pipeline(parts, SCPL(cross_entropy=0.0), Adam)
+    with pytest.raises(InputError, match=r"method scpl.*Stage 0 does not.*cross_entropy above 0"):
         pipeline.export_exits()
-
-
-def test_a_claim_to_have_exits_must_be_true():
-    class Claims(SCPL):
-        name = "claims"
-        has_exits = True
-
-    contrast_alone = Claims(NUM_CLASSES, cross_entropy=0.0)
-    parts = split(cnn(), before=UNEVEN_CUTS, example=INPUTS[:2])
-    with pytest.raises(InputError, match=r"method claims.*Got none from stage 0.*`reader`"):
-        Pipeline(parts, contrast_alone, Adam).export_exits()

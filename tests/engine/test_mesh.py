@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl import Mesh
+from scpl.engine.mesh import Mesh
 from scpl.errors import InputError
 
 
@@ -18,7 +18,7 @@ def test_every_stage_lives_on_one_rank_in_order(num_stages, data):
     assert meshes[0].counts(num_stages) == tuple(sizes)
 
 
-def test_a_spread_can_be_chosen():
+def test_a_stages_per_rank_can_be_chosen():
     meshes = [Mesh(rank, 3, (1, 3, 2)) for rank in range(3)]
     assert [tuple(mesh.hosted(6)) for mesh in meshes] == [(0,), (1, 2, 3), (4, 5)]
 
@@ -39,10 +39,10 @@ def test_a_rank_must_be_one_of_the_ranks(rank, num_ranks):
         Mesh(rank, num_ranks)
 
 
-@pytest.mark.parametrize("spread", [(), (1,), (1, 0), (2, 1, 1)])
-def test_a_spread_must_give_every_rank_a_stage(spread):
+@pytest.mark.parametrize("stages_per_rank", [(), (1,), (1, 0), (2, 1, 1)])
+def test_a_stages_per_rank_must_give_every_rank_a_stage(stages_per_rank):
     with pytest.raises(InputError, match="at least one stage"):
-        Mesh(0, 2, spread)
+        Mesh(0, 2, stages_per_rank)
 
 
 def test_the_numbers_are_told_when_stages_and_ranks_do_not_fit():

@@ -40,7 +40,7 @@ def make(objective=None, *, body=None, names=("conv", "act"), optimizer=adam, **
 def learn(stage, steps=1, features=FEATURES):
     for step in range(1, steps + 1):
         stage.forward(features)
-        losses = stage.learn(TARGET, None, step)
+        losses = stage.learn(TARGET, None, step).terms
     return losses
 
 

@@ -34,6 +34,7 @@ from scpl import (
     split,
 )
 from scpl.data.images import load
+from scpl.engine.export import has_exits
 from scpl.errors import InputError
 from scpl.heads import Linear, PooledMLP
 from scpl.methods import METHODS
@@ -44,13 +45,13 @@ from scpl.seeding import derive_seed
 SEED, CLIP, EPOCHS = 5, 0.5, 3
 PAPER = {"cross_entropy": 0.0, "standardise": False, "classifier_gradient": False}
 LOCAL = {
-    "al": AssociatedLearning(NUM_CLASSES, label_features=12),
-    "predsim": PredSim(NUM_CLASSES),
-    "deinforeg": DeInfoReg(NUM_CLASSES, head=Linear(16)),
-    "dascpl": DASCPL(NUM_CLASSES, head=Linear(16), hidden_features=8, **PAPER),
-    "dgl": DGL(NUM_CLASSES),
-    "dgl-cnn": DGL(NUM_CLASSES, auxiliary="cnn"),
-    "early-exit": EarlyExit(NUM_CLASSES, hidden_features=8),
+    "al": AssociatedLearning(label_features=12),
+    "predsim": PredSim(),
+    "deinforeg": DeInfoReg(head=Linear(16)),
+    "dascpl": DASCPL(head=Linear(16), hidden_features=8, standardise=False),
+    "dgl": DGL(),
+    "dgl-cnn": DGL(auxiliary="cnn"),
+    "early-exit": EarlyExit(hidden_features=8),
 }
 EACH = pytest.mark.parametrize("name", LOCAL)
 
@@ -66,7 +67,7 @@ def build(method, model=None, *, before=UNEVEN_CUTS, optimizer=adam, **options):
 
 def train(pipeline, batches=None, epochs=1):
     batches = batches or images()
-    return [report.values() for _ in range(epochs) for report in pipeline.train(batches)]
+    return [report.values() for _ in range(epochs) for report in pipeline.steps(batches)]
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +86,20 @@ def trained():
 
 def test_methods_are_known_by_name():
     assert {method.name for method in LOCAL.values()} <= METHODS.keys()
-    exits = {name for name, method in METHODS.items() if method(3).has_exits}
-    assert exits == {"al", "predsim", "deinforeg", "dascpl", "dgl", "early-exit"}
+    parts = split(cnn(), before=UNEVEN_CUTS, example=images()[0][0][:2])
+    exits = {name for name, method in METHODS.items() if has_exits(parts, method())}
+    assert exits == {"al", "predsim", "deinforeg", "dascpl", "dgl", "early-exit", "scpl"}
     assert [name for name, method in METHODS.items() if method.replaces_readout] == ["al"]
 
 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (lambda: AssociatedLearning(3, label_features=0), "`label_features` must be at least 1"),
-        (lambda: PredSim(3, similarity_weight=1.5), "`similarity_weight` must lie in 0 .. 1"),
-        (lambda: DeInfoReg(3, classifier_weight=0.0), "`classifier_weight` must be more than 0"),
-        (lambda: DGL(3, auxiliary="resnet"), "auxiliary must be one of.*Got 'resnet'"),
-        (lambda: DASCPL(3, temperature=0.0), "`temperature` must be more than 0"),
+        (lambda: AssociatedLearning(label_features=0), "`label_features` must be at least 1"),
+        (lambda: PredSim(similarity_weight=1.5), "`similarity_weight` must lie in 0 .. 1"),
+        (lambda: DeInfoReg(classifier_weight=0.0), "`classifier_weight` must be more than 0"),
+        (lambda: DGL(auxiliary="resnet"), "auxiliary must be one of.*Got 'resnet'"),
+        (lambda: DASCPL(temperature=0.0), "`temperature` must be more than 0"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(method, message):
@@ -273,7 +275,7 @@ def first_terms(name, inputs, target):
 def test_the_losses_of_a_stage_are_those_of_the_paper(name):
     inputs, target = images()[0]
     pipeline = build(LOCAL[name], cnn(dropout=0.0))
-    found = next(iter(pipeline.train([(inputs, target)]))).values()[0]
+    found = next(pipeline.steps([(inputs, target)])).values()[0]
     expected = first_terms(name, inputs, target)
     assert found.keys() == expected.keys()
     for term, value in expected.items():
@@ -282,7 +284,7 @@ def test_the_losses_of_a_stage_are_those_of_the_paper(name):
 
 def test_dascpl_trains_the_layers_exactly_as_scpl_does():
     """The local classifiers see detached features: the trajectories are the same bits."""
-    plain = build(SCPL(NUM_CLASSES, head=Linear(16), **PAPER))
+    plain = build(SCPL(head=Linear(16), **PAPER))
     with_exits = build(LOCAL["dascpl"])
     for one, other in zip(train(plain, epochs=2), train(with_exits, epochs=2), strict=True):
         assert [t["contrastive"] for t in one] == [t["contrastive"] for t in other]
@@ -336,7 +338,7 @@ class Sabotaged(Method):
 def test_the_loss_of_one_stage_leaves_the_others_alone(name, stage):
     sgd = lambda parameters: SGD(parameters, lr=1e-3)  # noqa: E731
     normal = build(LOCAL[name], optimizer=sgd)
-    sabotaged = build(Sabotaged(NUM_CLASSES, LOCAL[name], stage), optimizer=sgd)
+    sabotaged = build(Sabotaged(LOCAL[name], stage), optimizer=sgd)
     train(normal, images()[:1])
     train(sabotaged, images()[:1])
     pairs = list(zip(normal.stages, sabotaged.stages, strict=True))
@@ -376,7 +378,7 @@ def test_every_stage_predicts(name, trained):
 def test_evaluating_changes_nothing(name):
     watched, alone, losses = build(LOCAL[name]), build(LOCAL[name]), []
     for _ in range(2):
-        for report in watched.train(images()):
+        for report in watched.steps(images()):
             losses.append(report.values())
             if report.step % 3 == 1:
                 watched.evaluate(images(seed=2)).result()
@@ -390,7 +392,7 @@ def test_a_restored_run_equals_an_uninterrupted_one(name, tmp_path):
     whole = build(LOCAL[name])
     expected = train(whole, epochs=2)
     with build(LOCAL[name], checkpoints=tmp_path) as first:
-        for report in first.train(images()):
+        for report in first.steps(images()):
             if report.step == 5:
                 first.checkpoint()
                 break
@@ -428,7 +430,7 @@ def test_every_shape_of_features_is_learnt(shape):
 @EACH
 def test_mixed_precision_is_learnt_with_losses_in_float32(name):
     pipeline = build(LOCAL[name], precision=torch.bfloat16)
-    for report in pipeline.train(images()[:2]):
+    for report in pipeline.steps(images()[:2]):
         terms = [term for part in report.losses for term in part.values()]
         assert {term.dtype for term in terms} == {torch.float32}
     assert pipeline.evaluate(images()[:1]).result().num_samples == 9
@@ -450,11 +452,11 @@ def digits():
 @pytest.mark.parametrize(
     "method",
     [
-        AssociatedLearning(10, label_features=64, bridge=Linear(64)),
-        PredSim(10),
-        DeInfoReg(10, head=Linear(64)),
-        DASCPL(10, head=Linear(64), hidden_features=64),
-        DGL(10),
+        AssociatedLearning(label_features=64, bridge=Linear(64)),
+        PredSim(),
+        DeInfoReg(head=Linear(64)),
+        DASCPL(head=Linear(64), hidden_features=64),
+        DGL(),
     ],
     ids=lambda method: method.name,
 )

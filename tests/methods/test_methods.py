@@ -14,8 +14,8 @@ from scpl.methods.base import CrossEntropy, Objective, Sum
 from scpl.methods.scpl import ClassifiedContrast, Contrastive
 
 READOUT = nn.Linear(6, NUM_CLASSES)
-INNER = Site(0, 2, (6,), None)
-LAST = Site(1, 2, (6,), READOUT)
+INNER = Site(0, 2, NUM_CLASSES, (6,), None)
+LAST = Site(1, 2, NUM_CLASSES, (6,), READOUT)
 
 
 def test_methods_are_known_by_name():
@@ -33,7 +33,6 @@ def test_a_site_knows_whether_it_is_last():
 
 def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
     method = SCPL(
-        NUM_CLASSES,
         temperature=0.3,
         normalization="supcon",
         head=Linear(7),
@@ -53,14 +52,13 @@ def test_scpl_contrasts_everywhere_and_classifies_at_the_end():
 
 
 def test_every_stage_gets_a_head_of_its_own():
-    method = SCPL(NUM_CLASSES)
+    method = SCPL()
     first, second = (method.objective(INNER).contrastive.head for _ in range(2))
     assert first is not second
 
 
 def test_scpl_mixes_in_cross_entropy_through_the_same_head():
     method = SCPL(
-        NUM_CLASSES,
         head=Linear(7),
         cross_entropy=0.25,
         label_smoothing=0.1,
@@ -75,7 +73,7 @@ def test_scpl_mixes_in_cross_entropy_through_the_same_head():
 
 
 def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
-    method = SCPL(NUM_CLASSES, cross_entropy=0.25, classifier_gradient=True)
+    method = SCPL(cross_entropy=0.25, classifier_gradient=True)
     contrast, classifier = method.objective(LAST).parts
     assert (type(contrast), contrast.weight) == (Contrastive, 0.75)
     assert classifier.classifier is READOUT
@@ -90,14 +88,14 @@ def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
 )
 def test_scpl_refuses_what_is_no_share(name, bad):
     with pytest.raises(InputError, match=f"`{name}` must be a share.*Got {bad}"):
-        SCPL(NUM_CLASSES, **{name: bad})
+        SCPL(**{name: bad})
 
 
 def test_measuring_a_head_leaves_it_as_it_was():
     def head(shape):
         return nn.Sequential(nn.BatchNorm1d(*shape), nn.Dropout(0.5), nn.Linear(*shape, 3))
 
-    made = SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER).contrastive.head
+    made = SCPL(head=head, cross_entropy=0.5).objective(INNER).contrastive.head
     assert made.training
     assert made[0].training
     assert made[0].num_batches_tracked == 0
@@ -110,12 +108,12 @@ def test_a_head_that_cannot_be_measured_is_explained(head):
     with pytest.raises(
         InputError, match=r"\[N, D\].*On zeros of the shape \[1, 6\].*`cross_entropy` 0"
     ):
-        SCPL(NUM_CLASSES, head=head, cross_entropy=0.5).objective(INNER)
-    SCPL(NUM_CLASSES, head=head, cross_entropy=0.0).objective(INNER)
+        SCPL(head=head, cross_entropy=0.5).objective(INNER)
+    SCPL(head=head, cross_entropy=0.0).objective(INNER)
 
 
 def test_early_exit_classifies_everywhere():
-    method = EarlyExit(NUM_CLASSES, hidden_features=9)
+    method = EarlyExit(hidden_features=9)
     inner, last = method.objective(INNER), method.objective(LAST)
     assert type(inner) is type(last) is CrossEntropy
     assert inner.classifier(torch.zeros(2, 6)).shape == (2, NUM_CLASSES)
@@ -131,20 +129,20 @@ def test_early_exit_takes_the_users_classifier():
         seen.append((shape, num_classes))
         return nn.Linear(*shape, num_classes)
 
-    EarlyExit(NUM_CLASSES, classifier=classifier).objective(INNER)
+    EarlyExit(classifier=classifier).objective(INNER)
     assert seen == [((6,), NUM_CLASSES)]
 
 
 def test_backpropagation_learns_at_the_end_only():
-    assert type(Backpropagation(NUM_CLASSES).objective(Site(0, 1, (6,), READOUT))) is CrossEntropy
-    assert Backpropagation(NUM_CLASSES).objective(INNER)(torch.zeros(2, 6), None, None) == {}
+    assert type(Backpropagation().objective(Site(0, 1, NUM_CLASSES, (6,), READOUT))) is CrossEntropy
+    assert Backpropagation().objective(INNER)(torch.zeros(2, 6), None, None) == {}
 
 
 def test_a_method_is_a_value():
-    assert SCPL(3) == SCPL(3)
-    assert SCPL(3) != SCPL(4)
+    assert SCPL() == SCPL()
+    assert SCPL() != SCPL(temperature=0.2)
     with pytest.raises(FrozenInstanceError):
-        SCPL(3).temperature = 1.0
+        SCPL().temperature = 1.0
 
 
 class Similarity(Objective):
@@ -177,14 +175,14 @@ class Made(Method):
     name: ClassVar[str] = "made"
 
     def objective(self, site):
-        return Similarity(self.num_classes, *site.feature_shape, site.readout)
+        return Similarity(site.num_classes, *site.feature_shape, site.readout)
 
 
 def test_a_method_of_the_users_own_fits_in_with_a_carry():
     batches = rows()
     parts = split(mlp(), before=["linear1", "linear2"], example=batches[0][0])
-    pipeline = Pipeline(parts, Made(NUM_CLASSES), torch.optim.Adam)
-    reports = [report.values() for report in pipeline.train(batches)]
+    pipeline = Pipeline(parts, Made(), torch.optim.Adam)
+    reports = [report.values() for report in pipeline.steps(batches)]
     assert [list(terms) for terms in reports[0]] == [
         ["distance"],
         ["distance", "carried"],
@@ -197,16 +195,16 @@ def test_a_method_of_the_users_own_fits_in_with_a_carry():
 def test_the_carry_is_that_of_the_same_batch_before_the_update():
     batches = rows()
     parts = split(seeded_layers(mlp()), before=["linear1"], example=batches[0][0])
-    pipeline = Pipeline(parts, Made(NUM_CLASSES), torch.optim.Adam)
+    pipeline = Pipeline(parts, Made(), torch.optim.Adam)
     first, second = (stage.objective for stage in pipeline.stages)
     target = batches[0][1]
     carried = (first.embed(target).sum(1) - second.embed(target).sum(1)).abs().mean() * 0.1
-    report = next(iter(pipeline.train(batches)))
+    report = next(pipeline.steps(batches))
     assert report.values()[1]["carried"] == carried.item()
 
 
 def test_a_local_and_the_networks_own_classifier_can_learn_side_by_side():
-    method = SCPL(NUM_CLASSES, cross_entropy=0.5, classifier_gradient=False)
+    method = SCPL(cross_entropy=0.5, classifier_gradient=False)
     objective = method.objective(LAST)
     terms = objective(torch.randn(4, 6), torch.tensor([0, 1, 0, 1]), None)
     assert list(terms) == ["contrastive", "local_cross_entropy", "cross_entropy"]

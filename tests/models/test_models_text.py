@@ -164,10 +164,10 @@ def test_training_does_not_depend_on_padding(name):
         kind = name.partition("-")[0]
         parts = split(model, models.paper_cuts(kind)[:2], example=TOKENS)
         pipeline = Pipeline(
-            parts, SCPL(NUM_CLASSES, head=heads.Linear(4)), lambda p: torch.optim.SGD(p, lr=0.05)
+            parts, SCPL(head=heads.Linear(4)), lambda p: torch.optim.SGD(p, lr=0.05)
         )
         batches = [(padded(tokens, extra), target) for tokens, target in texts()]
-        losses = [report.values() for report in pipeline.train(batches)]
+        losses = [report.values() for report in pipeline.steps(batches)]
         many = pipeline.predict([padded(tokens, extra) for tokens, _ in batches])
         ones = torch.cat([pipeline.predict(row[None]) for tokens, _ in batches for row in tokens])
         torch.testing.assert_close(many, ones, rtol=0, atol=1e-5)
@@ -187,8 +187,8 @@ def test_the_vector_of_padding_is_zero_and_stays_zero():
     assert torch.equal(model.embedding.weight[1:], vectors[1:])
     parts = split(model, ["layer1"], example=TOKENS)
     adam = lambda parameters: torch.optim.AdamW(parameters, lr=0.1)  # noqa: E731
-    pipeline = Pipeline(parts, SCPL(NUM_CLASSES), adam)
-    for _ in pipeline.train(texts()):
+    pipeline = Pipeline(parts, SCPL(), adam)
+    for _ in pipeline.steps(texts()):
         pass
     assert not model.embedding.weight[0].any()
     assert not torch.equal(model.embedding.weight[1:], vectors[1:])
@@ -318,10 +318,10 @@ def test_every_head_compares_one_vector_per_text(name, head):
     model = small(name)
     parts = split(model, num_stages=3, example=TOKENS)
     pipeline = Pipeline(
-        parts, SCPL(NUM_CLASSES, head=heads.by_name(head)), lambda p: torch.optim.Adam(p, lr=0.01)
+        parts, SCPL(head=heads.by_name(head)), lambda p: torch.optim.Adam(p, lr=0.01)
     )
     before = copy.deepcopy(model.state_dict())
-    losses = [report.values() for _ in range(2) for report in pipeline.train(texts())]
+    losses = [report.values() for _ in range(2) for report in pipeline.steps(texts())]
     assert all(len(step) == 3 for step in losses)
     assert all(not torch.equal(before[key], value) for key, value in model.state_dict().items())
     tokens = torch.cat([F.pad(t, (0, 9 - t.shape[1])) for t, _ in texts()])
@@ -333,11 +333,11 @@ def test_every_head_compares_one_vector_per_text(name, head):
 def test_early_exits_read_texts_after_every_stage(name):
     pipeline = Pipeline(
         split(small(name), num_stages=3, example=TOKENS),
-        EarlyExit(NUM_CLASSES),
+        EarlyExit(),
         lambda p: torch.optim.Adam(p, lr=0.01),
     )
     for _ in range(30):
-        for _ in pipeline.train(texts()):
+        for _ in pipeline.steps(texts()):
             pass
     scores = pipeline.evaluate(texts()).result()
     assert len(scores.stage_accuracy) == 3
@@ -348,11 +348,11 @@ def test_early_exits_read_texts_after_every_stage(name):
 def test_mixed_precision_trains(name):
     pipeline = Pipeline(
         split(small(name), num_stages=3, example=TOKENS),
-        SCPL(NUM_CLASSES),
+        SCPL(),
         lambda p: torch.optim.Adam(p, lr=0.01),
         precision=torch.bfloat16,
     )
-    losses = [report.values() for _ in range(20) for report in pipeline.train(texts())]
+    losses = [report.values() for _ in range(20) for report in pipeline.steps(texts())]
     assert losses[-3][2]["cross_entropy"] < losses[0][2]["cross_entropy"]
 
 

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from networks import mlp
-from scpl import SCPL, Mesh, models, split
+from scpl import SCPL, models, split
 from scpl.engine.build import assign
+from scpl.engine.mesh import Mesh
 from scpl.errors import PartitionError
-from scpl.partition.balance import balanced_cuts, balanced_spread, minmax_partition
+from scpl.partition.balance import balanced_cuts, minmax_partition, stages_per_rank
 
 
 def largest(costs, starts):
@@ -116,14 +117,14 @@ def test_transformer_layers_are_counted():
 
 
 def test_ranks_get_stages_of_about_equal_cost():
-    assert balanced_spread([3, 5, 2, 0], 2) == (1, 3)
-    assert balanced_spread([0, 0, 0], 2) == (1, 2)  # nothing is known: each rank gets a stage
+    assert stages_per_rank([3, 5, 2, 0], 2) == (1, 3)
+    assert stages_per_rank([0, 0, 0], 2) == (1, 2)  # nothing is known: each rank gets a stage
     model = models.build("vgg8", num_classes=4, image_size=16, width=0.125)
     example = torch.zeros(1, 3, 16, 16)
     parts = split(model, models.paper_cuts("vgg8"), readout="classifier", example=example)
     assert parts.costs[1] > parts.costs[0] > parts.costs[2] > parts.costs[3] > 0
     assert parts.merged().costs == (sum(parts.costs),)
-    hosted, owners = assign(SCPL(4), Mesh(1, 2), parts)
+    hosted, owners = assign(SCPL(), Mesh(1, 2), parts)
     assert (list(hosted), owners) == ([1, 2, 3], [0, 1, 1, 1])
-    hosted, _ = assign(SCPL(4), Mesh(1, 2, (3, 1)), parts)  # who chooses gets what they choose
+    hosted, _ = assign(SCPL(), Mesh(1, 2, (3, 1)), parts)  # who chooses gets what they choose
     assert list(hosted) == [3]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import NUM_CLASSES, rows, seeded_layers
+from networks import rows, seeded_layers
 from scpl import SCPL, Pipeline, heads, split
 from scpl.errors import PartitionError
 from scpl.partition.features import Summarizing, summary_of
@@ -56,14 +56,13 @@ def test_an_objective_sees_the_summary_and_the_next_stage_the_output():
     pipeline = Pipeline(
         parts,
         SCPL(
-            NUM_CLASSES,
             head=lambda shape: nn.Sequential(Look(), heads.Linear(2)(shape)),
             cross_entropy=0,  # else the head is tried once, to see how wide it is
         ),
         lambda p: torch.optim.SGD(p, lr=0.1),
     )
     hidden, total = parts.bodies[0](ROWS)
-    for _ in pipeline.train(rows()[:1]):
+    for _ in pipeline.steps(rows()[:1]):
         pass
     assert torch.equal(seen[0], hidden * total)
     assert seen[1].shape == (8, 6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +15,9 @@ from scpl.app.config import MethodConfig, NetworkConfig, TrainConfig, flag
 from scpl.app.environment import choose_device
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import Inputs, Loaders
+from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.randomness import RandomState
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import OneRank, Ranks
 from scpl.errors import InputError
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.partition import Partition, split
@@ -126,8 +126,8 @@ def build_pipeline(
     parts: Partition,
     method: Method,
     total_steps: int,
-    checkpoints: Path | None,
-    control: Control | None = None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
 ) -> Pipeline:
     """Build the pipeline: optimizers, schedules, stages."""
     chosen = config.optimizer
@@ -147,10 +147,7 @@ def build_pipeline(
         scheduler=lambda opt: CosineAnnealingLR(opt, max(total_steps, 1), chosen.end_lr),
         clip_norm=chosen.clip_norm,
         precision=getattr(torch, chosen.precision),
-        device=choose_device(config.run.device),
         seed=config.run.seed,
         checkpoints=checkpoints,
-        keep=config.run.keep,
-        control=control,
-        depth=config.run.depth,
+        ranks=ranks or OneRank(choose_device(config.run.device)),
     )

@@ -177,14 +177,11 @@ def _data_sets(report: _Report) -> None:
     ]
     if report.torch is None:  # the readers need it
         return
-    from scpl.data.images.catalogue import KNOWN
-    from scpl.data.images.registry import (
-        locate,  # where `scpl train` looks, without reading any image
-    )
+    from scpl.data.images import IMAGE_SETS
+    from scpl.data.images.load import locate  # where `scpl train` looks, without reading any image
 
     places = {
-        name: [found[0] for root in roots if (found := locate(root, name, entry))]
-        for name, entry in KNOWN.items()
+        name: [found[0] for root in roots if (found := locate(root, name))] for name in IMAGE_SETS
     }
     shown = [f"{name} in {folders[0]}" for name, folders in places.items() if folders]
     absent = [name for name, folders in places.items() if not folders]

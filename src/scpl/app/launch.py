@@ -8,7 +8,7 @@ import sys
 import uuid
 
 from scpl.app.config import TrainConfig
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import Ranks
 from scpl.errors import InputError
 from scpl.runs import RunFolder
 
@@ -90,7 +90,7 @@ def launcher() -> str:
     return f"{name}/{os.getppid()}" if name else ""
 
 
-def after_restart(config: TrainConfig, control: Control) -> TrainConfig:
+def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """A run whose processes its launcher starts again goes on where it was; every rank calls it.
 
     Raises:
@@ -102,10 +102,10 @@ def after_restart(config: TrainConfig, control: Control) -> TrainConfig:
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             raise InputError("A run that may be restarted needs --out", "Got none")
         return config
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         # What another run left in a folder that is to be overwritten is nothing to go on from.
         folder = RunFolder(config.run.out)
         known = folder.environment.exists() and folder.config.exists()
         about = folder.read_json(folder.environment) if known else {}
-        control.share("restarted", about.get("launcher") == launcher())
-    return config.changed(resume=config.run.out) if control.fetch("restarted") else config
+        ranks.share("restarted", about.get("launcher") == launcher())
+    return config.changed(resume=config.run.out) if ranks.fetch("restarted") else config

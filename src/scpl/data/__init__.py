@@ -1,4 +1,26 @@
 """Data sets: known ones, and the user's own images and texts.
 
+``images/`` and ``text/`` know nothing of each other; what both need stands beside them.
 May import: errors.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["is_here"]
+
+
+def is_here(name: str, data_dir: Path | None = None) -> bool:
+    """Whether a known data set lies on this machine; what is not known is for loading to judge.
+
+    Raises:
+        DataError: ``data_dir`` does not exist, or a shard is missing.
+    """
+    from scpl.data.images.load import lies_here as images_here
+    from scpl.data.known import IMAGE_SETS, TEXT_SETS
+    from scpl.data.text.splits import lies_here as texts_here
+
+    if name in TEXT_SETS:
+        return texts_here(name, data_dir)
+    return name not in IMAGE_SETS or images_here(name, data_dir)

@@ -7,19 +7,18 @@ It lives in ``$SCPL_CACHE``, else ``~/.cache/scpl``; ``SCPL_CACHE=off`` turns it
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from scpl.data.extras import require
+from scpl.data.extras import import_extra
+from scpl.files import replacing
 
 __all__ = ["keep", "recall", "remember"]
 
@@ -86,24 +85,18 @@ def keep(
     path = _path(kind, key)
     if path is None:
         return
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.nbytes for tensor in tensors.values())
         if shutil.disk_usage(path.parent).free < 2 * size:
             _log.info("no room in %s to keep %s", path.parent, kind)
             return
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
         stored = {**(about or {}), "key": key, "crc32": _checksum(tensors)}
-        save_file(dict(tensors), temporary, stored)
-        os.replace(temporary, path)  # readers see the old file or the new one, never half of one
+        with replacing(path) as draft:
+            save_file(dict(tensors), draft, stored)
         _log.info("kept %s in %s (%d MB)", kind, path, size // 10**6)
     except Exception as error:
         _log.info("could not keep %s in %s: %s", kind, path.parent, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
 
 
 def _path(kind: str, key: str) -> Path | None:
@@ -123,7 +116,7 @@ def _folder() -> Path | None:
 
 def _key(files: Sequence[Path], image_size: int | None) -> str:
     # The decoder's version counts: another one may round otherwise.
-    version = require("PIL", "images", "Decoding images").__version__
+    version = import_extra("PIL", "images", "Decoding images").__version__
     digest = hashlib.sha256(f"{_FORMAT} {version} {image_size}".encode())
     for file in files:
         state = file.stat()

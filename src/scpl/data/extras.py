@@ -7,10 +7,10 @@ from typing import Any
 
 from scpl.errors import InputError
 
-__all__ = ["require"]
+__all__ = ["import_extra"]
 
 
-def require(module: str, extra: str, purpose: str) -> Any:
+def import_extra(module: str, extra: str, purpose: str) -> Any:
     """Import ``module`` or say which extra installs it.
 
     Args:
@@ -24,9 +24,8 @@ def require(module: str, extra: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
         raise InputError(
-            f"{purpose} needs the package {package!r}",
+            f"{purpose} needs the package {module.partition('.')[0]!r}",
             f"It cannot be imported: {error}",
             f"Install it with: pip install 'scpl[{extra}]'",
         ) from error

@@ -1,4 +1,4 @@
-"""The start of the line: batches become messages. Only the first rank reads data."""
+"""Where batches come from: a loader's batches become checked messages, on the first rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from scpl.engine.messages import Kind, Message
+from scpl.engine.messages import EvalBatch, TrainBatch
 from scpl.errors import DataError, NonFiniteError
 from scpl.partition.values import tensors_of, tree_map
 
@@ -30,23 +30,38 @@ class Source:
         self._num_classes = num_classes
         self._device = device
 
-    def message(self, kind: Kind, step: int, inputs: Any, target: Tensor | None) -> Message:
-        """Check a batch and put it on the device.
+    def to_train(self, step: int, batch: Any) -> TrainBatch:
+        """Check ``(inputs, target)``, and put it on the device.
 
         Raises:
-            DataError: if the target does not hold one class per row.
+            DataError: if it is no such pair, or the target does not hold one class per sample.
         """
+        inputs, target = pair(batch)
+        return TrainBatch(step, self._inputs(inputs, step), self._target(inputs, target, step))
+
+    def to_evaluate(self, index: int, inputs: Any, target: Tensor | None) -> EvalBatch:
+        """Check a batch, with or without a target, and put it on the device.
+
+        Raises:
+            DataError: if the target does not hold one class per sample.
+        """
+        features = self._inputs(inputs, index)
+        return EvalBatch(
+            index, features, None if target is None else self._target(inputs, target, index)
+        )
+
+    def _inputs(self, inputs: Any, step: int) -> Any:
         tensors = tensors_of(inputs)
         if not tensors or tensors[0].ndim == 0:
             raise DataError(
                 "Inputs must be tensors whose first dimension is the batch",
                 f"Batch {step} holds {'a tensor without dimensions' if tensors else 'none'}",
             )
-        if target is not None:
-            self._check_target(target, len(tensors[0]), step)
-            target = target.to(self._device, torch.int64, non_blocking=True)
-        features = tree_map(lambda t: t.to(self._device, non_blocking=True), inputs)
-        return Message(kind, step, features, target)
+        return tree_map(lambda tensor: tensor.to(self._device, non_blocking=True), inputs)
+
+    def _target(self, inputs: Any, target: Tensor, step: int) -> Tensor:
+        self._check_target(target, len(tensors_of(inputs)[0]), step)
+        return target.to(self._device, torch.int64, non_blocking=True)
 
     def _check_target(self, target: Tensor, rows: int, step: int) -> None:
         if not isinstance(target, Tensor):
@@ -70,15 +85,13 @@ class Source:
             )
 
 
-def remaining(loader: Batches, epoch: int, seen: int) -> Iterator[tuple[Any, Tensor]]:
+def remaining(loader: Batches, epoch: int, seen: int) -> Iterator[Any]:
     """The batches of an epoch after the first ``seen`` ones."""
     set_epoch = getattr(loader, "set_epoch", None)
     if set_epoch is not None:
         set_epoch(epoch)
     batches = getattr(loader, "batches", None)
-    left = batches(seen) if batches is not None else islice(iter(loader), seen, None)
-    for batch in left:
-        yield pair(batch)
+    return iter(batches(seen) if batches is not None else islice(iter(loader), seen, None))
 
 
 def pair(batch: Any) -> tuple[Any, Tensor]:
@@ -95,7 +108,7 @@ def pair(batch: Any) -> tuple[Any, Tensor]:
     return batch[0], batch[1]
 
 
-def blame_data(error: NonFiniteError, message: Message) -> None:
+def blame_data(error: NonFiniteError, message: TrainBatch) -> None:
     """Raise another error if the batch itself was not finite.
 
     Raises:

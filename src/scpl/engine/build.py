@@ -10,20 +10,20 @@ import torch
 from scpl.engine.channel import Outbox
 from scpl.engine.mesh import Mesh
 from scpl.engine.randomness import RandomState
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import ManyRanks, Ranks
 from scpl.engine.stage import Stage, StageOptions
 from scpl.engine.timeline import Timeline
-from scpl.engine.trainers.replicas import ReplicatedWorker
-from scpl.engine.trainers.schedule import ScheduledWorker
-from scpl.engine.worker import CheckpointHook, Worker
+from scpl.engine.trainers.base import Trainer
+from scpl.engine.trainers.replicas import ReplicaTrainer
+from scpl.engine.trainers.stream import StreamTrainer
 from scpl.errors import InputError
 from scpl.methods import CutBackpropagation
 from scpl.methods.base import Method, Objective, Site
 from scpl.partition import Partition
-from scpl.partition.balance import balanced_spread
+from scpl.partition.balance import stages_per_rank
 from scpl.seeding import derive_seed
 
-__all__ = ["assign", "build_objective", "build_stages", "build_worker"]
+__all__ = ["assign", "build_objective", "build_stages", "build_trainer"]
 
 
 def assign(method: Method, mesh: Mesh, parts: Partition) -> tuple[range, list[int]]:
@@ -47,61 +47,55 @@ def assign(method: Method, mesh: Mesh, parts: Partition) -> tuple[range, list[in
         raise InputError(
             f"{method.name} needs at least two processes",
             "Got one",
-            "Start it with --processes 2 or torchrun, or use bp",
+            "Start several, for instance with torchrun, or use bp",
         )
     num_stages = parts.num_stages
     if method.layout == "replicas":
         return range(num_stages), [0] * num_stages
-    if mesh.spread is None and mesh.num_ranks <= num_stages:
-        mesh = replace(mesh, spread=balanced_spread(parts.costs, mesh.num_ranks))
+    if mesh.stages_per_rank is None and mesh.num_ranks <= num_stages:
+        mesh = replace(mesh, stages_per_rank=stages_per_rank(parts.costs, mesh.num_ranks))
     return mesh.hosted(num_stages), mesh.owners(num_stages)
 
 
-def build_worker(
+def build_trainer(
     method: Method,
     stages: Sequence[Stage],
     outbox: Outbox,
-    on_checkpoint: CheckpointHook,
     timeline: Timeline,
     *,
-    control: Control,
+    ranks: Ranks,
     options: StageOptions,
     seed: int,
-) -> Worker:
-    """Build what trains a rank's stages.
+) -> Trainer:
+    """Build what turns batches into updates of a rank's stages.
 
     Args:
         method: Decides how gradients go.
         stages: Consecutive stages, in order.
         outbox: Where messages go on.
-        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
-        timeline: Where the worker records what it does when.
-        control: The ranks.
+        timeline: Where the trainer records what it does when.
+        ranks: The ranks.
         options: How stages learn.
         seed: Seed of what is drawn in training.
     """
-    if isinstance(method, CutBackpropagation):
-        return ScheduledWorker(
+    if isinstance(ranks, ManyRanks) and isinstance(method, CutBackpropagation):
+        # Torch's pipelining takes more than a second to import, so only who needs it waits.
+        from scpl.engine.trainers.schedule import ScheduleTrainer
+
+        return ScheduleTrainer(
             stages,
             outbox,
-            on_checkpoint,
             timeline,
             method=method,
-            control=control,
+            ranks=ranks,
             clip_norm=options.clip_norm,
             precision=options.precision,
         )
-    if method.layout == "replicas":
-        return ReplicatedWorker(
-            stages,
-            outbox,
-            on_checkpoint,
-            timeline,
-            control=control,
-            seed=seed,
-            clip_norm=options.clip_norm,
+    if isinstance(ranks, ManyRanks) and method.layout == "replicas":
+        return ReplicaTrainer(
+            stages, outbox, timeline, ranks=ranks, seed=seed, clip_norm=options.clip_norm
         )
-    return Worker(stages, outbox, on_checkpoint, timeline)
+    return StreamTrainer(stages, outbox, timeline)
 
 
 def build_stages(

@@ -1,6 +1,6 @@
 """The one-way channel between neighbouring ranks.
 
-The rule: one direction, down the line, in order, at most `depth` messages in flight; a buffer
+The rule: one direction, in order, at most `depth` messages in flight; a buffer
 lives, unmodified, until its send completes. Because traffic never flows back there is no order of
 messages that could deadlock.
 """
@@ -17,28 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scpl.engine.messages import Message, decode, encode
-from scpl.engine.ranks import Control
+from scpl.engine.messages import Message, Stop, decode, encode
+from scpl.engine.ranks import ManyRanks, Ranks
 from scpl.engine.timeline import Timeline
-from scpl.errors import InputError, LinkError
-from scpl.partition.values import TensorSpec, tensors_of
+from scpl.errors import LinkError
 
-__all__ = [
-    "HEADER_BYTES",
-    "SMALL_BYTES",
-    "EndOfLine",
-    "Outbox",
-    "Receiver",
-    "Sender",
-    "as_bytes",
-    "divide",
-    "make_frames",
-    "missing_bytes",
-    "open_links",
-    "read_frames",
-    "size_of",
-    "unpack",
-]
+__all__ = ["NoChannel", "Outbox", "Receiver", "Sender", "open_channels"]
 
 
 class Outbox(Protocol):
@@ -55,8 +39,8 @@ class Outbox(Protocol):
         """Wait until everything has left."""
 
 
-class EndOfLine:
-    """The outbox of the last rank: there is nobody to send to."""
+class NoChannel:
+    """The last rank has nobody to send to."""
 
     def send(self, message: Message) -> int:
         """Do nothing."""
@@ -73,12 +57,12 @@ class Sender:
         peer: The next rank.
         timeline: Where waiting is recorded.
         stage: The last stage of this rank, for the record.
-        control: Knows the process groups.
+        ranks: Knows the process groups.
     """
 
-    def __init__(self, peer: int, timeline: Timeline, stage: int, control: Control) -> None:
+    def __init__(self, peer: int, timeline: Timeline, stage: int, ranks: ManyRanks) -> None:
         self._peer, self._timeline, self._stage = peer, timeline, stage
-        self._headers, self._data = control.headers, control.data
+        self._headers, self._data = ranks.headers, ranks.data
         # Work and the tensors it reads, oldest first.
         self._in_flight: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
@@ -129,9 +113,7 @@ class Receiver:
         peer: The rank before.
         timeline: Where waiting is recorded.
         stage: The first stage of this rank, for the record.
-        depth: Messages in flight on this link: one on its way, the others received and waiting.
-        control: Knows the process groups, and whether the run has failed elsewhere.
-        device: Where tensors go.
+        ranks: Knows the process groups, and whether the run has failed elsewhere.
     """
 
     def __init__(
@@ -139,15 +121,13 @@ class Receiver:
         peer: int,
         timeline: Timeline,
         stage: int,
-        *,
-        depth: int,
-        control: Control,
-        device: torch.device,
+        ranks: ManyRanks,
     ) -> None:
         self._peer, self._timeline, self._stage = peer, timeline, stage
-        self._headers, self._data = control.headers, control.data
-        self._device, self._check = device, control.check
-        self._free = threading.Semaphore(max(1, depth - 1))
+        self._headers, self._data = ranks.headers, ranks.data
+        self._device, self._check = ranks.device, ranks.check
+        # One message is on its way, the others have arrived and wait.
+        self._free = threading.Semaphore(ranks.depth - 1)
         self._arrived: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         # A daemon, because a receive that never comes cannot be taken back.
         self._thread = threading.Thread(target=self._run, name=f"receive-{peer}", daemon=True)
@@ -181,43 +161,40 @@ class Receiver:
             while True:
                 self._free.acquire()
                 with torch.cuda.stream(stream):
-                    message = self._receive_one()
+                    message, tensors = self._receive_one()
                 if stream is not None:
                     stream.synchronize()
-                    for tensor in tensors_of([message.features, message.target, message.carry]):
+                    for tensor in tensors:
                         tensor.record_stream(torch.cuda.default_stream(self._device))
                 self._arrived.put(message)
-                if message.note.get("last"):
+                if isinstance(message, Stop):
                     return
         except RuntimeError as error:
             self._arrived.put(_lost(self._peer, error))
         except Exception as error:  # a damaged header: the main thread must see it
             self._arrived.put(error)
 
-    def _receive_one(self) -> Message:
+    def _receive_one(self) -> tuple[Message, list[Tensor]]:
         frames = [self._receive_frame(HEADER_BYTES)]
         if missing := missing_bytes(frames[0]):
             frames.append(self._receive_frame(missing))
         header, begin = read_frames(frames), time.perf_counter()
         specs, build = decode(header)
-        tensors: list[Tensor | None] = [None] * len(specs)
-        small = [i for i, spec in enumerate(specs) if size_of(spec) <= SMALL_BYTES]
-        work, packed = [], None
-        total = sum(size_of(specs[i]) for i in small)
-        if total:
-            packed = torch.empty(total, dtype=torch.uint8, device=self._device)
-            work.append(dist.irecv(packed, self._peer, group=self._data))
-        for i, spec in enumerate(specs):
-            if size_of(spec) > SMALL_BYTES:
-                tensors[i] = spec.empty(self._device)
-                work.append(dist.irecv(as_bytes(tensors[i]), self._peer, group=self._data))
-        _wait(work)
+        tensors = [spec.empty(self._device) for spec in specs]
+        small = [tensor for tensor in tensors if tensor.nbytes <= SMALL_BYTES]
+        large = [tensor for tensor in tensors if tensor.nbytes > SMALL_BYTES]
+        packed = torch.empty(
+            sum(tensor.nbytes for tensor in small), dtype=torch.uint8, device=self._device
+        )
+        buffers = [*([packed] if len(packed) else []), *map(as_bytes, large)]
+        _wait([dist.irecv(buffer, self._peer, group=self._data) for buffer in buffers])
         offset = 0
-        for i in small:
-            tensors[i], offset = unpack(packed, specs[i], offset, self._device)
-        message = build([t for t in tensors if t is not None])
+        for tensor in small:
+            as_bytes(tensor).copy_(packed[offset : offset + tensor.nbytes])
+            offset += tensor.nbytes
+        message = build(tensors)
         self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
-        return message
+        return message, tensors
 
     def _receive_frame(self, size: int) -> Tensor:
         frame = torch.empty(size, dtype=torch.uint8)
@@ -225,35 +202,23 @@ class Receiver:
         return frame
 
 
-def open_links(
-    control: Control, timeline: Timeline, hosted: range, depth: int, device: torch.device
+def open_channels(
+    ranks: Ranks, timeline: Timeline, hosted: range
 ) -> tuple[Receiver | None, Outbox]:
-    """Open a rank's links to its neighbours; the only rank has none.
+    """Open a rank's channels from and to its neighbours; the only rank has none.
 
     Args:
-        control: Knows the ranks.
+        ranks: The ranks.
         timeline: Where waiting is recorded.
         hosted: The stages of this rank.
-        depth: Messages in flight on each link, at least 2.
-        device: Where tensors live.
     """
-    if depth < 2:
-        raise InputError(
-            "depth must be at least 2: one message is worked on while the next one travels",
-            f"Got {depth}",
-        )
-    mesh, inbox, outbox = control.mesh, None, EndOfLine()
+    if not isinstance(ranks, ManyRanks):
+        return None, NoChannel()
+    mesh, inbox, outbox = ranks.mesh, None, NoChannel()
     if not mesh.is_first:
-        inbox = Receiver(
-            mesh.rank - 1,
-            timeline,
-            hosted.start,
-            depth=depth,
-            control=control,
-            device=device,
-        )
+        inbox = Receiver(mesh.rank - 1, timeline, hosted.start, ranks)
     if not mesh.is_last:
-        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, control)
+        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, ranks)
     return inbox, outbox
 
 
@@ -290,30 +255,9 @@ def divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return ([torch.cat([as_bytes(t) for t in small])] if small else []), large
 
 
-def as_bytes(tensor: Tensor | None) -> Tensor:
+def as_bytes(tensor: Tensor) -> Tensor:
     """See a tensor as bytes: gloo and NCCL do not know every type."""
-    assert tensor is not None
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def unpack(
-    packed: Tensor | None, spec: TensorSpec, offset: int, device: torch.device
-) -> tuple[Tensor, int]:
-    """Take one small tensor out of the packed ones; returns it and where the next begins."""
-    tensor = spec.empty(device)
-    size = tensor.nbytes
-    if size:
-        assert packed is not None
-        as_bytes(tensor).copy_(packed[offset : offset + size])
-    return tensor, offset + size
-
-
-def size_of(spec: TensorSpec) -> int:
-    """Bytes of a tensor."""
-    size = spec.dtype.itemsize
-    for length in spec.shape:
-        size *= length
-    return size
 
 
 def make_frames(header: bytes) -> list[Tensor]:

@@ -15,67 +15,111 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scpl.engine.ranks import Control
+from scpl.engine.messages import CheckpointMark
+from scpl.engine.ranks import Ranks
 from scpl.engine.stage import Stage
-from scpl.errors import CheckpointError
+from scpl.errors import CheckpointError, InputError
+from scpl.files import replacing, write_whole
 
-__all__ = ["CheckpointWriter", "intact_steps", "read_manifest", "read_part", "recover"]
+__all__ = [
+    "CheckpointWriter",
+    "Checkpoints",
+    "intact_steps",
+    "read_manifest",
+    "read_part",
+    "recover",
+]
 
 FORMAT = 1
-MANIFEST = frozenset({"format", "step", "stage", "num_stages", "bytes", "sha256"})
+MANIFEST = frozenset({"format", "step", "stage", "num_stages", "bytes", "sha256", "epoch", "batch"})
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where checkpoints go, and when they are made.
+
+    Attributes:
+        folder: Where the ``step-...`` folders go.
+        every: Steps between two checkpoints; None: only where `Pipeline.checkpoint` is called.
+        keep: How many are kept.
+        note: Gives numbers and text to remember with each that is made after `every` steps;
+            `Pipeline.restore` returns them.
+        before_saving: Called on every rank where a checkpoint is due, before its stages are saved.
+
+    Raises:
+        InputError: for numbers below 1.
+    """
+
+    folder: Path | str
+    every: int | None = None
+    keep: int = 2
+    note: Callable[[], Mapping[str, float | str]] = dict
+    before_saving: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or (self.every is not None and self.every < 1):
+            raise InputError(
+                "`every` and `keep` of checkpoints must be at least 1",
+                f"Got every={self.every} and keep={self.keep}",
+            )
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be made after this step."""
+        return self.every is not None and step % self.every == 0
 
 
 class CheckpointWriter:
     """Writes the parts of this rank's stages, in the background, and removes old ones.
 
     Args:
-        directory: Where the ``step-...`` folders go.
-        num_stages: Stages of the whole line.
-        keep: How many checkpoints are kept.
+        checkpoints: Where, and how many are kept.
+        num_stages: Stages of the whole network.
     """
 
-    def __init__(self, directory: Path, num_stages: int, keep: int = 2) -> None:
-        if keep < 1:
-            raise CheckpointError("At least one checkpoint must be kept", f"Got keep={keep}")
-        self._directory = directory
+    def __init__(self, checkpoints: Checkpoints, num_stages: int) -> None:
+        self._checkpoints = checkpoints
+        self._directory = Path(checkpoints.folder)
         self._num_stages = num_stages
-        self._keep = keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._waiting: list[Future[None]] = []
         self._step: int | None = None
 
-    def write(self, index: int, step: int, state: dict[str, Any], note: dict[str, Any]) -> None:
+    def begin(self) -> None:
+        """A checkpoint is due here."""
+        self._checkpoints.before_saving()
+
+    def write(self, index: int, mark: CheckpointMark, state: dict[str, Any]) -> None:
         """Write one stage's part; returns at once.
 
         Args:
             index: The stage.
-            step: Training steps done.
+            mark: Where in the data the run stands, and what else to remember.
             state: Tensors on the CPU that nobody changes any more, and plain values.
-            note: JSON values for the manifest: where in the data the run stands.
 
         Raises:
             CheckpointError: if an earlier part could not be written.
         """
         # One checkpoint under way at most: a slow disk must slow the line, not fill the memory.
-        if self._step not in (None, step):
+        if self._step not in (None, mark.step):
             self.wait()
         self._raise_failures()
-        self._step = step
-        reserved = MANIFEST.intersection(note)
+        self._step = mark.step
+        reserved = MANIFEST.intersection(mark.note)
         if reserved:
             raise CheckpointError(
                 f"A note must not be called {', '.join(sorted(MANIFEST))}",
                 f"Got {', '.join(sorted(reserved))}",
             )
-        self._waiting.append(self._pool.submit(self._write, index, step, state, note))
+        self._waiting.append(self._pool.submit(self._write, index, mark, state))
 
     def wait(self) -> None:
         """Wait until all that was handed over is written.
@@ -101,29 +145,27 @@ class CheckpointWriter:
         for future in done:
             future.result()
 
-    def _write(self, index: int, step: int, state: dict[str, Any], note: dict[str, Any]) -> None:
-        folder = self._directory / f"step-{step:09d}"
-        data = folder / f"stage-{index}.pt"
+    def _write(self, index: int, mark: CheckpointMark, state: dict[str, Any]) -> None:
+        data = self._directory / f"step-{mark.step:09d}" / f"stage-{index}.pt"
         try:
-            draft = data.with_suffix(".pt.tmp")
-            _save(state, draft)
-            manifest = {
-                "format": FORMAT,
-                "step": step,
-                "stage": index,
-                "num_stages": self._num_stages,
-                "bytes": draft.stat().st_size,
-                "sha256": _checksum(draft),
-                **note,
-            }
-            _replace(draft, data)
-            text = data.with_suffix(".json.tmp")
-            text.write_text(json.dumps(manifest))
-            _replace(text, data.with_suffix(".json"))
-            self._prune(step)
+            with replacing(data, durable=True) as draft:
+                _save(state, draft)
+                manifest = {
+                    "format": FORMAT,
+                    "step": mark.step,
+                    "stage": index,
+                    "num_stages": self._num_stages,
+                    "bytes": draft.stat().st_size,
+                    "sha256": _checksum(draft),
+                    "epoch": mark.epoch,
+                    "batch": mark.batch,
+                    **mark.note,
+                }
+            for stale in data.parent.glob(f".{data.name}.*.tmp"):
+                stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            write_whole(data.with_suffix(".json"), json.dumps(manifest), durable=True)
+            self._prune(mark.step)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            with suppress(OSError):
-                data.with_suffix(".pt.tmp").unlink()  # half a file on a full disk
             raise CheckpointError(
                 "A checkpoint must be written completely",
                 f"{data}: {error}",
@@ -140,7 +182,7 @@ class CheckpointWriter:
         parts = [_manifests(folder) for folder in folders]
         for place, folder in enumerate(folders):
             newer = [other for other in parts[place + 1 :] if other >= parts[place]]
-            if parts[place] and len(newer) >= self._keep:
+            if parts[place] and len(newer) >= self._checkpoints.keep:
                 _remove(folder, parts[place])
 
 
@@ -150,10 +192,10 @@ def intact_steps(directory: Path, stages: Iterable[int], num_stages: int) -> lis
     Args:
         directory: Where the ``step-...`` folders are.
         stages: The stages whose parts are needed here.
-        num_stages: Stages of the whole line.
+        num_stages: Stages of the whole network.
 
     Raises:
-        CheckpointError: if parts are of a line with another number of stages.
+        CheckpointError: if parts are of a network with another number of stages.
     """
     wanted = list(stages)
     found = []
@@ -270,18 +312,11 @@ def _checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _replace(draft: Path, final: Path) -> None:
-    """Make a file durable before it gets its name: a name never stands for half a file."""
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, final)
-
-
 def recover(
     stages: Sequence[Stage],
     folder: Path,
     owners: Sequence[int],
-    control: Control,
+    ranks: Ranks,
     step: int | None,
 ) -> dict[str, Any] | None:
     """Load a checkpoint into this rank's stages; all ranks must call it.
@@ -291,7 +326,7 @@ def recover(
         folder: Where checkpoints are.
         owners: The rank that saves each stage of the network. Ranks that save none are replicas
             of the first.
-        control: The ranks.
+        ranks: The ranks.
         step: Which checkpoint; None: the newest that all ranks can read.
 
     Returns:
@@ -300,11 +335,11 @@ def recover(
     Raises:
         CheckpointError: if it is damaged or of another network; no stage has changed.
     """
-    replicated = len(set(owners)) < control.mesh.num_ranks
-    reads = not replicated or control.mesh.is_first
+    replicated = len(set(owners)) < ranks.mesh.num_ranks
+    reads = not replicated or ranks.mesh.is_first
     hosted = [stage.index for stage in stages]
     readable = intact_steps(folder, hosted, len(owners)) if reads else None
-    everyone = control.exchange("restore", readable)
+    everyone = ranks.exchange("restore", readable)
     agreed = set.intersection(*(set(steps) for steps in everyone if steps is not None))
     step = max(agreed, default=None) if step is None else step
     if step is None:
@@ -312,7 +347,7 @@ def recover(
     manifest = read_manifest(folder, step, hosted[0]) if reads else None
     states = [read_part(folder, step, index) for index in hosted] if reads else []
     if replicated:
-        (manifest, states) = _from_first((manifest, states), control)
+        (manifest, states) = _from_first((manifest, states), ranks)
     assert manifest is not None
     parts = list(zip(stages, states, strict=True))
     for stage, state in parts:
@@ -322,14 +357,14 @@ def recover(
     return manifest
 
 
-def _from_first(value: Any, control: Control) -> Any:
+def _from_first(value: Any, ranks: Ranks) -> Any:
     """Hand the first rank's tensors and plain values to all ranks."""
     buffer = io.BytesIO()
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         torch.save(value, buffer)
-    size = control.exchange("replica", buffer.tell())[0]
+    size = ranks.exchange("replica", buffer.tell())[0]
     content = torch.zeros(size, dtype=torch.uint8)
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         content = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-    control.broadcast(content, 0)
+    ranks.broadcast(content, 0)
     return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scpl.engine.build import build_objective
-from scpl.engine.ranks import Control
+from scpl.engine.ranks import Ranks
 from scpl.engine.stage import Stage
 from scpl.errors import InputError
 from scpl.methods.base import Method, Objective
@@ -36,7 +36,7 @@ def export_network(
     parts: Partition,
     method: Method,
     stages: Sequence[Stage],
-    control: Control,
+    ranks: Ranks,
     owners: Sequence[int],
 ) -> nn.Module:
     """Return the network that predicts: a copy on the CPU, in eval mode; all ranks call it.
@@ -45,23 +45,23 @@ def export_network(
         parts: The network that is trained.
         method: Says whether its own read-out predicts.
         stages: Those of this rank.
-        control: The tie between the ranks.
+        ranks: The ranks.
         owners: For each stage the rank whose weights count.
 
     Returns:
         The user's module; or one with another read-out, if the method has one of its own.
     """
-    copied = _copy(parts, control, owners)
+    copied = _copy(parts, ranks, owners)
     if not method.replaces_readout:
         return copied.model
-    return _with_exits(copied, method, stages, control, owners, [parts.num_stages - 1])
+    return _with_exits(copied, method, stages, ranks, owners, [parts.num_stages - 1])
 
 
 def export_exits(
     parts: Partition,
     method: Method,
     stages: Sequence[Stage],
-    control: Control,
+    ranks: Ranks,
     owners: Sequence[int],
 ) -> ExitNetwork:
     """Return the network with an exit after every stage; otherwise as `export_network`.
@@ -69,8 +69,8 @@ def export_exits(
     Raises:
         InputError: if not every stage can predict under this method.
     """
-    copied, every = _copy(parts, control, owners), range(parts.num_stages)
-    return _with_exits(copied, method, stages, control, owners, every)
+    copied, every = _copy(parts, ranks, owners), range(parts.num_stages)
+    return _with_exits(copied, method, stages, ranks, owners, every)
 
 
 def has_exits(parts: Partition, method: Method) -> bool:
@@ -127,7 +127,7 @@ def _objectives(parts: Partition, method: Method) -> list[Objective]:
     return [build_objective(parts, method, stage, seed=0) for stage in range(parts.num_stages)]
 
 
-def _copy(parts: Partition, control: Control, owners: Sequence[int]) -> Partition:
+def _copy(parts: Partition, ranks: Ranks, owners: Sequence[int]) -> Partition:
     """Copy the network with each layer's weights from the rank that trains it."""
     copied = copy.deepcopy(parts)
     model = copied.model.cpu().eval()
@@ -135,7 +135,7 @@ def _copy(parts: Partition, control: Control, owners: Sequence[int]) -> Partitio
     for owner, layers in zip(owners, names, strict=True):
         for name in layers:
             for value in model.get_submodule(name).state_dict().values():
-                control.broadcast(value, owner)
+                ranks.broadcast(value, owner)
     return copied
 
 
@@ -143,7 +143,7 @@ def _with_exits(
     parts: Partition,
     method: Method,
     stages: Sequence[Stage],
-    control: Control,
+    ranks: Ranks,
     owners: Sequence[int],
     wanted: Iterable[int],
 ) -> ExitNetwork:
@@ -153,7 +153,7 @@ def _with_exits(
     for key, (stage, name) in sources.items():
         if stage in trained:
             state[key].copy_(trained[stage][name])
-        control.broadcast(state[key], owners[stage])
+        ranks.broadcast(state[key], owners[stage])
     return network.eval()
 
 

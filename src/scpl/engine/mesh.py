@@ -1,4 +1,4 @@
-"""Who hosts what: which stages live on which rank."""
+"""Which stages live on which rank."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["Mesh"]
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ranks of a run, and how the stages are spread over them.
+    """The ranks of a run, and how many stages each hosts.
 
     Attributes:
         rank: This process.
         num_ranks: How many processes there are.
-        spread: Number of consecutive stages on each rank. None: a `Pipeline` gives ranks stages
-            of about equal cost; where costs are unknown each gets as many, earlier ranks the extra
-            ones.
+        stages_per_rank: How many consecutive stages each rank hosts. None: a `Pipeline` gives ranks
+            stages of about equal cost; where costs are unknown each gets as many, earlier ranks
+            the extra ones.
     """
 
     rank: int = 0
     num_ranks: int = 1
-    spread: tuple[int, ...] | None = None
+    stages_per_rank: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.num_ranks:
@@ -33,14 +33,15 @@ class Mesh:
                 "A rank must lie in 0 .. num_ranks - 1",
                 f"Got rank {self.rank} of {self.num_ranks}",
             )
-        if self.spread is not None and (len(self.spread) != self.num_ranks or min(self.spread) < 1):
+        hosted = self.stages_per_rank
+        if hosted is not None and (len(hosted) != self.num_ranks or min(hosted) < 1):
             raise InputError(
-                "spread must give every rank at least one stage",
-                f"Got {list(self.spread)} for {self.num_ranks} ranks",
+                "`stages_per_rank` must give every rank at least one stage",
+                f"Got {list(hosted)} for {self.num_ranks} ranks",
             )
 
     @classmethod
-    def from_env(cls, spread: Sequence[int] | None = None) -> Mesh:
+    def from_env(cls, stages_per_rank: Sequence[int] | None = None) -> Mesh:
         """Read the place of this process from the variables that ``torchrun`` sets.
 
         Without them (``python script.py``) this is the only rank, which hosts all stages.
@@ -52,21 +53,24 @@ class Mesh:
                 f"Got RANK={rank!r} and WORLD_SIZE={num_ranks!r}",
                 "Let torchrun set them, or unset both",
             )
-        return cls(int(rank), int(num_ranks), None if spread is None else tuple(spread))
+        return cls(
+            int(rank), int(num_ranks), None if stages_per_rank is None else tuple(stages_per_rank)
+        )
 
     def counts(self, num_stages: int) -> tuple[int, ...]:
         """How many stages each rank hosts.
 
         Raises:
-            InputError: if the stages cannot be spread over the ranks.
+            InputError: if the stages cannot be stages_per_rank over the ranks.
         """
-        if self.spread is not None:
-            if sum(self.spread) != num_stages:
+        wanted = self.stages_per_rank
+        if wanted is not None:
+            if sum(wanted) != num_stages:
                 raise InputError(
-                    f"spread must add up to the {num_stages} stages",
-                    f"Got {' + '.join(map(str, self.spread))} = {sum(self.spread)}",
+                    f"`stages_per_rank` must add up to the {num_stages} stages",
+                    f"Got {' + '.join(map(str, wanted))} = {sum(wanted)}",
                 )
-            return self.spread
+            return wanted
         if self.num_ranks > num_stages:
             raise InputError(
                 "Every rank must host at least one stage",

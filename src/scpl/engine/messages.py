@@ -1,17 +1,17 @@
-"""What crosses a cut: a small frozen value with a header that can explain its differences.
+"""What travels between ranks: one small frozen class per kind of message, and the codec for all.
 
-Traffic goes one way, down the line. Four kinds of message exist; everything a later stage needs
-(targets, masks, the losses of earlier stages) travels with the batch, so only the first stage's
-rank reads data.
+Traffic goes one way, from the first rank to the last. Everything a later stage needs (targets,
+masks, the losses of earlier stages) travels with the batch, so only the first rank reads data.
+Marks are messages without data: every stage acts on a mark where it meets it, which is the same
+point of the stream for all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,87 +20,186 @@ from scpl.errors import InputError
 from scpl.partition.values import TensorSpec, Tree
 
 __all__ = [
-    "OBSERVED",
-    "Kind",
-    "Mark",
+    "CheckpointMark",
+    "EpochEnds",
+    "EvalBatch",
+    "EvaluationBegins",
+    "EvaluationEnds",
+    "LocalLoss",
+    "Losses",
     "Message",
+    "ScheduledBatch",
+    "Stop",
+    "TrainBatch",
     "decode",
     "encode",
 ]
 
-OBSERVED = "observed:"
-"""Prefix of the names in a message's reports that are no terms of a loss."""
+
+@dataclass(frozen=True)
+class LocalLoss:
+    """What the objective of one stage came to in one step: detached scalars by name.
+
+    Attributes:
+        terms: Terms of the loss; the stage minimised their sum.
+        observed: What the objective noticed beside its loss.
+    """
+
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Kind(IntEnum):
-    """The four kinds of message."""
-
-    TRAIN = 0
-    EVAL = 1
-    BARRIER = 2
-    STOP = 3
-
-
-class Mark(IntEnum):
-    """What a barrier stands for."""
-
-    EPOCH_END = 0
-    EVALUATION_BEGIN = 1
-    EVALUATION_END = 2
-    CHECKPOINT = 3
+Losses: TypeAlias = tuple[LocalLoss, ...]
+"""Of stage 0, 1, ...; a rank knows those of its own stages and of all stages before."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the stream.
+    """Something that travels in the stream.
 
     Attributes:
-        kind: What the receiving stage must do.
-        step: The training step (train), the batch of the evaluation (eval), or the number of
-            training steps before this point of the stream (barrier).
-        features: The detached output of the stage before; the network's input at the start.
-        target: Class indices ``[N]``; absent when only predictions are wanted.
-        carry: What an objective hands to the objective of the next stage, else None: with a
-            batch that is learnt from, and with the mark at which an evaluation begins.
-        reports: One dict of scalar tensors per earlier stage. On train messages and barriers:
-            the losses of the *previous* step (a message leaves before its own loss exists), and
-            what the objectives observed, under names with the prefix `OBSERVED`.
-            On the end of an evaluation: its counts.
-        mark: What a barrier stands for.
-        note: Small JSON values, e.g. the path of a checkpoint.
+        step: The training step of a batch; else the number of training steps before this point.
     """
 
-    kind: Kind
     step: int
-    features: Tree = None
-    target: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TrainBatch(Message):
+    """Forward; send the detached result on at once; then local loss, backward, step.
+
+    Attributes:
+        features: The detached output of the stage before; the network's input at the start.
+        target: Class indices ``[N]``.
+        carry: What the objective of the stage before hands to that of the next.
+        losses: Of all earlier stages in the *previous* step: a batch leaves before its own loss
+            exists.
+        whole_size: Samples of the whole mini-batch, where `target` holds only those that are left
+            for this and later replicas.
+    """
+
+    features: Tree
+    target: Tensor
     carry: Tree = None
-    reports: tuple[dict[str, Tensor], ...] = ()
-    mark: Mark | None = None
+    losses: Losses = ()
+    whole_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ScheduledBatch(TrainBatch):
+    """A batch whose features are moved by a schedule of ``torch.distributed.pipelining``.
+
+    Attributes:
+        specs: The features that the rank before is going to send, whole.
+    """
+
+    specs: tuple[TensorSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvalBatch(Message):
+    """Forward without gradients, pass on, count.
+
+    Attributes:
+        features: The output of the stage before; the network's input at the start.
+        target: Class indices ``[N]``; None where only predictions are wanted.
+        whole_size: As for a training batch.
+    """
+
+    features: Tree
+    target: Tensor | None
+    whole_size: int | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationBegins(Message):
+    """Mark: batches of an evaluation follow.
+
+    Attributes:
+        keep_logits: Whether the last rank keeps what it predicts.
+        shared: What the objectives of earlier stages tell the next one for its predictions.
+        losses: Of all earlier stages in the last step.
+    """
+
+    keep_logits: bool = False
+    shared: Tree = None
+    losses: Losses = ()
+
+
+@dataclass(frozen=True)
+class EvaluationEnds(Message):
+    """Mark: the evaluation is over.
+
+    Attributes:
+        counts: Of every earlier stage: sums and counts by name, nothing where it cannot predict.
+    """
+
+    counts: tuple[Mapping[str, Tensor], ...] = ()
+
+
+@dataclass(frozen=True)
+class EpochEnds(Message):
+    """Mark: the training data were seen once.
+
+    Attributes:
+        losses: Of all earlier stages in the last step.
+    """
+
+    losses: Losses = ()
+
+
+@dataclass(frozen=True)
+class CheckpointMark(Message):
+    """Mark: every stage saves itself, as it is here.
+
+    Attributes:
+        epoch: Epochs finished.
+        batch: Mini-batches of the current epoch done.
+        note: What the caller wants to find again: numbers and text by name.
+        losses: Of all earlier stages in the last step.
+    """
+
+    epoch: int
+    batch: int
     note: Mapping[str, Any] = field(default_factory=dict)
+    losses: Losses = ()
+
+
+@dataclass(frozen=True)
+class Stop(Message):
+    """The last message of all.
+
+    Attributes:
+        reason: Why the stream ends early; empty at a good end.
+    """
+
+    reason: str = ""
+
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind
+    for kind in (
+        TrainBatch,
+        ScheduledBatch,
+        EvalBatch,
+        EvaluationBegins,
+        EvaluationEnds,
+        EpochEnds,
+        CheckpointMark,
+        Stop,
+    )
+}
 
 
 def encode(message: Message) -> tuple[bytes, list[Tensor]]:
     """Split a message into a self-describing header and its tensors, without pickling.
 
     Returns:
-        The header (JSON) and the tensors in the order the header lists them.
+        The header (JSON) and the tensors in the order in which the header names them.
     """
     tensors: list[Tensor] = []
-
-    def place(tensor: Tensor) -> dict[str, Any]:
-        spec = TensorSpec.of(tensor)
-        tensors.append(tensor)
-        return {"t": [str(spec.dtype).removeprefix("torch."), *spec.shape]}
-
-    body = [message.features, message.target, message.carry, list(message.reports)]
-    header = {
-        "kind": int(message.kind),
-        "step": message.step,
-        "mark": None if message.mark is None else int(message.mark),
-        "note": dict(message.note),
-        "body": [_skeleton(item, place) for item in body],
-    }
+    values = [_describe(getattr(message, each.name), tensors) for each in fields(message)]
+    header = {"kind": type(message).__name__, "values": values}
     return json.dumps(header, separators=(",", ":")).encode(), tensors
 
 
@@ -108,81 +207,93 @@ def decode(header: bytes) -> tuple[list[TensorSpec], Callable[[list[Tensor]], Me
     """Read a header.
 
     Returns:
-        What tensors follow, and a function that turns them into the message.
+        Which tensors follow, and a function that makes the message of them.
 
     Raises:
         InputError: if the header is damaged.
     """
     try:
-        fields = json.loads(header)
+        plain = json.loads(header)
+        kind, values = _KINDS[plain["kind"]], plain["values"]
         specs: list[TensorSpec] = []
-        features, target, carry, reports = fields["body"]
-        for item in fields["body"]:
-            _collect_specs(item, specs)
-        kind, mark = Kind(fields["kind"]), fields["mark"]
-        mark = None if mark is None else Mark(mark)
-        step, note = int(fields["step"]), dict(fields["note"])
-        _expect(isinstance(reports, list), "reports")
+        for value in values:
+            _collect(value, specs)
+        if len(values) != len(fields(kind)) or type(values[0]) is not int:
+            raise ValueError(f"{kind.__name__} has other fields")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            "A message between stages must begin with a readable header",
+            "A message between ranks must begin with a readable header",
             f"Got {len(header)} bytes that are none ({error})",
             "Run the same version of scpl on every rank",
         ) from error
 
     def build(tensors: list[Tensor]) -> Message:
         waiting = iter(tensors)
-        filled = [_fill(item, waiting) for item in (features, target, carry, reports)]
-        return Message(kind, step, filled[0], filled[1], filled[2], tuple(filled[3]), mark, note)
+        return kind(*(_restore(value, waiting) for value in values))
 
     return specs, build
 
 
-def _skeleton(tree: Tree, place: Callable[[Tensor], dict[str, Any]]) -> Any:
-    """Describe a tree in JSON: tensors {"t"}, tuples {"u"}, dicts {"d"}, lists as lists."""
-    if isinstance(tree, Tensor):
-        return place(tree)
-    if tree is None:
-        return None
-    if isinstance(tree, tuple):
-        return {"u": [_skeleton(item, place) for item in tree]}
-    if isinstance(tree, list):
-        return [_skeleton(item, place) for item in tree]
-    return {"d": {key: _skeleton(item, place) for key, item in tree.items()}}
+def _describe(value: Any, tensors: list[Tensor]) -> Any:
+    """Write a value in JSON: what JSON does not know is a dictionary with one key that says what.
+
+    "t": tensor, "u": tuple, "d": dictionary, "s": form of a tensor, "l": local loss.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"t": _plain(TensorSpec.of(value))}
+    if isinstance(value, tuple):
+        return {"u": [_describe(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return [_describe(item, tensors) for item in value]
+    if isinstance(value, Mapping):
+        return {"d": {key: _describe(item, tensors) for key, item in value.items()}}
+    if isinstance(value, TensorSpec):
+        return {"s": _plain(value)}
+    if isinstance(value, LocalLoss):
+        return {"l": [_describe(value.terms, tensors), _describe(value.observed, tensors)]}
+    return value
 
 
-def _collect_specs(skeleton: Any, specs: list[TensorSpec]) -> None:
-    if skeleton is None:
-        return
-    if isinstance(skeleton, list):
-        for item in skeleton:
-            _collect_specs(item, specs)
-        return
-    _expect(isinstance(skeleton, dict) and len(skeleton) == 1, "a tree")
-    ((tag, inner),) = skeleton.items()
+def _plain(spec: TensorSpec) -> list[Any]:
+    return [str(spec.dtype).removeprefix("torch."), *spec.shape]
+
+
+def _spec(plain: list[Any]) -> TensorSpec:
+    name, *shape = plain
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype) or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"{plain} describes no tensor")
+    return TensorSpec(tuple(shape), dtype)
+
+
+def _collect(plain: Any, specs: list[TensorSpec]) -> None:
+    """List the tensors of a described value, and check it."""
+    if isinstance(plain, list):
+        for item in plain:
+            _collect(item, specs)
+    elif isinstance(plain, dict):
+        ((tag, inner),) = plain.items()
+        if tag in ("t", "s"):
+            spec = _spec(inner)
+            specs += [spec] if tag == "t" else []
+        elif (tag, type(inner)) in (("u", list), ("l", list), ("d", dict)):
+            _collect(list(inner.values()) if tag == "d" else inner, specs)
+        else:
+            raise ValueError(f"{tag!r} is unknown")
+
+
+def _restore(plain: Any, tensors: Iterator[Tensor]) -> Any:
+    if isinstance(plain, list):
+        return [_restore(item, tensors) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    ((tag, inner),) = plain.items()
     if tag == "t":
-        name, *shape = inner
-        dtype = getattr(torch, name)
-        _expect(isinstance(dtype, torch.dtype), "a type")
-        _expect(all(type(size) is int and size >= 0 for size in shape), "a shape")
-        specs.append(TensorSpec(tuple(shape), dtype))
-    else:
-        _expect((tag, type(inner)) in (("u", list), ("d", dict)), "a tree")
-        _collect_specs(inner if tag == "u" else list(inner.values()), specs)
-
-
-def _expect(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(f"{what} was expected")
-
-
-def _fill(skeleton: Any, tensors: Any) -> Tree:
-    if skeleton is None:
-        return None
-    if isinstance(skeleton, list):
-        return [_fill(item, tensors) for item in skeleton]
-    if "t" in skeleton:
         return next(tensors)
-    if "u" in skeleton:
-        return tuple(_fill(item, tensors) for item in skeleton["u"])
-    return {key: _fill(item, tensors) for key, item in skeleton["d"].items()}
+    if tag == "s":
+        return _spec(inner)
+    if tag == "d":
+        return {key: _restore(item, tensors) for key, item in inner.items()}
+    items = [_restore(item, tensors) for item in inner]
+    return LocalLoss(*items) if tag == "l" else tuple(items)

@@ -1,4 +1,4 @@
-"""Several ranks: how they find each other, share facts, and end together.
+"""The ranks of a run: how they find each other, what they tell each other, how they end together.
 
 Everything here goes through the key-value store that the launcher provides, or through a process
 group of its own, so it never gets in the way of the batches.
@@ -11,9 +11,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -24,82 +25,182 @@ from scpl.engine.mesh import Mesh
 from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog
 from scpl.errors import InputError, LinkError, RemoteError
 
-__all__ = ["Control", "LocalControl", "RankControl", "connect"]
+__all__ = ["ManyRanks", "OneRank", "Ranks", "connect"]
 
 NEVER = timedelta(days=30)
 BLAME = 3.0
 """Seconds to wait for a better explanation than 'the link broke'."""
 
 
-class RankControl:
-    """The control of one of several ranks.
+class Ranks(ABC):
+    """This rank's tie to the others.
 
-    Args:
-        mesh: The ranks.
-        store: Connects to the launcher's store. The watchdog gets a connection of its own,
-            because a connection serves one caller at a time.
-        silence: Seconds without a sign of life after which a rank counts as lost.
+    Attributes:
+        mesh: Which rank this is, and of how many.
+        device: Where it computes.
+        depth: Messages in flight on each channel.
     """
 
-    def __init__(self, mesh: Mesh, store: Callable[[], PrefixStore], silence: float) -> None:
-        self.mesh = mesh
-        self._store = store()
-        self._exchanges = 0
-        self._closed = False
-        self._store.set(f"host/{mesh.rank}", json.dumps([socket.gethostname(), os.getpid()]))
-        self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), silence)
-        # A slow stage is no failure: who waits too long is for the watchdog to say.
-        self._headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
-        self._data = self.new_group()
-        self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
+    def __init__(self, mesh: Mesh, device: torch.device, depth: int) -> None:
+        if depth < 2:
+            raise InputError(
+                "`depth` must be at least 2: one message is worked on while the next one travels",
+                f"Got {depth}",
+            )
+        self.mesh, self.device, self.depth = mesh, device, depth
 
-    @property
-    def headers(self) -> dist.ProcessGroup:
-        """The process group on the CPU that headers of messages use."""
-        return self._headers
-
-    @property
-    def data(self) -> dist.ProcessGroup:
-        """The process group that features use."""
-        return self._data
-
-    def new_group(self) -> dist.ProcessGroup:
-        """Make a process group of all ranks for one purpose; all ranks must call it."""
-        group: dist.ProcessGroup = dist.new_group(timeout=NEVER)
-        return group
-
+    @abstractmethod
     def share(self, key: str, value: Any) -> None:
         """Tell all ranks a JSON value."""
-        self._store.set(f"value/{key}", json.dumps(value))
 
+    @abstractmethod
     def fetch(self, key: str) -> Any:
         """Learn what a rank shared; waits for it.
 
         Raises:
             RemoteError: if a rank fails meanwhile.
         """
-        while not self._store.check([f"value/{key}"]):
-            self.check()
-            time.sleep(0.02)
-        return json.loads(self._store.get(f"value/{key}"))
 
+    @abstractmethod
     def exchange(self, key: str, value: Any) -> list[Any]:
-        """Share a JSON value and learn those of all ranks, in their order.
+        """Share a JSON value and learn those of all ranks, in their order; all must call it.
 
         Raises:
             RemoteError: if a rank fails meanwhile.
         """
-        self._exchanges += 1
-        name = f"{key}/{self._exchanges}"
-        self.share(f"{name}/{self.mesh.rank}", value)
-        return [self.fetch(f"{name}/{rank}") for rank in range(self.mesh.num_ranks)]
 
+    @abstractmethod
     def broadcast(self, tensor: Tensor, owner: int) -> None:
         """Fill ``tensor`` (on the CPU) with the owner's values; all ranks must call it.
 
         Raises:
             LinkError: if a rank is gone.
         """
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """Something may have died: notice a silent rank sooner."""
+
+    @abstractmethod
+    def fail(self, error: BaseException, text: str) -> bool:
+        """Tell all ranks why this one ends.
+
+        Args:
+            error: What happened here.
+            text: The verdict for people.
+
+        Returns:
+            Whether this rank's cause is the first one.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Part from the others after a good end.
+
+        Raises:
+            RemoteError: if a rank fails meanwhile.
+        """
+
+    @abstractmethod
+    def end_process(self, error: BaseException) -> None:
+        """Tell the cause if it is the first, and end this process if others depend on it."""
+
+
+@final
+class OneRank(Ranks):
+    """The only rank: there is nobody to talk to.
+
+    Args:
+        device: Where it computes.
+        mesh: If it was read already.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", mesh: Mesh | None = None) -> None:
+        super().__init__(mesh or Mesh(), torch.device(device), depth=2)
+        self._values: dict[str, Any] = {}
+
+    def share(self, key: str, value: Any) -> None:  # noqa: D102
+        self._values[key] = value
+
+    def fetch(self, key: str) -> Any:  # noqa: D102
+        return self._values[key]
+
+    def exchange(self, key: str, value: Any) -> list[Any]:  # noqa: D102
+        return [value]
+
+    def broadcast(self, tensor: Tensor, owner: int) -> None:
+        """Do nothing: the values are here."""
+
+    def hurry(self) -> None:
+        """Do nothing: nobody else can be silent."""
+
+    def fail(self, error: BaseException, text: str) -> bool:  # noqa: D102
+        return True
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def end_process(self, error: BaseException) -> None:
+        """Do nothing: the error goes its way."""
+
+
+@final
+class ManyRanks(Ranks):
+    """One of several ranks.
+
+    Args:
+        mesh: Which rank this is, and of how many.
+        device: Where it computes.
+        depth: Messages in flight on each channel, at least 2.
+        store: Connects to the launcher's store. The watchdog gets a connection of its own,
+            because a connection serves one caller at a time.
+        timeout: Seconds without a sign of life after which a rank counts as lost.
+
+    Attributes:
+        headers: The process group on the CPU that headers of messages use.
+        data: The process group that tensors of messages use.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        device: torch.device,
+        depth: int,
+        store: Callable[[], PrefixStore],
+        timeout: float,
+    ) -> None:
+        super().__init__(mesh, device, depth)
+        self._store = store()
+        self._exchanges = 0
+        self._closed = False
+        self._store.set(f"host/{mesh.rank}", json.dumps([socket.gethostname(), os.getpid()]))
+        self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), timeout)
+        # A slow stage is no failure: who waits too long is for the watchdog to say.
+        self.headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
+        self.data = self.new_group()
+        self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
+
+    def new_group(self) -> dist.ProcessGroup:
+        """Make a process group of all ranks for one purpose; all ranks must call it."""
+        group: dist.ProcessGroup = dist.new_group(timeout=NEVER)
+        return group
+
+    def share(self, key: str, value: Any) -> None:  # noqa: D102
+        self._store.set(f"value/{key}", json.dumps(value))
+
+    def fetch(self, key: str) -> Any:  # noqa: D102
+        while not self._store.check([f"value/{key}"]):
+            self.check()
+            time.sleep(0.02)
+        return json.loads(self._store.get(f"value/{key}"))
+
+    def exchange(self, key: str, value: Any) -> list[Any]:  # noqa: D102
+        self._exchanges += 1
+        name = f"{key}/{self._exchanges}"
+        self.share(f"{name}/{self.mesh.rank}", value)
+        return [self.fetch(f"{name}/{rank}") for rank in range(self.mesh.num_ranks)]
+
+    def broadcast(self, tensor: Tensor, owner: int) -> None:  # noqa: D102
         try:
             dist.broadcast(tensor, owner, group=self._collectives)
         except RuntimeError as error:
@@ -125,16 +226,9 @@ class RankControl:
         self._watchdog.hurry()
 
     def fail(self, error: BaseException, text: str) -> bool:
-        """Tell all ranks why this one ends.
+        """Tell all ranks why this one ends; False if another one was first.
 
         A broken link is only a symptom: wait a moment for the rank behind it to say more.
-
-        Args:
-            error: What happened here.
-            text: The verdict for people.
-
-        Returns:
-            Whether this rank's cause is the first one.
         """
         if isinstance(error, RemoteError):
             return False
@@ -159,12 +253,7 @@ class RankControl:
             "continue from the newest checkpoint with --resume."
         )
 
-    def close(self) -> None:
-        """Part from the others after a good end.
-
-        Raises:
-            RemoteError: if a rank fails meanwhile.
-        """
+    def close(self) -> None:  # noqa: D102
         if self._closed:
             return
         self._closed = True
@@ -193,27 +282,36 @@ class RankControl:
         os._exit(status if isinstance(status, int) else 1)
 
 
-def connect(mesh: Mesh, device: torch.device, silence: float = 30.0) -> Control:
-    """Join the other ranks; under torchrun, or alone.
+def connect(
+    device: torch.device | str = "cpu",
+    *,
+    stages_per_rank: Sequence[int] | None = None,
+    depth: int = 2,
+    timeout: float = 30.0,
+) -> Ranks:
+    """Join the other ranks, if ``torchrun`` has started several; else this is the only one.
 
     Args:
-        mesh: This rank's place.
         device: Where this rank computes; decides the backend (gloo, NCCL).
-        silence: Seconds without a sign of life after which a rank counts as lost.
+        stages_per_rank: How many consecutive stages each rank hosts; default: stages of about equal
+            cost.
+        depth: Messages in flight on each channel, at least 2.
+        timeout: Seconds without a sign of life after which a rank counts as lost.
 
     Raises:
         InputError: if the launcher's variables are missing or nobody answers.
     """
+    mesh, device = Mesh.from_env(stages_per_rank), torch.device(device)
     if mesh.num_ranks == 1:
-        return LocalControl()
+        return OneRank(device, mesh)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise InputError(
             "Several ranks must be started by torchrun",
             f"{' and '.join(missing)} not set",
-            "Start with torchrun --nproc-per-node N, or scpl train --processes N",
+            "Start the script with torchrun",
         )
-    patience = timedelta(seconds=max(2 * silence, 10.0))
+    patience = timedelta(seconds=max(2 * timeout, 10.0))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -234,107 +332,10 @@ def connect(mesh: Mesh, device: torch.device, silence: float = 30.0) -> Control:
             world_size=mesh.num_ranks,
             timeout=patience,
         )
-        return RankControl(mesh, store, silence)
+        return ManyRanks(mesh, device, depth, store, timeout)
     except (RuntimeError, DistError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",
             f"Got: {str(error).splitlines()[0]}",
             "Check the address, the port and the firewall (scpl doctor)",
         ) from error
-
-
-class Control(Protocol):
-    """What ranks need of each other besides messages."""
-
-    mesh: Mesh
-
-    @property
-    def headers(self) -> dist.ProcessGroup:
-        """The process group on the CPU that headers of messages use."""
-
-    @property
-    def data(self) -> dist.ProcessGroup:
-        """The process group that features use."""
-
-    def new_group(self) -> dist.ProcessGroup:
-        """Make a process group of all ranks for one purpose; all ranks must call it."""
-
-    def share(self, key: str, value: Any) -> None:
-        """Tell all ranks a JSON value."""
-
-    def fetch(self, key: str) -> Any:
-        """Learn what a rank shared; waits for it."""
-
-    def exchange(self, key: str, value: Any) -> list[Any]:
-        """Share a JSON value and learn those of all ranks."""
-
-    def broadcast(self, tensor: Tensor, owner: int) -> None:
-        """Fill ``tensor`` (on the CPU) with the owner's values, on all ranks."""
-
-    def check(self) -> None:
-        """Raise if another rank has failed."""
-
-    def hurry(self) -> None:
-        """Something may have died: notice a silent rank sooner."""
-
-    def fail(self, error: BaseException, text: str) -> bool:
-        """Tell all ranks why this one ends; False if another one was first."""
-
-    def close(self) -> None:
-        """Part from the others after a good end."""
-
-    def end_process(self, error: BaseException) -> None:
-        """End this process because of an error, if others depend on it."""
-
-
-class LocalControl:
-    """The control of the only rank."""
-
-    def __init__(self) -> None:
-        self.mesh = Mesh()
-        self._values: dict[str, Any] = {}
-
-    @property
-    def headers(self) -> dist.ProcessGroup:
-        """There are no messages."""
-        raise LinkError("Only several ranks have links", "Got one rank")
-
-    @property
-    def data(self) -> dist.ProcessGroup:
-        """There are no messages."""
-        raise LinkError("Only several ranks have links", "Got one rank")
-
-    def new_group(self) -> dist.ProcessGroup:
-        """There is nobody to talk to."""
-        raise LinkError("Only several ranks have links", "Got one rank")
-
-    def share(self, key: str, value: Any) -> None:
-        """Remember a value."""
-        self._values[key] = value
-
-    def fetch(self, key: str) -> Any:
-        """Recall a value."""
-        return self._values[key]
-
-    def exchange(self, key: str, value: Any) -> list[Any]:
-        """Return the only value."""
-        return [value]
-
-    def broadcast(self, tensor: Tensor, owner: int) -> None:
-        """Do nothing: the values are here."""
-
-    def check(self) -> None:
-        """Do nothing: nobody else can fail."""
-
-    def hurry(self) -> None:
-        """Do nothing: nobody else can be silent."""
-
-    def fail(self, error: BaseException, text: str) -> bool:
-        """Do nothing: nobody else must know."""
-        return True
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def end_process(self, error: BaseException) -> None:
-        """Do nothing: the error goes its way."""

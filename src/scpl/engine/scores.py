@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from scpl.engine.ranks import Control, LocalControl
+from scpl.engine.ranks import OneRank, Ranks
 from scpl.errors import DataError
 
-__all__ = ["Evaluation", "Scores"]
+__all__ = ["Counts", "Evaluation", "Scores"]
+
+
+class Counts:
+    """Running counts of an evaluation, for each stage of a rank.
+
+    Args:
+        num_stages: Stages of the rank.
+        keep_logits: Whether to keep what the last of them predicts.
+
+    Attributes:
+        stages: For each stage ``{"correct", "loss", "count"}`` as tensors: sums and counts, never
+            means, so that ragged batches weigh right. Nothing where a stage cannot predict.
+        logits: What the last stage predicted, if it is kept.
+    """
+
+    def __init__(self, num_stages: int, *, keep_logits: bool = False) -> None:
+        self.stages: list[dict[str, Tensor]] = [{} for _ in range(num_stages)]
+        self.logits: list[Tensor] = []
+        self.keep_logits = keep_logits
+
+    def add(self, stage: int, logits: Tensor, target: Tensor | None, *, last: bool) -> None:
+        """Count what a stage predicts of a batch.
+
+        Args:
+            stage: Its place on this rank.
+            logits: ``[N, C]``.
+            target: Class indices ``[N]``, or None where only predictions are wanted.
+            last: Whether it is the last one of this rank.
+        """
+        if last and self.keep_logits:
+            self.logits.append(logits)
+        if target is None:
+            return
+        new = {
+            "correct": (logits.argmax(1) == target).sum(),
+            "loss": functional.cross_entropy(logits, target, reduction="sum").double(),
+            "count": torch.full((), target.shape[0], device=logits.device),
+        }
+        counts = self.stages[stage]
+        for name, value in new.items():
+            counts[name] = counts[name] + value if name in counts else value
 
 
 @dataclass(frozen=True)
@@ -22,7 +65,7 @@ class Evaluation:
         accuracy: Share of samples that the network classifies right, 0 .. 1.
         loss: Mean cross-entropy of its predictions.
         num_samples: How many samples were seen.
-        stage_accuracy: For each stage the accuracy of its own read-out, None where it has none.
+        stage_accuracy: Of each stage's own predictions, None where it makes none.
     """
 
     accuracy: float
@@ -36,14 +79,14 @@ class Scores:
 
     Args:
         counts: Sums and counts per stage; complete on the last rank, where the stream ends.
-        num_stages: Stages of the whole line.
-        control: The tie between the ranks.
+        num_stages: Stages of the whole network.
+        ranks: The ranks.
     """
 
     def __init__(
-        self, counts: tuple[dict[str, Tensor], ...], num_stages: int, control: Control
+        self, counts: Sequence[Mapping[str, Tensor]], num_stages: int, ranks: Ranks
     ) -> None:
-        self._counts, self._num_stages, self._control = counts, num_stages, control
+        self._counts, self._num_stages, self._ranks = counts, num_stages, ranks
 
     def result(self) -> Evaluation:
         """Return the numbers, the same on every rank; with several ranks all must call it.
@@ -52,12 +95,12 @@ class Scores:
             DataError: if no sample was seen.
         """
         table = torch.full((self._num_stages, len(COLUMNS)), math.nan, dtype=torch.float64)
-        if self._control.mesh.is_last:
+        if self._ranks.mesh.is_last:
             for stage, part in enumerate(self._counts):
                 for column, name in enumerate(COLUMNS):
                     if part:
                         table[stage, column] = part[name].double()
-        self._control.broadcast(table, self._control.mesh.num_ranks - 1)
+        self._ranks.broadcast(table, self._ranks.mesh.num_ranks - 1)
         return _evaluate(table)
 
     def peek(self) -> Evaluation | None:
@@ -65,9 +108,9 @@ class Scores:
 
         Unlike `result` this waits for nobody.
         """
-        if not self._control.mesh.is_last:
+        if not self._ranks.mesh.is_last:
             return None
-        return Scores(self._counts, self._num_stages, LocalControl()).result()
+        return Scores(self._counts, self._num_stages, OneRank()).result()
 
 
 COLUMNS = ("correct", "loss", "count")

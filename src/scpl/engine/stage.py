@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from scpl.engine.messages import LocalLoss
 from scpl.engine.randomness import RandomState
-from scpl.errors import CheckpointError, NonFiniteError, StageError
+from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective
 from scpl.partition.features import summary_of
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
@@ -123,7 +124,7 @@ class Stage:
             onward = self.objective.hand_on(target, carry)
         return tree_map(lambda tensor: tensor.detach().contiguous(), onward)
 
-    def learn(self, target: Tensor, carry: Tree, step: int) -> dict[str, Tensor]:
+    def learn(self, target: Tensor, carry: Tree, step: int) -> LocalLoss:
         """Update the stage from the local loss of its last output.
 
         Args:
@@ -132,7 +133,7 @@ class Stage:
             step: The training step, for messages.
 
         Returns:
-            The detached terms of the loss.
+            The detached terms of the loss, and what the objective noticed beside it.
 
         Raises:
             NonFiniteError: if the loss is NaN or infinite; the parameters are as before.
@@ -155,7 +156,7 @@ class Stage:
                 if self._options.clip_norm is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self._options.clip_norm)
                 self.update()
-        return {name: term.detach() for name, term in terms.items()}
+        return LocalLoss(_detached(terms), _detached(self.objective.observed))
 
     def update(self) -> None:
         """Let the optimizer use the gradients that are there, and clear them."""
@@ -269,6 +270,20 @@ class Stage:
             self.body.train(training)
             self.objective.train(training)
 
+    @contextmanager
+    def naming_errors(self, features: Tree, step: int) -> Iterator[None]:
+        """Have an error of the user's code inside name this stage, its step and its input.
+
+        Raises:
+            StageError: in place of any error that does not say enough by itself.
+        """
+        try:
+            yield
+        except ScplError:
+            raise
+        except Exception as error:
+            raise self.explain(error, features, step) from error
+
     def explain(self, error: Exception, features: Tree, step: int) -> StageError:
         """Name stage, step and input of an error that user code raised."""
         shapes = ", ".join(map(str, map(TensorSpec.of, tensors_of(features)))) or "nothing"
@@ -289,6 +304,10 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _detached(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in scalars.items()}
 
 
 def _version(tree: Tree) -> int:

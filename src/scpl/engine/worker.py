@@ -1,27 +1,32 @@
-"""The loop of one rank: receive, forward, send on, learn."""
+"""The worker of a rank: receive, act, pass on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from scpl.engine.channel import Outbox, Receiver
-from scpl.engine.messages import OBSERVED, Kind, Mark, Message
-from scpl.engine.stage import Stage
-from scpl.engine.timeline import Timeline
-from scpl.errors import Interrupted, ScplError
+from scpl.engine.checkpoint import CheckpointWriter
+from scpl.engine.messages import (
+    CheckpointMark,
+    EpochEnds,
+    EvalBatch,
+    EvaluationBegins,
+    EvaluationEnds,
+    Losses,
+    Message,
+    Stop,
+    TrainBatch,
+)
+from scpl.engine.scores import Counts
+from scpl.engine.trainers.base import StageCounts, Trainer
+from scpl.errors import Interrupted
 from scpl.partition.values import Tree
 
-__all__ = ["CheckpointHook", "Counts", "Line", "Losses", "Position", "Report", "Worker"]
-
-CheckpointHook = Callable[[Stage, Message], None]
-Losses: TypeAlias = tuple[dict[str, Tensor], ...]
-"""For each stage, scalars by name: terms of its loss, or counts of an evaluation."""
+__all__ = ["Position", "Report", "Worker"]
 
 
 @dataclass(frozen=True)
@@ -30,226 +35,31 @@ class Report:
 
     Attributes:
         step: The step, from 1.
-        num_samples: Rows of the mini-batch.
-        losses: Detached terms of the local loss of stage 0, 1, ... by name. A rank knows those
-            of its own stages and of all stages before; the last rank knows all.
-        observed: What the objectives of the same stages noticed beside their losses.
+        num_samples: Samples of the mini-batch.
+        stages: What the objectives of stage 0, 1, ... came to. A rank knows those of its own
+            stages and of all stages before; the last rank knows all.
     """
 
     step: int
     num_samples: int
-    losses: Losses
-    observed: Losses = ()
+    stages: Losses
 
-    @classmethod
-    def of(cls, step: int, num_samples: int, parts: Losses) -> Report:
-        """Make a report of what the stages said, telling losses and observations apart."""
-        losses = tuple({k: v for k, v in p.items() if not k.startswith(OBSERVED)} for p in parts)
-        observed = tuple(
-            {k.removeprefix(OBSERVED): v for k, v in p.items() if k.startswith(OBSERVED)}
-            for p in parts
-        )
-        return cls(step, num_samples, losses, observed)
+    @property
+    def losses(self) -> list[Mapping[str, Tensor]]:
+        """The detached terms of every stage's loss by name."""
+        return [one.terms for one in self.stages]
 
     def values(self) -> list[dict[str, float]]:
-        """Read the losses as numbers (one device sync)."""
-        return _numbers(self.losses)
+        """Read the terms of every stage's loss as numbers (one device sync)."""
+        return self.read()[0]
 
     def read(self) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
         """Read losses and observations as numbers (one device sync)."""
-        numbers = _numbers((*self.losses, *self.observed))
-        return numbers[: len(self.losses)], numbers[len(self.losses) :]
-
-
-def _marked(observed: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{OBSERVED}{name}": value.detach() for name, value in observed.items()}
-
-
-def _numbers(parts: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
-    terms = [(i, name, term) for i, part in enumerate(parts) for name, term in part.items()]
-    numbers = torch.stack([term.float().cpu() for *_, term in terms]).tolist() if terms else []
-    found: list[dict[str, float]] = [{} for _ in parts]
-    for (index, name, _), number in zip(terms, numbers, strict=True):
-        found[index][name] = number
-    return found
-
-
-@dataclass
-class Counts:
-    """Running counts of an evaluation, for each stage of this rank.
-
-    Attributes:
-        stages: For each stage ``{"correct", "loss", "count"}`` as tensors, or nothing where a
-            stage cannot predict.
-        logits: What the last stage predicted, if it was asked to keep it.
-        keep: Whether to keep logits.
-    """
-
-    stages: list[dict[str, Tensor]] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    keep: bool = False
-
-
-class Worker:
-    """Runs the stages that one rank hosts.
-
-    Args:
-        stages: Consecutive stages, in order.
-        outbox: Where the output of the last of them goes.
-        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
-        timeline: Where the worker records what it does when.
-
-    Attributes:
-        counts: Of the evaluation under way.
-        evaluation: What the last evaluation counted, for each stage up to this rank's last one.
-        bytes_sent: Sent to other ranks for training so far.
-        num_trained: Mini-batches trained on so far.
-    """
-
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        outbox: Outbox,
-        on_checkpoint: CheckpointHook,
-        timeline: Timeline,
-    ) -> None:
-        self.stages = stages
-        self._outbox = outbox
-        self._on_checkpoint = on_checkpoint
-        self.timeline = timeline
-        self._unreported: Report | None = None
-        self._losses: Losses = ()  # of the last completed step
-        self.counts = Counts()
-        self.evaluation: Losses = ()
-        self.bytes_sent = self.num_trained = 0
-
-    def complete(self, message: Message) -> Report | None:
-        """Report on the step before ``message``: its earlier stages' losses come with it.
-
-        To be called with every message, before `handle`.
-
-        Returns:
-            The report, or None if it was made before or there is nothing to report.
-        """
-        if self._unreported is None or message.mark is Mark.EVALUATION_END:
-            return None
-        self._losses = self._join(message.reports, self._unreported.losses)
-        step, num_samples = self._unreported.step, self._unreported.num_samples
-        self._unreported = None
-        return Report.of(step, num_samples, self._losses)
-
-    def handle(self, message: Message) -> None:
-        """Do what a message asks, and pass it on."""
-        if message.kind is Kind.TRAIN:
-            assert message.target is not None
-            self._unreported = Report(message.step, len(message.target), self._train(message))
-            self.num_trained += 1
-        elif message.kind is Kind.EVAL:
-            self._evaluate(message)
-        elif message.kind is Kind.BARRIER:
-            self._pass_barrier(message)
-        else:
-            self._outbox.send(message)
-
-    def _train(self, message: Message) -> Losses:
-        """Forward, send on, learn: for each stage of this rank in turn.
-
-        A stage learns before the next one of the same rank runs, so its activations are free by
-        then: the peak memory of a rank is that of its largest stage, not of their sum.
-        """
-        features, target, carry = message.features, message.target, message.carry
-        assert target is not None
-        losses: list[dict[str, Tensor]] = []
-        for stage in self.stages:
-            try:
-                with stage.random.active():
-                    with self.timeline.during("forward", stage.index, message.step):
-                        output = stage.forward(features)
-                        onward = stage.hand_on(target, carry)
-                    if stage is self.stages[-1]:
-                        self.bytes_sent += self._outbox.send(
-                            replace(message, features=output, carry=onward, reports=self._losses)
-                        )
-                    with self.timeline.during("learn", stage.index, message.step):
-                        terms = stage.learn(target, carry, message.step)
-                    losses.append({**terms, **_marked(stage.objective.observed)})
-            except ScplError:
-                raise  # it says enough by itself
-            except Exception as error:
-                raise stage.explain(error, features, message.step) from error
-            features, carry = output, onward
-        return tuple(losses)
-
-    def _join(self, earlier: Losses, own: Losses) -> Losses:
-        """Put together what earlier ranks and this one know of the same step."""
-        return (*earlier, *own)
-
-    def _evaluate(self, message: Message, *, pass_on: bool = True) -> None:
-        features = message.features
-        for index, stage in enumerate(self.stages):
-            try:
-                with self.timeline.during("evaluate", stage.index, message.step):
-                    output = stage.infer(features)
-                if pass_on and stage is self.stages[-1]:
-                    self._outbox.send(replace(message, features=output))
-                with self.timeline.during("evaluate", stage.index, message.step):
-                    logits = stage.predict(output)
-            except ScplError:
-                raise  # it says enough by itself
-            except Exception as error:
-                raise stage.explain(error, features, message.step) from error
-            if logits is not None:
-                if message.target is not None:
-                    _count(self.counts.stages[index], logits, message.target)
-                if self.counts.keep and stage is self.stages[-1]:
-                    self.counts.logits.append(logits)
-            features = output
-
-    def _pass_barrier(self, message: Message) -> None:
-        """Act on this rank's state at exactly this point of the stream, and pass the mark on."""
-        if message.mark is Mark.EVALUATION_END:
-            counts = self._join(message.reports, tuple(self.counts.stages))
-            message = replace(message, reports=counts)
-            self.evaluation = message.reports
-        else:
-            message = replace(message, reports=self._losses)
-        if message.mark is Mark.EVALUATION_BEGIN:
-            self.counts = Counts([{} for _ in self.stages], keep=bool(message.note.get("keep")))
-            message = replace(message, carry=self._share(message))
-        self._outbox.send(message)
-        if message.mark is Mark.CHECKPOINT:
-            self._save(message)
-        elif message.mark is Mark.EPOCH_END:
-            for stage in self.stages:
-                stage.guard.look()
-
-    def _save(self, message: Message) -> None:
-        for stage in self.stages:
-            with self.timeline.during("snapshot", stage.index, message.step):
-                self._on_checkpoint(stage, message)
-
-    def _share(self, message: Message) -> Tree:
-        """Let each stage's objective tell the next one what it needs for its predictions."""
-        shared = message.carry
-        for stage in self.stages:
-            try:
-                shared = stage.share(shared)
-            except ScplError:
-                raise
-            except Exception as error:
-                raise stage.explain(error, shared, message.step) from error
-        return shared
-
-
-def _count(counts: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:
-    """Add a batch: sums and counts, never means, so that ragged batches weigh right."""
-    new = {
-        "correct": (logits.argmax(1) == target).sum(),
-        "loss": functional.cross_entropy(logits, target, reduction="sum").double(),
-        "count": torch.full((), target.shape[0], device=logits.device),
-    }
-    for name, value in new.items():
-        counts[name] = counts[name] + value if name in counts else value
+        parts = [*(one.terms for one in self.stages), *(one.observed for one in self.stages)]
+        scalars = [value for part in parts for value in part.values()]
+        numbers = iter(torch.stack([s.float().cpu() for s in scalars]).tolist() if scalars else ())
+        found = [{name: next(numbers) for name in part} for part in parts]
+        return found[: len(self.stages)], found[len(self.stages) :]
 
 
 @dataclass
@@ -267,102 +77,144 @@ class Position:
     batch: int = 0
 
 
-class Line:
-    """Hands messages to the worker, and follows the stream where this rank is not its source.
+class Worker:
+    """Acts on every message where it meets it, and passes it on.
 
     Args:
-        worker: Runs this rank's stages.
-        inbox: Where messages come from; None on the first rank.
-        outbox: Where they leave.
+        trainer: What turns a batch into an update of this rank's stages.
+        inbox: Where messages come from; None on the first rank, where they begin.
+        outbox: Where they go on.
+        writer: Writes this rank's parts of checkpoints, if any are wanted.
 
     Attributes:
-        before_checkpoint: Called when a checkpoint's mark arrives, before the state is saved.
+        on_report: Called with the report of a step as soon as it is known, before anything later
+            is done.
+        position: How far this rank is.
+        counts: Of the evaluation under way.
+        evaluation: What the last evaluation counted, for each stage up to this rank's last one.
         stopped: Whether the stream has ended.
     """
 
-    def __init__(self, worker: Worker, inbox: Receiver | None, outbox: Outbox) -> None:
-        self.worker = worker
+    def __init__(
+        self,
+        trainer: Trainer,
+        inbox: Receiver | None,
+        outbox: Outbox,
+        writer: CheckpointWriter | None,
+    ) -> None:
+        self._trainer, self._inbox, self._outbox, self._writer = trainer, inbox, outbox, writer
+        self._unreported: Report | None = None
+        self._losses: Losses = ()  # of the last step that was reported
+        self.on_report: Callable[[Report], object] = _ignore
         self.position = Position()
-        self.before_checkpoint: Callable[[], None] = lambda: None
+        self.counts = Counts(0)
+        self.evaluation: StageCounts = ()
         self.stopped = False
-        self._inbox, self._outbox = inbox, outbox
+        self.num_trained = 0
 
-    def process(self, message: Message) -> None:
-        """Do what a message asks, pass it on, and count it."""
-        if message.mark is Mark.CHECKPOINT:
-            self.before_checkpoint()
-        self.worker.handle(message)
-        position = self.position
-        if message.kind is Kind.TRAIN:
-            position.step, position.batch = message.step, position.batch + 1
-        elif message.mark is Mark.EPOCH_END:
-            position.epoch, position.batch = position.epoch + 1, 0
+    def follow(self, until: type[Message]) -> Iterator[None]:
+        """Receive, act, pass on, until a message of this kind is done.
 
-    def feed(self, message: Message) -> Report | None:
-        """Process a message that begins here: the first rank waits for nobody's losses."""
-        self.process(message)
-        return self.worker.complete(message)
-
-    def follow_epoch(self) -> Iterator[Report]:
-        """Work on what is received until an epoch's end mark.
+        Yields:
+            After each message.
 
         Raises:
-            Interrupted: if the first rank ends the run.
+            Interrupted: if the stream ends.
         """
-        mark = None
-        listening = True
-        while mark is not Mark.EPOCH_END:
-            message, report = self._next()
-            if report is not None and listening:
-                try:
-                    yield report
-                except GeneratorExit:
-                    # The caller has seen enough, but what is on its way must be learned.
-                    listening = False
-            self.process(message)
-            mark = message.mark
+        assert self._inbox is not None, "the first rank has nobody to follow"
+        done: Message | None = None
+        while not isinstance(done, until):
+            done = self._inbox.receive()
+            self.process(done)
+            if isinstance(done, Stop):
+                raise Interrupted("The first rank ended the run", done.reason)
+            yield
 
-    def follow_evaluation(self) -> None:
-        """Work on what is received until the end mark of an evaluation."""
-        mark = None
-        while mark is not Mark.EVALUATION_END:
-            message, _ = self._next()
-            self.process(message)
-            mark = message.mark
+    def process(self, message: Message) -> None:
+        """Report the step before, act on this message, and pass it on."""
+        match message:
+            case TrainBatch():
+                self._report(message.losses)
+                own = self._trainer.train(message, self._losses)
+                samples = message.whole_size or len(message.target)
+                self._unreported = Report(message.step, samples, own)
+                self.num_trained += 1
+                self.position.step = message.step
+                self.position.batch += 1
+                if self._inbox is None:
+                    self._report(())  # there are no earlier ranks whose losses could come
+            case EvalBatch():
+                self._trainer.evaluate(message, self.counts)
+            case EvaluationBegins():
+                self._report(message.losses)
+                self.counts = Counts(len(self._trainer.stages), keep_logits=message.keep_logits)
+                shared = self._share(message)
+                self._outbox.send(replace(message, shared=shared, losses=self._losses))
+                self._trainer.prepare_evaluation()
+            case EvaluationEnds():
+                own_counts = tuple(self.counts.stages)
+                self.evaluation = self._trainer.join_counts(message.counts, own_counts)
+                self._outbox.send(replace(message, counts=self.evaluation))
+            case EpochEnds():
+                self._report(message.losses)
+                self._outbox.send(replace(message, losses=self._losses))
+                for stage in self._trainer.stages:
+                    stage.guard.look()
+                self.position.epoch += 1
+                self.position.batch = 0
+            case CheckpointMark():
+                self._report(message.losses)
+                self._outbox.send(replace(message, losses=self._losses))
+                self._save(message)
+            case Stop():
+                self._outbox.send(message)
+                self.stopped = True
 
-    def end_epoch(self) -> None:
-        """Send the end mark of an epoch down the line."""
-        if not self.stopped:
-            self.process(Message(Kind.BARRIER, self.position.step, mark=Mark.EPOCH_END))
-
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str = "") -> None:
         """End the stream: the last message of all."""
-        note = {"last": True, "reason": reason}
-        self.stopped = True
-        self.worker.handle(Message(Kind.STOP, self.position.step, note=note))
+        self.process(Stop(self.position.step, reason))
 
     def close(self) -> None:
         """End the stream, or wait for its end; then wait until everything has left."""
         if self._inbox is None and not self.stopped:
-            self.stop("")
+            self.stop()
         while not self.stopped:
             try:
-                message, _ = self._next()
-                self.process(message)
+                for _ in self.follow(Stop):
+                    pass
             except Interrupted:
                 break
         self._outbox.close()
 
-    def _next(self) -> tuple[Message, Report | None]:
-        """Receive a message, and the report that it completes.
+    @property
+    def bytes_per_step(self) -> float:
+        """Bytes sent to other ranks per mini-batch of training, on average."""
+        return self._trainer.bytes_sent / max(self.num_trained, 1)
 
-        Raises:
-            Interrupted: at the end of the stream, which ends this rank's part, too.
-        """
-        assert self._inbox is not None
-        message = self._inbox.receive()
-        if message.kind is Kind.STOP:
-            self.stopped = True
-            self.worker.handle(message)
-            raise Interrupted("The first rank ended the run", str(message.note.get("reason", "")))
-        return message, self.worker.complete(message)
+    def _report(self, earlier: Losses) -> None:
+        """Report the last step, if that is not done: its earlier stages' losses are here."""
+        if self._unreported is None:
+            return
+        report, self._unreported = self._unreported, None
+        self._losses = self._trainer.join_losses(earlier, report.stages)
+        self.on_report(replace(report, stages=self._losses))
+
+    def _share(self, message: EvaluationBegins) -> Tree:
+        """Let each stage's objective tell the next one what it needs for its predictions."""
+        shared = message.shared
+        for stage in self._trainer.stages:
+            with stage.naming_errors(shared, message.step):
+                shared = stage.share(shared)
+        return shared
+
+    def _save(self, mark: CheckpointMark) -> None:
+        if self._writer is None:
+            return
+        self._writer.begin()
+        for stage in self._trainer.stages if self._trainer.saves else ():
+            with self._trainer.timeline.during("snapshot", stage.index, mark.step):
+                self._writer.write(stage.index, mark, stage.snapshot(mark.step))
+
+
+def _ignore(report: Report) -> None:
+    """Nobody wants to know."""

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scpl.errors import PartitionError
 from scpl.partition.chain import children, is_chain
 
-__all__ = ["balanced_cuts", "balanced_spread", "count_operations", "minmax_partition"]
+__all__ = ["balanced_cuts", "count_operations", "minmax_partition", "stages_per_rank"]
 
 _WORTH_OPENING = 1.1
 """A coarser cut is kept if its largest stage costs at most this many times the best one's."""
@@ -110,7 +110,7 @@ def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
     return starts[::-1]
 
 
-def balanced_spread(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
+def stages_per_rank(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
     """Choose how many consecutive stages each rank hosts.
 
     Args:

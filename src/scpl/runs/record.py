@@ -97,9 +97,7 @@ class RunRecord:
     def num_stages(self) -> int:
         """Number of stages, from whichever file tells."""
         counts = [len(row.losses) for row in self.steps]
-        counts += [
-            stage + 1 for by_stage in self.stage_columns(TRAIN).values() for stage in by_stage
-        ]
+        counts += [max(by_stage) + 1 for by_stage in self.stage_columns(TRAIN).values()]
         counts += [stage + 1 for stage in self.accuracy_columns()]
         counts += [len(self.numbers("wait_share"))]
         stated = self.number("stages")

@@ -24,10 +24,11 @@ from scpl.app.environment import (
 from scpl.app.fairness import config_for
 from scpl.app.inputs.base import DataSummary, Loader
 from scpl.app.launch import is_rank
-from scpl.data.images import is_here, known
+from scpl.data import is_here
+from scpl.data.images import known
 from scpl.data.text import TEXT_SETS
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Control, connect
+from scpl.engine.ranks import Ranks, connect
 from scpl.errors import DataError, InputError
 
 __all__ = ["bench"]
@@ -163,14 +164,19 @@ def _reasons(failures: dict[str, str]) -> str:
 def serve(connection: Connection, plan: BenchConfig) -> None:
     """Be one process of a method: get ready, then train a block whenever asked."""
     config = plan.train
-    mesh = Mesh.from_env(config.run.spread or None)
+    mesh = Mesh.from_env()
     set_threads(config.run.threads, mesh.num_ranks)
-    control = connect(mesh, choose_device(config.run.device), config.run.timeout)
-    with sending_failures(connection, control):
-        data, batches = _data(config, control, synthetic=plan.synthetic)
+    ranks = connect(
+        choose_device(config.run.device),
+        stages_per_rank=config.run.spread or None,
+        depth=config.run.depth,
+        timeout=config.run.timeout,
+    )
+    with sending_failures(connection, ranks):
+        data, batches = _data(config, ranks, synthetic=plan.synthetic)
         parts, method = build_partition(config, data), build_method(config.method, config.rows)
         total_steps = config.optimizer.epochs * data.steps
-        pipeline = build_pipeline(config, parts, method, total_steps, None, control)
+        pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
         connection.send(pipeline.parts.cuts)
         block = Block.of(plan.steps, method, mesh.num_ranks, config.run.depth)
         while True:
@@ -179,23 +185,23 @@ def serve(connection: Connection, plan: BenchConfig) -> None:
 
 
 def _data(
-    config: TrainConfig, control: Control, *, synthetic: bool
+    config: TrainConfig, ranks: Ranks, *, synthetic: bool
 ) -> tuple[DataSummary, Iterator[Batch]]:
     """What is trained on; the first rank reads it."""
     if synthetic:
         data = synthetic_data(config)
         return data, itertools.cycle(synthetic_batches(config, data))
     batches: Iterator[Batch] = iter(())
-    if control.mesh.is_first:
+    if ranks.mesh.is_first:
         loaders, size = build_loaders(config), config.data.batch_size
         if loaders.train.num_samples < size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
                 f"Got {loaders.train.num_samples} samples and --batch-size {size}",
             )
-        control.share("data", DataSummary.of(loaders).to_json())
+        ranks.share("data", DataSummary.of(loaders).to_json())
         batches = _endless(loaders.train, config.rows)
-    return DataSummary.from_json(control.fetch("data")), batches
+    return DataSummary.from_json(ranks.fetch("data")), batches
 
 
 def _endless(loader: Loader, full: int) -> Iterator[Batch]:

@@ -83,7 +83,7 @@ def train_block(
     """
     reports = []
     begin = end = 0.0
-    for report in pipeline.train(islice(batches, block.size)):
+    for report in pipeline.steps(islice(batches, block.size)):
         reports.append(report)
         timed = len(reports) - block.warm
         if timed == 0:

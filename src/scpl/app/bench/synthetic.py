@@ -9,9 +9,8 @@ from scpl.app.config import TrainConfig
 from scpl.app.inputs.base import DataSummary, ImageInputs, Inputs, TextInputs
 from scpl.app.inputs.texts import network_sizes
 from scpl.data import images as data
-from scpl.data.images.catalogue import EMBEDDED, KNOWN
-from scpl.data.text import TEXT_SETS
-from scpl.data.text.catalogue import TextSet
+from scpl.data.images import EMBEDDED, IMAGE_SETS
+from scpl.data.text import TEXT_SETS, TextSet
 from scpl.errors import unknown_name
 from scpl.seeding import derive_seed
 
@@ -70,8 +69,8 @@ def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
     if config.data.data == EMBEDDED:
         digits = data.load(EMBEDDED)
         num_classes, channels, size = len(digits.classes), digits.channels, digits.image_size
-    elif config.data.data in KNOWN:
-        known = KNOWN[config.data.data]
+    elif config.data.data in IMAGE_SETS:
+        known = IMAGE_SETS[config.data.data]
         num_classes, channels = known.num_classes, known.channels
         size = known.image_size or known.published_size
     else:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from scpl.errors import LinkError, ScplError, StageError
 
 if TYPE_CHECKING:
-    from scpl.engine.ranks import Control
+    from scpl.engine.ranks import Ranks
 
 __all__ = ["CannotRun", "Serve", "Timing", "Workers", "sending_failures"]
 
@@ -220,12 +220,12 @@ def _benchmark() -> Any:
 
 
 @contextmanager
-def sending_failures(connection: Connection, control: Control | None = None) -> Iterator[None]:
+def sending_failures(connection: Connection, ranks: Ranks | None = None) -> Iterator[None]:
     """Have an error inside sent to the benchmark, and end this process with it.
 
     Args:
         connection: To the benchmark.
-        control: The tie to the other ranks: only the one that fails first tells why.
+        ranks: The tie to the other ranks: only the one that fails first tells why.
     """
     try:
         yield
@@ -237,8 +237,8 @@ def sending_failures(connection: Connection, control: Control | None = None) -> 
             traceback.print_exc()
         prefix = "" if expected else f"{type(error).__name__}: "
         try:
-            # A broken link learns what broke it while the control looks for the first cause.
-            if control is None or control.fail(error, f"{prefix}{error}"):
+            # A broken link learns what broke it while the ranks look for the first cause.
+            if ranks is None or ranks.fail(error, f"{prefix}{error}"):
                 connection.send(CannotRun(f"{prefix}{error}"))
         finally:
             # Threads of this process may be blocked in receives that nobody will answer.

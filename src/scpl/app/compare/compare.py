@@ -30,7 +30,7 @@ from scpl.app.fairness import config_for
 from scpl.app.launch import BAD_INPUT
 from scpl.app.signals import end_signals
 from scpl.app.use.probe import probe_run
-from scpl.data.images import is_here
+from scpl.data import is_here
 from scpl.errors import InputError, Interrupted, ScplError
 from scpl.files import write_whole
 from scpl.report import Absent, Comparison, write_comparison_report

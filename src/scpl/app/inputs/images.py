@@ -14,9 +14,7 @@ from torch import Tensor
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs.base import ImageInputs, Loader, Loaders
 from scpl.data import images as data
-from scpl.data.images.augment import normalise
-from scpl.data.images.decode import decode_images
-from scpl.data.images.folder import EXTENSIONS
+from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
@@ -48,25 +46,21 @@ def loaders(config: TrainConfig) -> Loaders:
             train, chosen.validation, derive_seed(seed, "validation")
         )
     mean, std = tuple(source.mean), tuple(source.std)
+    plain = data.Augmentation("none", mean, std)
     return Loaders(
         source.name,
         tuple(source.classes),
         ImageInputs(source.channels, source.image_size, mean, std, config.network.width),
         data.Loader(
             train,
+            data.Augmentation(chosen.augmentation, mean, std, source.flip),
             batch_size=chosen.batch_size,
-            mean=mean,
-            std=std,
-            augmentation=chosen.augmentation,
             views=chosen.views,
-            flip=source.flip,
             shuffle=True,
             seed=seed,
         ),
-        None
-        if valid is None
-        else data.Loader(valid, batch_size=chosen.batch_size, mean=mean, std=std),
-        data.Loader(source.test, batch_size=chosen.batch_size, mean=mean, std=std),
+        None if valid is None else data.Loader(valid, plain, batch_size=chosen.batch_size),
+        data.Loader(source.test, plain, batch_size=chosen.batch_size),
     )
 
 
@@ -104,7 +98,8 @@ def test_loader(
             advice,
         )
     batch_size = config.batch_size or trained.data.batch_size
-    return data.Loader(source.test, batch_size=batch_size, mean=inputs.mean, std=inputs.std)
+    plain = data.Augmentation("none", inputs.mean, inputs.std)
+    return data.Loader(source.test, plain, batch_size=batch_size)
 
 
 def pending(

@@ -48,7 +48,7 @@ def loaders(config: TrainConfig) -> Loaders:
     chosen, seed = config.data, config.run.seed
     sizes = network_sizes(config)  # before any reading
     source = text.load_text(
-        chosen.data, settings_of(config), data_dir=chosen.data_dir, test=chosen.test_data
+        chosen.data, settings_of(config), data_dir=chosen.data_dir, test_data=chosen.test_data
     )
     notes, vectors = list(source.notes), None
     if chosen.vectors is not None and config.run.resume is None:
@@ -89,7 +89,7 @@ def settings_of(config: TrainConfig) -> text.TextSettings:
     splits = text.SplitSettings(
         test_share=chosen.test_share,
         validation=chosen.validation,
-        limit=chosen.limit_train,
+        limit_train=chosen.limit_train,
         seed=derive_seed(config.run.seed, "texts"),
     )
     return text.TextSettings(
@@ -149,7 +149,7 @@ def test_loader(
         trained.data.data,
         settings_of(trained),
         data_dir=config.data_dir or trained.data.data_dir,
-        test=trained.data.test_data,
+        test_data=trained.data.test_data,
         tokenizer=tokenizer,
     )
     if source.fingerprint != inputs.fingerprint:

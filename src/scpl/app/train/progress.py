@@ -212,11 +212,11 @@ class Meter:
         self._own = self._measure()
         mesh = self._pipeline.mesh
         if not mesh.is_last:
-            self._pipeline.control.share(f"usage/{epoch}/{mesh.rank}", self._own)
+            self._pipeline.ranks.share(f"usage/{epoch}/{mesh.rank}", self._own)
 
     def collect(self, epoch: int) -> Usage:
         """On the last rank: put together what all ranks measured in an epoch."""
-        fetch, mesh = self._pipeline.control.fetch, self._pipeline.mesh
+        fetch, mesh = self._pipeline.ranks.fetch, self._pipeline.mesh
         self._others = [fetch(f"usage/{epoch}/{rank}") for rank in range(mesh.num_ranks - 1)]
         return self._together(self._own)
 

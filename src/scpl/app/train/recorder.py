@@ -158,9 +158,9 @@ class Recorder:
 
 
 def _open_board(folder: RunFolder) -> Any:
-    from scpl.data.extras import require
+    from scpl.data.extras import import_extra
 
-    require("tensorboard", "tensorboard", "--tensorboard")
+    import_extra("tensorboard", "tensorboard", "--tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder.path / "tensorboard"))

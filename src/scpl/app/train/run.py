@@ -21,9 +21,11 @@ from scpl.app.signals import GracefulStop
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.app.train.resume import check_same_data, restore
+from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Control, connect
+from scpl.engine.ranks import Ranks, connect
 from scpl.engine.scores import Evaluation
+from scpl.engine.worker import Report
 from scpl.errors import Interrupted, RemoteError
 from scpl.methods import CutBackpropagation
 from scpl.pipeline import Pipeline
@@ -48,56 +50,67 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
             first, RemoteError.
     """
     config.check()
-    mesh = Mesh.from_env(config.run.spread or None)
+    mesh = Mesh.from_env()
     config = config.changed(processes=mesh.num_ranks)
     threads = set_threads(config.run.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     device = choose_device(config.run.device)
-    control = connect(mesh, device, config.run.timeout)
+    ranks = connect(
+        device,
+        stages_per_rank=config.run.spread or None,
+        depth=config.run.depth,
+        timeout=config.run.timeout,
+    )
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
-    stop = GracefulStop(control.hurry)
+    stop = GracefulStop(ranks.hurry)
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
-            summary = _train(after_restart(config, control), control, threads, stop)
-            control.close()
+            summary = _train(after_restart(config, ranks), ranks, threads, stop)
+            ranks.close()
         except Interrupted:
-            control.close()
+            ranks.close()
             if mesh.is_first:
                 raise
             raise RemoteError("The first rank ended the run", "It has said why") from None
         except Exception as error:
-            if control.fail(error, f"Rank {mesh.rank}: {error}"):
+            if ranks.fail(error, f"Rank {mesh.rank}: {error}"):
                 raise
             raise RemoteError("Another rank failed first", str(error)) from error
     return summary
 
 
 def _train(
-    config: TrainConfig, control: Control, threads: int, stop: GracefulStop
+    config: TrainConfig, ranks: Ranks, threads: int, stop: GracefulStop
 ) -> dict[str, Any] | None:
-    mesh, device = control.mesh, choose_device(config.run.device)
+    mesh, device = ranks.mesh, choose_device(config.run.device)
     if mesh.is_first:
-        control.share("finished", _finished(config))
-    if (summary := control.fetch("finished")) is not None:
+        ranks.share("finished", _finished(config))
+    if (summary := ranks.fetch("finished")) is not None:
         return dict(summary) if mesh.is_last else None
     method = build_method(config.method, config.rows)
     loaders = build_loaders(config) if mesh.is_first else None
     if loaders is not None:
-        control.share("data", DataSummary.of(loaders).to_json())
-    data = DataSummary.from_json(control.fetch("data"))
+        ranks.share("data", DataSummary.of(loaders).to_json())
+    data = DataSummary.from_json(ranks.fetch("data"))
     initial = loaders.initial() if loaders is not None else None
     parts = build_partition(config, data, initial)
     if loaders is not None:
         description = describe_network(config, data, parts)
         made = _prepare_folder(config, description, loaders.files, device, threads)
-        control.share("folder", {"path": str(made.path), "files": made.read_about()})
-    shared = control.fetch("folder")
+        ranks.share("folder", {"path": str(made.path), "files": made.read_about()})
+    shared = ranks.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
     folder.complete_about(shared["files"])
-    pipeline = build_pipeline(
-        config, parts, method, config.optimizer.epochs * data.steps, folder.checkpoints, control
+    run = _Run(config, data, folder, loaders, stop)
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        every=config.run.checkpoint_every,
+        keep=config.run.keep,
+        note=lambda: run.clock.note(in_epoch=True),
+        before_saving=run.flush,
     )
-    return _Run(config, data, folder, loaders, pipeline, stop).complete()
+    steps = config.optimizer.epochs * data.steps
+    return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
 
 
 def _finished(config: TrainConfig) -> dict[str, Any] | None:
@@ -145,44 +158,47 @@ class _Run:
         data: DataSummary,
         folder: RunFolder,
         loaders: Loaders | None,
-        pipeline: Pipeline,
         stop: GracefulStop,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
-        self.loaders, self.pipeline, self.stop = loaders, pipeline, stop
+        self.loaders, self.stop = loaders, stop
         self.clock = Clock()
-        self.meter = Meter(pipeline)
         self.recorder: Recorder | None = None
-        if pipeline.mesh.is_last:
-            folder.ensure()  # on a disk of its own
-            self.recorder = Recorder(config, data, folder, quiet=config.run.quiet)
-            stop.on_signal(self._notify)
-            pipeline.on_checkpoint(self.recorder.flush)
 
-    def complete(self) -> dict[str, Any] | None:
+    def complete(self, pipeline: Pipeline) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
-        note = restore(self.pipeline, self.folder) if self.config.run.resume is not None else None
-        lines = self.pipeline.control.exchange("stages", describe_stages(self.pipeline))
+        self.pipeline, self.meter = pipeline, Meter(pipeline)
+        if pipeline.mesh.is_last:
+            self.folder.ensure()  # on a disk of its own
+            quiet = self.config.run.quiet
+            self.recorder = Recorder(self.config, self.data, self.folder, quiet=quiet)
+            self.stop.on_signal(self._notify)
+        note = restore(pipeline, self.folder) if self.config.run.resume is not None else None
+        lines = pipeline.ranks.exchange("stages", describe_stages(pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
         self.clock = Clock(note)
         try:
             with self.stop:
-                while self.pipeline.epoch < self.config.optimizer.epochs:
+                while pipeline.epoch < self.config.optimizer.epochs:
                     self._train_epoch()
             return self._finish()
         except Interrupted:
-            self.pipeline.close()  # the checkpoint is on disk before anyone is told of it
+            pipeline.close()  # the checkpoint is on disk before anyone is told of it
             raise
         except Exception:
-            self.pipeline.abort()
-            if self.recorder is not None:
-                with suppress(Exception):  # what went wrong first is what counts
-                    self.recorder.flush()
+            pipeline.abort()
+            with suppress(Exception):  # what went wrong first is what counts
+                self.flush()
             raise
         finally:
             if self.recorder is not None:
                 self.recorder.close()
+
+    def flush(self) -> None:
+        """Write down all that is known, on the rank that records."""
+        if self.recorder is not None:
+            self.recorder.flush()
 
     def _introduce(self, recorder: Recorder, stages: list[str]) -> None:
         config, data, pipeline = self.config, self.data, self.pipeline
@@ -212,15 +228,8 @@ class _Run:
             recorder.progress.begin_epoch(epoch, pipeline.batch)
         self.clock.begin_epoch()
         self.meter.begin_epoch()
-        flushed = time.perf_counter()
-        for report in pipeline.train(self.loaders.train if self.loaders else ()):
-            if recorder is not None:
-                recorder.add(self.clock.now(), report)
-                if time.perf_counter() - flushed >= SECONDS_BETWEEN_FLUSHES:
-                    recorder.flush(self.meter.live())
-                    flushed = time.perf_counter()
-            if pipeline.mesh.is_first:
-                self._checkpoint_if_due()
+        self._flushed = time.perf_counter()
+        pipeline.train(self.loaders.train if self.loaders else (), self._after_step)
         seconds = self.clock.end_epoch()
         self.meter.end_epoch(epoch)
         scores = None
@@ -236,12 +245,14 @@ class _Run:
         if self.stop.received and epoch < self.config.optimizer.epochs:
             self._interrupt(self.stop.received)
 
-    def _checkpoint_if_due(self) -> None:
-        """The first rank decides; the others hear of it in the stream."""
-        every = self.config.run.checkpoint_every
-        if self.stop.received or (every is not None and self.pipeline.step % every == 0):
+    def _after_step(self, report: Report) -> None:
+        if self.recorder is not None:
+            self.recorder.add(self.clock.now(), report)
+            if time.perf_counter() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
+                self.recorder.flush(self.meter.live())
+                self._flushed = time.perf_counter()
+        if self.pipeline.mesh.is_first and self.stop.received:
             self.pipeline.checkpoint(**self.clock.note(in_epoch=True))
-        if self.stop.received:
             self._interrupt(self.stop.received)
 
     def _interrupt(self, number: int) -> None:
@@ -267,7 +278,7 @@ class _Run:
             "stages": len(pipeline.stages),
             "bytes": pipeline.bytes_per_step,
         }
-        ranks = pipeline.control.exchange("finish", mine)
+        ranks = pipeline.ranks.exchange("finish", mine)
         pipeline.close()
         if self.recorder is None:
             return None
@@ -387,8 +398,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     data = DataSummary.of(loaders)
     parts = build_partition(config, data, loaders.initial())
     total_steps = config.optimizer.epochs * len(loaders.train)
-    pipeline = build_pipeline(config, parts, method, total_steps, None)
-    report = next(iter(pipeline.train(loaders.train)))
+    pipeline = build_pipeline(config, parts, method, total_steps)
+    report = next(pipeline.steps(loaders.train))
     return {
         "method": config.method.method,
         "data": config.data.data,

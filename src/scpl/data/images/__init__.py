@@ -1,19 +1,26 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
-from scpl.data.images.augment import AUGMENTATIONS, Augmentation
+from scpl.data.images.augment import AUGMENTATIONS, Augmentation, normalise
+from scpl.data.images.dataset import ImageData, Split, carve_validation, limit
+from scpl.data.images.decode import decode_images
+from scpl.data.images.encoded import EXTENSIONS
+from scpl.data.images.load import known, load
 from scpl.data.images.loader import Loader
-from scpl.data.images.registry import is_here, known, load
-from scpl.data.images.sets import ImageData, Split, carve_validation, limit
+from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [
     "AUGMENTATIONS",
+    "EMBEDDED",
+    "EXTENSIONS",
+    "IMAGE_SETS",
     "Augmentation",
     "ImageData",
     "Loader",
     "Split",
     "carve_validation",
-    "is_here",
+    "decode_images",
     "known",
     "limit",
     "load",
+    "normalise",
 ]

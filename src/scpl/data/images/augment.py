@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scpl.data.extras import require
+from scpl.data.extras import import_extra
 from scpl.errors import InputError, unknown_name
 from scpl.seeding import generator
 
@@ -44,7 +44,6 @@ class Augmentation:
         mean: Mean of each channel, for pixels in 0..1.
         std: Standard deviation of each channel, for pixels in 0..1.
         flip: Whether mirror images are allowed; not for characters.
-        seed: Draws depend on it, and on epoch, batch and view.
 
     Raises:
         InputError: The name is not known, or kornia is needed and not installed.
@@ -56,23 +55,25 @@ class Augmentation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.name not in AUGMENTATIONS:
             raise unknown_name("augmentation", self.name, AUGMENTATIONS)
         if self._colours:  # fail, and pay for the import, now and not in the middle of a run
-            require("kornia.enhance", "images", "The augmentation 'strong'")
+            import_extra("kornia.enhance", "images", "The augmentation 'strong'")
 
     @property
     def _colours(self) -> bool:
         return self.name == "strong" and len(self.mean) == 3
 
-    def __call__(self, images: Tensor, *, epoch: int, batch: int, view: int = 0) -> Tensor:
+    def __call__(
+        self, images: Tensor, *, seed: int, epoch: int, batch: int, view: int = 0
+    ) -> Tensor:
         """Augment and normalise one batch.
 
         Args:
             images: ``uint8 [B, C, H, W]``; it is not changed.
+            seed: Draws depend on it, and on the following.
             epoch: Number of the epoch.
             batch: Number of the batch in its epoch.
             view: Keeps several views of one batch apart.
@@ -82,7 +83,7 @@ class Augmentation:
         """
         if self.name == "none":
             return normalise(images, self.mean, self.std)
-        draws = generator(self.seed, "augment", epoch, batch, view)
+        draws = generator(seed, "augment", epoch, batch, view)
         images = _crop(images, draws)
         if self.flip:
             images = torch.where(_coin(len(images), 0.5, draws), images.flip(-1), images)
@@ -91,15 +92,14 @@ class Augmentation:
         pixels = _colour(images.float().div_(255), draws)
         return _standardise(pixels, self.mean, self.std, scale=1.0)
 
-    def two_views(self, images: Tensor, *, epoch: int, batch: int) -> Tensor:
+    def two_views(self, images: Tensor, *, seed: int, epoch: int, batch: int) -> Tensor:
         """Return ``[2B, C, H, W]``: a weak view of each image, then a view by this augmentation.
 
         The weak view is ``basic``, or ``none`` if this augmentation is ``none``.
         """
         weak = dataclasses.replace(self, name="none" if self.name == "none" else "basic")
-        views = [weak(images, epoch=epoch, batch=batch, view=0)]
-        views.append(self(images, epoch=epoch, batch=batch, view=1))
-        return torch.cat(views)
+        first = weak(images, seed=seed, epoch=epoch, batch=batch, view=0)
+        return torch.cat([first, self(images, seed=seed, epoch=epoch, batch=batch, view=1)])
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -113,7 +113,7 @@ def _standardise(
     """(scale * pixels - mean) / std per channel, in place."""
     if not len(mean) == len(std) == pixels.shape[1]:
         raise InputError(
-            "mean and std need one number per channel",
+            "Mean and std need one number per channel",
             f"Got {len(mean)} and {len(std)} numbers for images of shape {list(pixels.shape)}",
         )
     means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
@@ -149,9 +149,9 @@ def _jitter(pixels: Tensor, draws: torch.Generator) -> Tensor:
         enhance.adjust_saturation_with_gray_subtraction,
         enhance.adjust_hue,
     )
-    spread = torch.rand(4, len(pixels), generator=draws) * 2 - 1  # -1..1, one row per step
-    factors = 1 + _JITTER * spread
-    factors[3] = 2 * math.pi * _HUE * spread[3]  # kornia turns the hue by an angle
+    shift = torch.rand(4, len(pixels), generator=draws) * 2 - 1  # -1..1, one row per step
+    factors = 1 + _JITTER * shift
+    factors[3] = 2 * math.pi * _HUE * shift[3]  # kornia turns the hue by an angle
     for step in torch.randperm(4, generator=draws).tolist():
         pixels = steps[step](pixels, factors[step])
     return pixels

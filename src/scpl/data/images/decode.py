@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scpl.data.extras import require
+from scpl.data.extras import import_extra
 from scpl.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,80 +47,62 @@ def decode_images(
         DataError: An image cannot be read, or sizes differ and no ``image_size`` was given.
         InputError: Pillow is not installed.
     """
-    require("PIL.Image", "images", "Decoding images")
+    import_extra("PIL.Image", "images", "Decoding images")
     if not sources:
-        raise DataError("there must be at least one image to decode", "Got none")
-    decoder = _Decoder(sources, image_size, name_of)
-    decoder.run()
-    return torch.from_numpy(decoder.result()).permute(0, 3, 1, 2).contiguous()
+        raise DataError("There must be at least one image to decode", "Got none")
 
-
-class _Decoder:
-    """Writes each image straight into its row of one array, so that nothing is held twice."""
-
-    def __init__(
-        self,
-        sources: Sequence[bytes | Path],
-        image_size: int | None,
-        name_of: Callable[[int], str] | None,
-    ) -> None:
-        self.sources, self.image_size, self.name_of = sources, image_size, name_of
-        first = self._pixels(0)
-        self.array = np.empty((len(sources), *first.shape[:2], 3), np.uint8)
-        self.colour = np.zeros(len(sources), bool)
-
-    def run(self) -> None:
-        starts = range(0, len(self.sources), _CHUNK)
-        if _encoded_size(self.sources[0]) < _SMALL_BYTES:
-            for start in starts:
-                self._chunk(start)
-        else:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                list(pool.map(self._chunk, starts))
-
-    def result(self) -> Pixels:
-        return self.array if self.colour.any() else self.array[..., :1]
-
-    def _chunk(self, start: int) -> None:
-        for index in range(start, min(start + _CHUNK, len(self.sources))):
-            pixels = self._pixels(index)
-            if pixels.shape[:2] != self.array.shape[1:3]:
-                raise self._sizes_differ(index, pixels)
-            self.array[index] = pixels  # one grey channel spreads over all three
-            self.colour[index] = pixels.shape[2] == 3
-
-    def _pixels(self, index: int) -> Pixels:
-        from PIL import Image
-
-        source = self.sources[index]
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                plain = _plain(image)
-                if self.image_size is not None:
-                    plain = _fit(plain, self.image_size)
-                pixels = np.asarray(plain)
-        except Exception as error:  # decoders raise almost anything on damaged files
-            raise DataError(
-                "every image must be readable",
-                f"Got {self._name(index)}: {type(error).__name__}: {error}",
-                "Replace or remove that image",
-            ) from error
-        return pixels if pixels.ndim == 3 else pixels[..., None]
-
-    def _sizes_differ(self, index: int, pixels: Pixels) -> DataError:
-        height, width = self.array.shape[1:3]
-        return DataError(
-            "images must all be of one size unless a size is given",
-            f"Got {self._name(0)} with {width} x {height} pixels and {self._name(index)} with "
-            f"{pixels.shape[1]} x {pixels.shape[0]}",
-            "Give --image-size: each shorter side is resized to it and the centre cut out",
-        )
-
-    def _name(self, index: int) -> str:
-        source = self.sources[index]
-        if self.name_of is not None:
-            return self.name_of(index)
+    def name(index: int) -> str:
+        if name_of is not None:
+            return name_of(index)
+        source = sources[index]
         return f"image {index}" if isinstance(source, bytes) else str(source)
+
+    height, width, _ = _pixels(sources[0], image_size, name(0)).shape
+    # Each image is written straight into its row of one array, so that nothing is held twice.
+    array = np.empty((len(sources), height, width, 3), np.uint8)
+    colour = np.zeros(len(sources), bool)
+
+    def decode(start: int) -> None:
+        for index in range(start, min(start + _CHUNK, len(sources))):
+            pixels = _pixels(sources[index], image_size, name(index))
+            if pixels.shape[:2] != (height, width):
+                raise DataError(
+                    "Images must all be of one size unless a size is given",
+                    f"Got {name(0)} with {width} x {height} pixels and {name(index)} with "
+                    f"{pixels.shape[1]} x {pixels.shape[0]}",
+                    "Give `image_size`: each shorter side is resized to it and the centre cut out",
+                )
+            array[index] = pixels  # one grey channel spreads over all three
+            colour[index] = pixels.shape[2] == 3
+
+    starts = range(0, len(sources), _CHUNK)
+    if _encoded_size(sources[0]) < _SMALL_BYTES:
+        for start in starts:
+            decode(start)
+    else:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(decode, starts))
+    chosen = array if colour.any() else array[..., :1]
+    return torch.from_numpy(chosen).permute(0, 3, 1, 2).contiguous()
+
+
+def _pixels(source: bytes | Path, image_size: int | None, name: str) -> Pixels:
+    """Decode one image, ``[H, W, 1 or 3]``."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            plain = _plain(image)
+            if image_size is not None:
+                plain = _fit(plain, image_size)
+            pixels = np.asarray(plain)
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise DataError(
+            "Every image must be readable",
+            f"Got {name}: {type(error).__name__}: {error}",
+            "Replace or remove that image",
+        ) from error
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _plain(image: Image) -> Image:

@@ -11,18 +11,28 @@ from pathlib import Path
 from torch import Tensor
 
 from scpl.data.cache import keep, recall
-from scpl.data.text.encoded import Encoded
-from scpl.data.text.files import Files, find_files
-from scpl.data.text.labelled import Columns, Texts, choose_columns
-from scpl.data.text.splits import SplitSettings, read_splits
-from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer
+from scpl.data.text.loader import Encoded
+from scpl.data.text.splits import (
+    Columns,
+    Files,
+    SplitSettings,
+    Texts,
+    choose_columns,
+    find_files,
+    numbered,
+    read_splits,
+    read_texts,
+)
+from scpl.data.text.tables import Faults, class_names
+from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer, version_of
 from scpl.errors import DataError, InputError
 
-__all__ = ["TextData", "TextSettings", "load_text"]
+__all__ = ["TextData", "TextSettings", "load_test", "load_text"]
 
-_FORMAT = 1  # raise it when the same files and settings give other numbers than before
+_FORMAT = 2  # raise it when the same files and settings give other numbers than before
 _MIN_TOKENS = 200_000  # fewer are made in a second
-_PARTS = ("train", "valid", "test")
+_SPLITS = ("train", "valid", "test")
+_FIELDS = ("tokens", "starts", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +57,9 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         if self.tokens not in KINDS:
-            raise InputError(f"--tokens must be one of: {', '.join(KINDS)}", f"Got {self.tokens!r}")
+            raise InputError(f"`tokens` must be one of: {', '.join(KINDS)}", f"Got {self.tokens!r}")
         if self.max_tokens < 1:
-            raise InputError("--max-tokens must be at least 1", f"Got {self.max_tokens}")
+            raise InputError("`max_tokens` must be at least 1", f"Got {self.max_tokens}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,18 +88,13 @@ class TextData:
     fingerprint: str
     notes: tuple[str, ...] = ()
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
 
 def load_text(
     name: str,
     settings: TextSettings,
     *,
     data_dir: Path | None = None,
-    test: Path | None = None,
+    test_data: Path | None = None,
     tokenizer: Tokenizer | None = None,
     download: bool = True,
 ) -> TextData:
@@ -99,7 +104,7 @@ def load_text(
         name: A key of ``TEXT_SETS``, a table, or a folder with tables.
         settings: Columns, splits and tokens.
         data_dir: Folder that holds data sets.
-        test: A table of the user's own to test on.
+        test_data: A table of the user's own to test on.
         tokenizer: Use this one instead of making a vocabulary of the training texts.
         download: Whether the hub may be asked.
 
@@ -107,22 +112,62 @@ def load_text(
         InputError: A setting is not usable, or an optional package is missing.
         DataError: The data is missing, empty, damaged or not labelled as it should be.
     """
-    files = find_files(name, data_dir=data_dir, test=test, download=download)
+    files = find_files(name, data_dir=data_dir, test_data=test_data, download=download)
     columns = choose_columns(files, settings.text, settings.label)
     before = _states(files.all)
     fingerprint = _digest(files.all)
-    key = _key(files, columns, settings, tokenizer, fingerprint)
+    sizes = [len(files.train), len(files.valid), len(files.test)]
+    about = [fingerprint, files.name, sizes, dataclasses.asdict(columns)]
+    key = _key(about, settings, tokenizer)
     data = _recalled(files.name, columns, fingerprint, key)
     if data is None:
         data = _made(files, columns, settings, tokenizer, fingerprint)
         if _states(files.all) != before:
             raise DataError(
-                "data must not change while it is read",
+                "Data must not change while it is read",
                 f"Got another state of {', '.join(map(str, files.all))}",
                 "Try again when it is complete",
             )
         _keep(key, data)
     return data
+
+
+def load_test(
+    name: str,
+    tokenizer: Tokenizer,
+    classes: Sequence[str],
+    columns: Columns,
+    max_tokens: int,
+    *,
+    data_dir: Path | None = None,
+) -> tuple[Encoded, list[str]]:
+    """Load texts to test a trained network on: another table or data set than its own.
+
+    Args:
+        name: A table, of which all rows are taken; a folder with a table ``test``; or a data set
+            known by name, of which the test split is.
+        tokenizer: That of the network.
+        classes: The classes that the network tells apart.
+        columns: Where texts and labels stand in a table.
+        max_tokens: So many tokens of a text are read.
+        data_dir: Folder that holds data sets.
+
+    Returns:
+        The texts, and what was left out or repaired.
+
+    Raises:
+        DataError: The data is missing or damaged, or has a label that is none of the classes.
+    """
+    files = find_files(name, data_dir=data_dir)
+    paths = files.test or (files.train if Path(name).expanduser().is_file() else ())
+    if not paths:
+        raise DataError("A folder to test on must hold a table named test", f"Got none in {name}")
+    if files.known is not None:
+        columns = choose_columns(files, (), None)
+    named = files.known.classes if files.known else class_names(paths[0], columns.label)
+    faults = Faults()
+    texts = numbered(read_texts(paths, columns, named or classes, faults), classes, paths)
+    return _encode(texts, tokenizer, max_tokens), faults.notes()
 
 
 def _made(
@@ -135,27 +180,27 @@ def _made(
     splits = read_splits(files, columns, settings.splits)
     if tokenizer is None:
         tokenizer = train_tokenizer(settings.tokens, splits.train.texts, settings.vocab_size)
-    made = tokenizer
-
-    def encode(part: Texts) -> Encoded:
-        rows = made.encode(part.texts, settings.max_tokens)
-        return Encoded.of(rows, part.labels, made.vocab_size)
-
-    train, test = encode(splits.train), encode(splits.test)
-    valid = None if splits.valid is None else encode(splits.valid)
-    notes = (*splits.notes, _told(made, train, test, settings.max_tokens))
-    return TextData(
-        files.name, splits.classes, columns, made, train, valid, test, fingerprint, notes
-    )
-
-
-def _told(tokenizer: Tokenizer, train: Encoded, test: Encoded, max_tokens: int) -> str:
+    train = _encode(splits.train, tokenizer, settings.max_tokens)
+    test = _encode(splits.test, tokenizer, settings.max_tokens)
+    valid = None
+    if splits.valid is not None:
+        valid = _encode(splits.valid, tokenizer, settings.max_tokens)
     unknown = float((test.tokens == 1).double().mean())
-    cut = float((train.lengths == max_tokens).double().mean())
-    return (
+    cut = float((train.lengths == settings.max_tokens).double().mean())
+    told = (
         f"{tokenizer.vocab_size:,} {tokenizer.kind}; {100 * unknown:.1f} % of the test tokens are "
-        f"unknown, {100 * cut:.1f} % of the training texts are as long as --max-tokens or longer"
+        f"unknown, {100 * cut:.1f} % of the training texts have {settings.max_tokens} tokens, the "
+        "most that are read, or more"
     )
+    notes = (*splits.notes, told)
+    return TextData(
+        files.name, splits.classes, columns, tokenizer, train, valid, test, fingerprint, notes
+    )
+
+
+def _encode(texts: Texts, tokenizer: Tokenizer, max_tokens: int) -> Encoded:
+    rows = tokenizer.encode(texts.texts, max_tokens)
+    return Encoded.of(rows, texts.labels, tokenizer.vocab_size)
 
 
 def _states(paths: Sequence[Path]) -> list[tuple[int, int]]:
@@ -173,35 +218,11 @@ def _digest(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _key(
-    files: Files,
-    columns: Columns,
-    settings: TextSettings,
-    tokenizer: Tokenizer | None,
-    fingerprint: str,
-) -> str:
-    parts = [
-        _FORMAT,
-        fingerprint,
-        files.name,
-        [len(files.train), len(files.valid), len(files.test)],
-        dataclasses.asdict(columns),
-        dataclasses.asdict(settings),
-        _version(settings.tokens),
-        tokenizer.to_json() if tokenizer else None,
-    ]
+def _key(about: Sequence[object], settings: TextSettings, tokenizer: Tokenizer | None) -> str:
+    """Digest of all that the numbers depend on."""
+    made_by = [version_of(settings.tokens), tokenizer.to_json() if tokenizer else None]
+    parts = [_FORMAT, *about, dataclasses.asdict(settings), *made_by]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _version(tokens: str) -> str:
-    """Another version of tokenizers may divide words otherwise; of Python, know other letters."""
-    import unicodedata
-
-    if tokens != "subwords":
-        return unicodedata.unidata_version
-    from scpl.data.text.subwords import library
-
-    return str(library().__version__)
 
 
 def _recalled(name: str, columns: Columns, fingerprint: str, key: str) -> TextData | None:
@@ -209,39 +230,32 @@ def _recalled(name: str, columns: Columns, fingerprint: str, key: str) -> TextDa
     if found is None:
         return None
     tensors, about = found
-    parts: dict[str, Encoded | None] = {
-        part: Encoded(*(tensors[f"{part}.{field}"] for field in ("tokens", "starts", "labels")))
-        if f"{part}.tokens" in tensors
-        else None
-        for part in _PARTS
+    splits = {
+        split: Encoded(*(tensors[f"{split}.{field}"] for field in _FIELDS))
+        for split in _SPLITS
+        if f"{split}.tokens" in tensors
     }
-    train, valid, test = (parts[part] for part in _PARTS)
-    assert train is not None
-    assert test is not None
     return TextData(
         name,
         tuple(json.loads(about["classes"])),
         columns,
         from_json(about["tokenizer"], "the cache"),
-        train,
-        valid,
-        test,
+        splits["train"],
+        splits.get("valid"),
+        splits["test"],
         fingerprint,
         tuple(json.loads(about["notes"])),
     )
 
 
 def _keep(key: str, data: TextData) -> None:
-    parts = {"train": data.train, "valid": data.valid, "test": data.test}
-    tensors: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        if part is not None:
-            tensors |= {
-                f"{name}.tokens": part.tokens,
-                f"{name}.starts": part.starts,
-                f"{name}.labels": part.labels,
-            }
-    if sum(len(tensor) for tensor in tensors.values()) < _MIN_TOKENS:
+    tensors: dict[str, Tensor] = {
+        f"{split}.{field}": getattr(getattr(data, split), field)
+        for split in _SPLITS
+        if getattr(data, split) is not None
+        for field in _FIELDS
+    }
+    if sum(map(len, tensors.values())) < _MIN_TOKENS:
         return
     about = {
         "classes": json.dumps(data.classes),

@@ -1,24 +1,305 @@
-"""Labelled texts, divided: what is learnt from, validated on and tested on."""
+"""The splits of a data set of texts: which tables, which columns, and which rows are held out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scpl.data.strata import stratified
-from scpl.data.text.cells import sorted_labels
-from scpl.data.text.faults import Faults
-from scpl.data.text.files import Files
-from scpl.data.text.labelled import Columns, Texts, labelled, read_labelled
-from scpl.data.text.tables import class_names
-from scpl.errors import DataError, InputError
+from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find, roots
+from scpl.data.parquet import check_shards, shards
+from scpl.data.sampling import one_per_class, stratified
+from scpl.data.text.tables import (
+    SUFFIXES,
+    Faults,
+    check_columns,
+    class_names,
+    columns_of,
+    is_table,
+    label_of,
+    rows_of,
+    sorted_labels,
+    text_of,
+)
+from scpl.errors import DataError, InputError, unknown_name
 from scpl.seeding import generator
 
-__all__ = ["SplitSettings", "Splits", "read_splits"]
+__all__ = [
+    "Columns",
+    "Files",
+    "SplitSettings",
+    "Splits",
+    "Texts",
+    "choose_columns",
+    "find_files",
+    "is_text",
+    "lies_here",
+    "numbered",
+    "read_splits",
+    "read_texts",
+]
+
+# Which tables
+
+_IMAGE_COLUMNS = {"image", "img"}
+_VALID_NAMES = ("validation", "valid", "val", "dev")
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of a text data set.
+
+    Args:
+        name: Name of the set.
+        train: Tables to learn from.
+        valid: Tables to validate on; if there is none, rows of ``train`` are held out.
+        test: Tables to test on; if there is none, rows of ``train`` are held out.
+        known: What is known of the set, if it has a name.
+        notes: What the user should know of the choice.
+    """
+
+    name: str
+    train: tuple[Path, ...]
+    valid: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    known: TextSet | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """Every file, in a fixed order."""
+        return (*self.train, *self.valid, *self.test)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is that of a text data set, of a table, or of a folder of tables of texts."""
+    if name in TEXT_SETS or name in IMAGE_SETS or name == EMBEDDED:
+        return name in TEXT_SETS
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return is_table(path)
+    train = _tables(path, "train")
+    if not train:
+        return False
+    return train[0].suffix != ".parquet" or not _IMAGE_COLUMNS & set(columns_of(train[0]))
+
+
+def lies_here(name: str, data_dir: Path | None = None) -> bool:
+    """Whether a data set of ``TEXT_SETS`` lies on this machine.
+
+    Raises:
+        DataError: ``data_dir`` does not exist, or a shard is missing.
+    """
+    return any(_below(root, name) for root in roots(data_dir))
+
+
+def find_files(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    test_data: Path | None = None,
+    download: bool = True,
+) -> Files:
+    """Find the files of a text data set, without reading them.
+
+    Args:
+        name: A key of ``TEXT_SETS``, a table, or a folder with a table ``train.*`` or
+            ``train-*.parquet`` and perhaps others for ``valid`` and ``test``.
+        data_dir: Folder that holds data sets; ``SCPL_DATA`` is searched as well.
+        test_data: A table of the user's own to test on.
+        download: Whether the hub may be asked.
+
+    Raises:
+        DataError: Files are missing.
+        InputError: The name is not known.
+    """
+    if name in TEXT_SETS:
+        known = TEXT_SETS[name]
+        found = find(
+            name,
+            known,
+            lambda root, certain: (_inside if certain else _below)(root, name),
+            files=f"train-*.parquet and {known.test}-*.parquet",
+            data_dir=data_dir,
+            download=download,
+        )
+    else:
+        found = _find_own(name)
+    if test_data is not None:
+        if not test_data.is_file():
+            raise DataError("`test_data` must be an existing table", f"Got {test_data}")
+        found = dataclasses.replace(found, test=(test_data.expanduser(),))
+    return found
+
+
+def _find_own(name: str) -> Files:
+    path = Path(name).expanduser()
+    if path.is_file() or (is_table(path) and not path.is_dir()):
+        columns_of(path)  # which says what is wrong with it
+        return Files(path.stem, (path,))
+    if not path.is_dir():
+        advice = f"The path of a table works too ({', '.join(SUFFIXES)}), or of a folder of tables"
+        raise unknown_name("text data set", name, TEXT_SETS, advice)
+    train, test = _tables(path, "train"), _tables(path, "test")
+    valid = next((found for name in _VALID_NAMES if (found := _tables(path, name))), ())
+    if not train:
+        raise DataError(
+            "A folder of tables must hold one named train",
+            f"Got none in {path}",
+            f"Name it train with one of: {', '.join(SUFFIXES)}",
+        )
+    notes: tuple[str, ...] = ()
+    if valid and not test:
+        notes = (f"tested on {valid[0].name}, as there is no table named test",)
+        valid, test = (), valid
+    return Files(path.resolve().name, train, valid, test, notes=notes)
+
+
+def _tables(folder: Path, split: str) -> tuple[Path, ...]:
+    """The tables of one split: ``split.csv`` and so on, or shards of parquet."""
+    for place in (folder, folder / "data"):
+        for suffix in SUFFIXES:
+            if suffix != ".parquet" and (place / f"{split}{suffix}").is_file():
+                return (place / f"{split}{suffix}",)
+        if found := shards(place, split):
+            check_shards(found)
+            return tuple(found)
+    return ()
+
+
+def _below(root: Path, name: str) -> Files | None:
+    """Find a known set in its folder below ``root``, or in ``root`` if that is its folder."""
+    (folder,) = TEXT_SETS[name].folders
+    found = _inside(root / folder, name)
+    # All sets have files of the same names, so a folder of another name proves nothing.
+    return _inside(root, name) if found is None and root.resolve().name == folder else found
+
+
+def _inside(folder: Path, name: str) -> Files | None:
+    known = TEXT_SETS[name]
+    for place in (folder, folder / known.subfolder):
+        train, test = shards(place, "train"), shards(place, known.test)
+        notes = []
+        if not train and (train := shards(place, "train_partial")):
+            notes.append(f"trains on {train[0].name}: a part of {name}, without the rest")
+        if not (train and test):
+            continue
+        check_shards(train)
+        check_shards(test)
+        if known.test != "test":
+            notes.append(
+                f"tested on the {known.test} split, as in the literature: the hub hides the labels "
+                "of test"
+                + (f" ({place / 'test-*.parquet'} is not used)" if shards(place, "test") else "")
+            )
+        return Files(name, tuple(train), (), tuple(test), known, tuple(notes))
+    return None
+
+
+# Which columns
+
+_TEXT_NAMES = ("text", "sentence", "content")
+_LABEL_NAME = "label"
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Names of the text columns, which are joined by a space, and of the label column."""
+
+    text: tuple[str, ...]
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Texts:
+    """Texts with their labels, ``int64 [N]``."""
+
+    texts: list[str]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def where(self, chosen: Tensor) -> Texts:
+        """Keep the rows of a mask, ``bool [N]``, in order."""
+        keep = zip(self.texts, chosen.tolist(), strict=True)
+        return Texts([text for text, kept in keep if kept], self.labels[chosen])
+
+
+def choose_columns(files: Files, text: Sequence[str], label: str | None) -> Columns:
+    """Choose the columns, by default those with the usual names.
+
+    Raises:
+        DataError: There are none of these names; the answer lists the columns.
+        InputError: The label is one of the text columns.
+    """
+    path = files.train[0]
+    known = columns_of(path)
+    if not text:
+        usual = files.known.text if files.known else _TEXT_NAMES
+        text = [next((name for name in usual if name in known), usual[0])]
+    columns = Columns(tuple(text), label or _LABEL_NAME)
+    check_columns(path, known, (*columns.text, columns.label))
+    if columns.label in columns.text:
+        raise InputError(
+            "`label` must not be one of the columns in `text`: the network would read the answer",
+            f"Got {columns.label!r}",
+        )
+    return columns
+
+
+def read_texts(
+    paths: Sequence[Path], columns: Columns, names: Sequence[str] | None, faults: Faults
+) -> tuple[list[str], list[str]]:
+    """Read the texts of some tables and the names of their classes; unlabelled rows are left out.
+
+    Args:
+        paths: The tables, of the same columns.
+        columns: Which columns.
+        names: Names of whole-numbered labels, if they have some.
+        faults: Takes what was left out or repaired.
+
+    Raises:
+        DataError: A table is damaged, or a value is no text or no label.
+    """
+    texts, labels = [], []
+    for path in paths:
+        for number, (*values, value) in rows_of(path, (*columns.text, columns.label), faults):
+            place = f"{path.name} row {number}"
+            label = label_of(value, names, place)
+            if label is None:
+                faults.add("rows without a label left out", place)
+                continue
+            texts.append(text_of(values, columns.text, place))
+            labels.append(label)
+    return texts, labels
+
+
+def numbered(
+    rows: tuple[list[str], list[str]], classes: Sequence[str], paths: Sequence[Path]
+) -> Texts:
+    """Turn the names of classes into their numbers.
+
+    Raises:
+        DataError: There is no row, or a label is none of the classes.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({label for label in rows[1] if label not in index})
+    if unknown:
+        raise DataError(
+            f"Every label must be a class that is learnt: {', '.join(classes[:20])}",
+            f"Got also {', '.join(map(repr, unknown[:10]))} in {paths[0].name}",
+            "Correct the labels, or add training texts of these",
+        )
+    if not rows[0]:
+        raise DataError("A split must hold at least one labelled text", f"Got none in {paths[0]}")
+    return Texts(rows[0], torch.tensor([index[label] for label in rows[1]], dtype=torch.int64))
+
+
+# Which rows
 
 _TEST_SEED = 0  # fixed: the same table must give the same test texts in every run
 
@@ -30,13 +311,13 @@ class SplitSettings:
     Args:
         test_share: Share of the rows that is tested on, where the files have no test split.
         validation: Share of the training texts that is held out, where they have no such split.
-        limit: Use only this many training texts, before the validation split.
+        limit_train: Use only this many training texts, before the validation split.
         seed: Decides which texts validate and which stay; not which ones test.
     """
 
     test_share: float = 0.2
     validation: float = 0.1
-    limit: int | None = None
+    limit_train: int | None = None
     seed: int = 0
 
 
@@ -62,27 +343,26 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     """
     faults = Faults()
     named = files.known.classes if files.known else class_names(files.train[0], columns.label)
-    train_rows = read_labelled(files.train, columns, named, faults)
-    classes = named or sorted_labels(train_rows[1])
-    _check_classes(classes, len(train_rows[1]), columns.label, files.train[0])
-    train = labelled(train_rows, classes, files.train)
-    valid, test = None, None
-    if files.valid:
-        valid = labelled(read_labelled(files.valid, columns, named, faults), classes, files.valid)
+    rows = read_texts(files.train, columns, named, faults)
+    classes = named or sorted_labels(rows[1])
+    _check_classes(classes, len(rows[1]), columns.label, files.train[0])
+
+    def read(paths: Sequence[Path]) -> Texts:
+        return numbered(read_texts(paths, columns, named, faults), classes, paths)
+
+    train = numbered(rows, classes, files.train)
+    valid = read(files.valid) if files.valid else None
     if files.test:
-        test = labelled(read_labelled(files.test, columns, named, faults), classes, files.test)
+        test = read(files.test)
     else:
-        train, test = _hold_out(train, settings.test_share, _TEST_SEED, "test", "--test-share")
+        train, test = _hold_out(train, settings.test_share, _TEST_SEED, "test", "test_share")
     counts = _counts(files, len(train), len(test))
     filled = torch.tensor([bool(text) for text in train.texts], dtype=torch.bool)
-    if not filled.all():
-        kind, count = "training texts that are empty left out", int((~filled).sum())
-        for _ in range(count):
-            faults.add(kind, files.train[0].name)
-        train = train.where(filled)
-    train = _limited(train, settings)
+    for _ in range(int((~filled).sum())):
+        faults.add("training texts that are empty left out", files.train[0].name)
+    train = _limited(train.where(filled), settings)
     if valid is None and settings.validation > 0:
-        train, valid = _hold_out(train, settings.validation, settings.seed, "carve", "--validation")
+        train, valid = _hold_out(train, settings.validation, settings.seed, "carve", "validation")
     _check_all_learnt(classes, train)
     notes = (*files.notes, *counts, *faults.notes(), *_shared(train, valid, test))
     return Splits(classes, train, valid, test, (*notes, _balance(classes, train)))
@@ -91,34 +371,34 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
 def _check_classes(classes: Sequence[str], rows: int, label: str, path: Path) -> None:
     if rows == 0:
         raise DataError(
-            "a table must hold labelled rows",
+            "A table must hold labelled rows",
             f"Got no row with a label in column {label!r} of {path}",
         )
     if len(classes) < 2:
         raise DataError(
-            "there must be at least two classes",
+            "There must be at least two classes",
             f"Got only {classes[0]!r} in column {label!r} of {path}",
-            "Choose another column with --label",
+            "Choose another column with `label`",
         )
     if len(classes) > max(100, rows // 2):
         raise DataError(
-            "--label must name a column of classes, which many rows share",
+            "`label` must name a column of classes, which many rows share",
             f"Got {len(classes):,} different values in {rows:,} rows of column {label!r}",
             "Choose another column",
         )
 
 
-def _hold_out(rows: Texts, share: float, seed: int, purpose: str, flag: str) -> tuple[Texts, Texts]:
+def _hold_out(rows: Texts, share: float, seed: int, purpose: str, name: str) -> tuple[Texts, Texts]:
     """Divide by class; at least one text of every class stays in the first part."""
     if not 0 < share < 1:
-        raise InputError(f"{flag} must be a share, above 0 and below 1", f"Got {share}")
+        raise InputError(f"`{name}` must be a share, above 0 and below 1", f"Got {share}")
     draws = generator(seed, purpose)
-    others = torch.nonzero(~_one_per_class(rows.labels, draws))[:, 0]
+    others = torch.nonzero(~one_per_class(rows.labels, draws))[:, 0]
     count = round(len(rows) * share)
     if not 0 < count <= len(others):
         raise DataError(
-            "both parts must hold a text, and the first one of every class",
-            f"Got {flag} {share} of {len(rows)} texts",
+            "Both parts must hold a text, and the first one of every class",
+            f"Got `{name}` {share} of {len(rows)} texts",
             "Use more texts or another share",
         )
     chosen = torch.zeros(len(rows), dtype=torch.bool)
@@ -127,30 +407,19 @@ def _hold_out(rows: Texts, share: float, seed: int, purpose: str, flag: str) -> 
 
 
 def _limited(rows: Texts, settings: SplitSettings) -> Texts:
-    if settings.limit is None or settings.limit >= len(rows):
+    if settings.limit_train is None or settings.limit_train >= len(rows):
         return rows
     draws = generator(settings.seed, "limit")
-    chosen = _one_per_class(rows.labels, draws)
+    chosen = one_per_class(rows.labels, draws)
     others = torch.nonzero(~chosen)[:, 0]
-    count = settings.limit - int(chosen.sum())
+    count = settings.limit_train - int(chosen.sum())
     if count < 0:
         raise DataError(
-            "--limit-train must leave at least one text of every class",
-            f"Got {settings.limit} for {int(chosen.sum())} classes",
+            "`limit_train` must leave at least one text of every class",
+            f"Got {settings.limit_train} for {int(chosen.sum())} classes",
         )
     chosen[others] = stratified(rows.labels[others], count, draws)
     return rows.where(chosen)
-
-
-def _one_per_class(labels: Tensor, draws: torch.Generator) -> Tensor:
-    """Choose one row of every class at random; ``bool [N]``."""
-    order = torch.randperm(len(labels), generator=draws)
-    by_class = order[torch.argsort(labels[order], stable=True)]
-    sizes = torch.bincount(labels)
-    firsts = (sizes.cumsum(0) - sizes)[sizes > 0]
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[by_class[firsts]] = True
-    return chosen
 
 
 def _check_all_learnt(classes: Sequence[str], train: Texts) -> None:
@@ -158,7 +427,7 @@ def _check_all_learnt(classes: Sequence[str], train: Texts) -> None:
     missing = [name for name, size in zip(classes, sizes.tolist(), strict=True) if not size]
     if missing:
         raise DataError(
-            "every class needs at least one training text",
+            "Every class needs at least one training text",
             f"Got none of {', '.join(map(repr, missing[:10]))}",
             "Add texts of it, or remove the class from the table",
         )
@@ -166,24 +435,22 @@ def _check_all_learnt(classes: Sequence[str], train: Texts) -> None:
 
 def _counts(files: Files, train: int, test: int) -> list[str]:
     """Say if a known set is not as it should be."""
-    spec = files.known
-    if spec is None or (train, test) == (spec.num_train, spec.num_test):
+    known = files.known
+    if known is None or (train, test) == (known.num_train, known.num_test):
         return []
     return [
-        f"{files.name} should have {spec.num_train:,} training and {spec.num_test:,} test texts; "
+        f"{files.name} should have {known.num_train:,} training and {known.num_test:,} test texts; "
         f"there are {train:,} and {test:,}"
     ]
 
 
-def _shared(train: Texts, valid: Texts | None, test: Texts) -> list[str]:
+def _shared(train: Texts, valid: Texts | None, test: Texts) -> Iterator[str]:
     """Count texts that occur in train as well: on these the network is only remembering."""
     seen = {_normal(text) for text in train.texts}
-    notes = []
-    for kind, part in (("validation", valid), ("test", test)):
-        count = sum(_normal(text) in seen for text in part.texts) if part else 0
-        if part and count:
-            notes.append(f"{count:,} of the {len(part):,} {kind} texts occur in train as well")
-    return notes
+    for name, split in (("validation", valid), ("test", test)):
+        count = sum(_normal(text) in seen for text in split.texts) if split else 0
+        if split and count:
+            yield f"{count:,} of the {len(split):,} {name} texts occur in train as well"
 
 
 def _normal(text: str) -> str:

@@ -1,31 +1,42 @@
-"""Rows of the user's own tables: CSV, TSV, JSON lines and parquet; in constant memory."""
+"""Tables of texts: CSV, TSV, JSON lines and parquet, row by row in constant memory.
+
+A text file that begins with a byte order mark is read as that says. Any other is UTF-8; a line in
+it that is not valid UTF-8 is read as Windows-1252, what old spreadsheets write, and counted.
+"""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import difflib
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from scpl.data.extras import require
-from scpl.data.text.faults import Faults
-from scpl.data.text.lines import LONGEST_LINE, text_lines
-from scpl.errors import DataError, InputError
+from scpl.data import parquet
+from scpl.errors import DataError
 
 __all__ = [
     "LEFT_OUT",
     "SUFFIXES",
+    "Faults",
     "check_columns",
     "class_names",
     "columns_of",
     "is_table",
+    "label_of",
     "rows_of",
+    "sorted_labels",
+    "text_of",
 ]
 
+NOT_UTF8 = "lines that are not valid UTF-8 read as Windows-1252"
 BAD_JSON = "lines that are no JSON object left out"
 RAGGED = "rows with another number of cells than the header left out"
 LEFT_OUT = (BAD_JSON, RAGGED)
@@ -34,9 +45,34 @@ LEFT_OUT = (BAD_JSON, RAGGED)
 Row = tuple[int, list[Any]]
 """Number of a row, from 1 without the header, and the values of the wanted columns."""
 
-_CHUNK = 1024  # rows of a parquet file in memory at a time
-_QUOTED = re.compile(r'"[^"]*"')
-_DELIMITERS = ",;\t|"
+LONGEST_TEXT = 1 << 20
+"""Characters of a text that are read; what follows is far behind any number of tokens."""
+LONGEST_LINE = 64 << 20
+"""Bytes of a line; a file with longer ones is no table."""
+
+_CHUNK = 1024  # rows of a parquet file in memory at a time, and of JSON lines that name the columns
+
+
+class Faults:
+    """Counts faults by kind; one bad row must not end a run, nor pass unseen."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, place: str) -> None:
+        """Count a fault, e.g. ``add("rows without a label left out", "a.csv row 3")``."""
+        count, first = self._found.get(kind, (0, place))
+        self._found[kind] = (count + 1, first)
+
+    def count(self, kind: str) -> int:
+        """How many of a kind there were."""
+        return self._found.get(kind, (0, ""))[0]
+
+    def notes(self) -> list[str]:
+        """One sentence for each kind."""
+        return [
+            f"{kind}: {count:,} (first: {first})" for kind, (count, first) in self._found.items()
+        ]
 
 
 def is_table(path: Path) -> bool:
@@ -54,13 +90,13 @@ def columns_of(path: Path) -> list[str]:
     kind = _READERS.get(path.suffix.lower())
     if kind is None:
         raise DataError(
-            f"a table must be one of: {', '.join(SUFFIXES)}", f"Got {path}", "Rename or convert it"
+            f"A table must be one of: {', '.join(SUFFIXES)}", f"Got {path}", "Rename or convert it"
         )
     if not path.is_file():
-        raise DataError("a table must be an existing file", f"Got {path}")
+        raise DataError("A table must be an existing file", f"Got {path}")
     columns = kind[0](path)
     if not columns:
-        raise DataError("a table must not be empty", f"Got no row in {path}")
+        raise DataError("A table must not be empty", f"Got no row in {path}")
     return columns
 
 
@@ -89,16 +125,13 @@ def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> No
     """
     missing = [name for name in wanted if known.count(name) != 1]
     if missing:
-        import difflib
-
         close = difflib.get_close_matches(missing[0], known, n=1, cutoff=0.5)
         twice = missing[0] in known
+        hint = f"Did you mean {close[0]!r}? " if close and not twice else ""
         raise DataError(
             f"{path.name} must have {'one' if twice else 'a'} column {missing[0]!r}",
             f"Its columns are: {', '.join(known)}",
-            f"Did you mean {close[0]!r}? Choose columns with --text and --label"
-            if close and not twice
-            else "Choose columns with --text and --label",
+            hint + "Choose columns with `text` and `label`",
         )
 
 
@@ -106,27 +139,86 @@ def class_names(path: Path, label: str) -> tuple[str, ...] | None:
     """Names of whole-numbered labels, where a parquet file of the hub tells them."""
     if path.suffix.lower() != ".parquet":
         return None
-    metadata = _parquet(path).schema_arrow.metadata
+    return parquet.class_names(parquet.open_parquet(path), label)
+
+
+# From the values of cells to a text and to the name of a class
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty: nothing, not a number, or only spaces."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def text_of(values: Sequence[Any], columns: Sequence[str], place: str) -> str:
+    """Join the text columns of a row with a space; missing cells are left out.
+
+    Raises:
+        DataError: A cell holds a list, an object or bytes.
+    """
+    parts = []
+    for value, column in zip(values, columns, strict=True):
+        if is_missing(value):
+            continue
+        if not isinstance(value, (str, int, float)):
+            raise DataError(
+                f"Column {column!r} must hold text", f"Got {type(value).__name__} in {place}"
+            )
+        parts.append(str(value)[:LONGEST_TEXT])
+    return " ".join(parts)[:LONGEST_TEXT]
+
+
+def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
+    """Name the class of a row, or None if its label is missing.
+
+    Args:
+        value: The cell; a whole number is an index into ``names``, if there are some.
+        names: Names of the classes, where the data set gives them.
+        place: File and row, for messages.
+
+    Raises:
+        DataError: A number has no name, or the value is no label.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, (list, dict, bytes)):
+        raise DataError("A label must be a name or a number", f"Got {value!r:.60} in {place}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip()
+    if names is None or text in names:
+        return text
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None  # the names are optional
+        index = int(text)
+    except ValueError:
+        index = -1
+    if not 0 <= index < len(names):
+        raise DataError(
+            f"Labels must be one of {', '.join(names)}, or 0 .. {len(names) - 1}",
+            f"Got {text!r:.60} in {place}",
+            "A label of -1 often marks an unlabelled test set; use the labelled one",
+        )
+    return names[index]
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct labels: numbers by value, names by their characters."""
+    distinct = set(labels)
+    try:
+        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
+    except ValueError:
+        return tuple(sorted(distinct))
 
 
 # CSV and TSV
 
-
-def _csv_columns(path: Path) -> list[str]:
-    return _header(_csv_rows(path, Faults()))
-
-
-def _csv(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    return _chosen(_csv_rows(path, faults), columns, path, faults)
+_QUOTED = re.compile(r'"[^"]*"')
+_DELIMITERS = ",;\t|"
 
 
 def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
-    """All rows with the numbers of their lines; the header is the first."""
     lines = text_lines(path, faults)
     first = next((line for line in lines if line.strip()), "")
     header = _QUOTED.sub("", first)
@@ -140,18 +232,10 @@ def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
             begin = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            "quotes in a CSV file must enclose whole cells, and be doubled inside them",
+            "Quotes in a CSV file must enclose whole cells, and be doubled inside them",
             f"Got {path}, the row that begins in line {begin}: {error}",
             "Correct this row, or save the table as JSON lines or parquet",
         ) from error
-
-
-def _tsv_columns(path: Path) -> list[str]:
-    return _header(_tsv_rows(path, Faults()))
-
-
-def _tsv(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    return _chosen(_tsv_rows(path, faults), columns, path, faults)
 
 
 def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
@@ -166,17 +250,19 @@ def _tsv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, list[str]]]:
         yield number, cells if line else []
 
 
-def _header(rows: Iterator[tuple[int, list[str]]]) -> list[str]:
-    return [name.strip() for name in next(rows, (0, []))[1]]
+Cells = Callable[[Path, Faults], Iterator[tuple[int, list[str]]]]
+"""Yields all rows with the numbers of their lines; the header is the first."""
 
 
-def _chosen(
-    rows: Iterator[tuple[int, list[str]]], columns: Sequence[str], path: Path, faults: Faults
-) -> Iterator[Row]:
-    header = _header(rows)
+def _header(read: Cells, path: Path) -> list[str]:
+    return [name.strip() for name in next(read(path, Faults()), (0, []))[1]]
+
+
+def _cells(read: Cells, path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
+    header = _header(read, path)
     places = [header.index(name) for name in columns]
     number = 0
-    for line, cells in rows:
+    for line, cells in islice(read(path, faults), 1, None):
         if not cells:
             continue  # an empty line
         number += 1
@@ -214,7 +300,7 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
             yield number, row
         elif number == 1 and line.lstrip().startswith("["):
             raise DataError(
-                "a JSON file must hold one object per line (JSON lines)",
+                "A JSON file must hold one object per line (JSON lines)",
                 f"Got an array in {path}",
                 "Save it with orient='records', lines=True, or as CSV",
             )
@@ -226,45 +312,97 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _parquet_columns(path: Path) -> list[str]:
-    return list(_parquet(path).schema_arrow.names)
+    return list(parquet.open_parquet(path).schema_arrow.names)
 
 
-def _parquet_rows(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    number = 0
-    try:
-        for batch in _parquet(path).iter_batches(_CHUNK, columns=list(dict.fromkeys(columns))):
+def _parquet(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
+    file, number = parquet.open_parquet(path), 0
+    with parquet.reading(path):
+        for batch in file.iter_batches(_CHUNK, columns=list(dict.fromkeys(columns))):
             cells = [batch.column(name).to_pylist() for name in columns]
             for values in zip(*cells, strict=True):
                 number += 1
                 yield number, list(values)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
-        if isinstance(error, InputError):
-            raise
-        raise _damaged(path, error) from error
-
-
-def _parquet(path: Path) -> Any:
-    parquet = require("pyarrow.parquet", "parquet", "Reading parquet files")
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        "a parquet file must be complete and intact", f"Got {path}: {error}", "Write it again"
-    )
 
 
 _Reader = tuple[Callable[[Path], list[str]], Callable[[Path, Sequence[str], Faults], Iterator[Row]]]
 _READERS: dict[str, _Reader] = {
-    ".csv": (_csv_columns, _csv),
-    ".tsv": (_tsv_columns, _tsv),
-    ".tab": (_tsv_columns, _tsv),
+    ".csv": (partial(_header, _csv_rows), partial(_cells, _csv_rows)),
+    ".tsv": (partial(_header, _tsv_rows), partial(_cells, _tsv_rows)),
+    ".tab": (partial(_header, _tsv_rows), partial(_cells, _tsv_rows)),
     ".jsonl": (_json_columns, _json),
     ".ndjson": (_json_columns, _json),
     ".json": (_json_columns, _json),
-    ".parquet": (_parquet_columns, _parquet_rows),
+    ".parquet": (_parquet_columns, _parquet),
 }
 SUFFIXES = tuple(_READERS)
+
+
+# Lines of a text file, whatever its encoding
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like UTF-16's mark, so it is tried first
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def text_lines(path: Path, faults: Faults) -> Iterator[str]:
+    """Yield the lines of a file, with their ends.
+
+    Raises:
+        DataError: The file is missing or unreadable, holds a NUL byte, is damaged UTF-16 or -32,
+            or a line is longer than ``LONGEST_LINE``.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        encoding = next((name for mark, name in _MARKS if start.startswith(mark)), None)
+        yield from _utf8(path, faults) if encoding is None else _marked(path, encoding)
+    except OSError as error:
+        raise DataError("A file of texts must be readable", f"Got {path}: {error}") from error
+
+
+def _utf8(path: Path, faults: Faults) -> Iterator[str]:
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            _check(raw, path, number)
+            try:
+                yield raw.decode("utf-8")
+            except UnicodeDecodeError:
+                faults.add(NOT_UTF8, f"{path.name} line {number}")
+                yield raw.decode("cp1252", "replace")
+
+
+def _check(raw: bytes, path: Path, number: int) -> None:
+    if b"\0" in raw:
+        raise DataError(
+            "A file of texts must not hold NUL bytes",
+            f"Got one in {path}, line {number}",
+            "It may be UTF-16 without a byte order mark, or no text: save it as UTF-8",
+        )
+    if len(raw) > LONGEST_LINE:
+        raise DataError(
+            f"A line of a file of texts must be at most {LONGEST_LINE >> 20} MB long",
+            f"Got a longer one in {path}, line {number}",
+        )
+
+
+def _marked(path: Path, encoding: str) -> Iterator[str]:
+    try:
+        # Only \n ends a line here, as in UTF-8; the reader of rows knows what \r means.
+        with path.open(encoding=encoding, newline="\n") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                _check(line.encode("utf-8", "replace"), path, 0)
+                yield line
+    except UnicodeError as error:
+        raise DataError(
+            f"A file that begins with the mark of {encoding.upper()} must be that",
+            f"Got {path}: {error}",
+            "Save it as UTF-8",
+        ) from error

@@ -57,30 +57,32 @@ class WordVectors:
         )
 
 
-def width_of(path: Path) -> int:
+def width_of(vectors: Path) -> int:
     """Read how many numbers a vector of a file has.
 
     Raises:
         DataError: The file is missing or empty.
     """
     try:
-        with path.open("rb") as file:
+        with vectors.open("rb") as file:
             width = len(file.readline().split()) - 1
             if width == 1:  # number of words and width
                 width = len(file.readline().split()) - 1
     except OSError as error:
-        raise DataError("--vectors must be a readable file", f"Got {path}: {error}") from error
+        raise DataError("`vectors` must be a readable file", f"Got {vectors}: {error}") from error
     if width < 1:
-        raise DataError("a file of word vectors must hold words and their numbers", f"Got {path}")
+        raise DataError(
+            "A file of word vectors must hold words and their numbers", f"Got {vectors}"
+        )
     return width
 
 
-def read_vectors(path: Path, words: Sequence[str]) -> WordVectors:
+def read_vectors(vectors: Path, words: Sequence[str]) -> WordVectors:
     """Read the vectors of the words of a vocabulary.
 
     Args:
-        path: Lines of a word and its numbers, separated by spaces. A first line of two whole
-            numbers, as fastText writes it, is skipped.
+        vectors: A file; each line holds a word and its numbers, separated by spaces. A first line
+            of two whole numbers, as fastText writes it, is skipped.
         words: The word of each number; the first two are padding and unknown.
 
     Raises:
@@ -88,25 +90,22 @@ def read_vectors(path: Path, words: Sequence[str]) -> WordVectors:
     """
     wanted = {word.encode(): number for number, word in enumerate(words) if number >= _SPECIAL}
     found: dict[int, Tensor] = {}
-    width = width_of(path)
-    try:
-        with path.open("rb") as file:
-            for line_number, line in enumerate(file, start=1):
-                word, _, rest = line.partition(b" ")
-                if line_number == 1 and len(rest.split()) == 1 < width:
-                    continue  # number of words and width
-                number = wanted.get(word)
-                # The first one counts. A word with a space in it, as in some files, is none of
-                # ours, though its first part may be.
-                if number is None or number in found or len(rest.split()) > width:
-                    continue
-                found[number] = _vector(rest, width, f"{path}, line {line_number}")
-    except OSError as error:
-        raise DataError("--vectors must be a readable file", f"Got {path}: {error}") from error
+    width = width_of(vectors)
+    with vectors.open("rb") as file:
+        for line_number, line in enumerate(file, start=1):
+            word, _, rest = line.partition(b" ")
+            if line_number == 1 and len(rest.split()) == 1 < width:
+                continue  # number of words and width
+            number = wanted.get(word)
+            # The first one counts. A word with a space in it, as in some files, is none of ours,
+            # though its first part may be.
+            if number is None or number in found or len(rest.split()) > width:
+                continue
+            found[number] = _vector(rest, width, f"{vectors}, line {line_number}")
     if not found:
         raise DataError(
-            "a file of word vectors must hold words of the vocabulary",
-            f"Got none of {len(wanted):,} in {path}",
+            "A file of word vectors must hold words of the vocabulary",
+            f"Got none of {len(wanted):,} in {vectors}",
             "It must be the text format of GloVe or fastText: a word and its numbers on each line",
         )
     numbers = sorted(found)
@@ -120,7 +119,7 @@ def _vector(text: bytes, width: int, place: str) -> Tensor:
         vector = torch.empty(0)
     if len(vector) != width or not width or not bool(vector.isfinite().all()):
         raise DataError(
-            f"a line of word vectors must hold a word and {width} finite numbers",
+            f"A line of word vectors must hold a word and {width} finite numbers",
             f"Got {text[:40]!r} in {place}",
             "Get the file again",
         )

@@ -1,6 +1,6 @@
 """GPipe, 1F1B and naive model parallelism: gradients go back up through the ranks.
 
-Batches, evaluations, checkpoints and the end of the run travel down the line as for every other
+Batches, evaluations, checkpoints and the end of the run travel from rank to rank as for every other
 method; only what a rank does with a training batch differs. Its target goes on to the last rank at
 once, and then a schedule of ``torch.distributed.pipelining`` moves activations down and gradients
 up, micro-batch by micro-batch, in a process group of its own.
@@ -11,8 +11,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -22,17 +21,17 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_sc
 from torch.nn import functional
 
 from scpl.engine.channel import Outbox
-from scpl.engine.messages import Message
-from scpl.engine.ranks import Control
+from scpl.engine.messages import LocalLoss, Losses, ScheduledBatch, TrainBatch
+from scpl.engine.ranks import ManyRanks
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
-from scpl.engine.worker import CheckpointHook, Losses, Worker
+from scpl.engine.trainers.base import Trainer
 from scpl.errors import InputError, LinkError, StageError
 from scpl.methods import CutBackpropagation
 from scpl.methods.base import CrossEntropy
 from scpl.partition.values import TensorSpec, Tree, tensors_of
 
-__all__ = ["Part", "RecordedStage", "ScheduledWorker", "fits", "micro_batches"]
+__all__ = ["RankModule", "RecordedStage", "ScheduleTrainer", "fits", "micro_batches"]
 
 KEPT_SCHEDULES = 16
 """Schedules of batch forms that are kept: each holds a buffer for every micro-batch."""
@@ -52,16 +51,16 @@ def fits(schedule: str, count: int, num_ranks: int) -> bool:
     return True
 
 
-class ScheduledWorker(Worker):
+@final
+class ScheduleTrainer(Trainer):
     """Trains this rank's stages with a schedule over all ranks.
 
     Args:
         stages: Consecutive stages, in order.
-        outbox: Where targets, evaluations and marks go.
-        on_checkpoint: Called for every stage when a checkpoint's barrier reaches it.
-        timeline: Where the worker records what it does when.
+        outbox: Where targets and evaluations go.
+        timeline: Where it records what it does when.
         method: The schedule and the number of micro-batches.
-        control: The ranks.
+        ranks: The ranks.
         clip_norm: Clip the norm of the whole network's gradient to this.
         precision: Type of the forward pass, and of what crosses a cut.
     """
@@ -70,16 +69,15 @@ class ScheduledWorker(Worker):
         self,
         stages: Sequence[Stage],
         outbox: Outbox,
-        on_checkpoint: CheckpointHook,
         timeline: Timeline,
         *,
         method: CutBackpropagation,
-        control: Control,
+        ranks: ManyRanks,
         clip_norm: float | None,
         precision: torch.dtype,
     ) -> None:
-        super().__init__(stages, outbox, on_checkpoint, timeline)
-        self._method, self._mesh = method, control.mesh
+        super().__init__(stages, outbox, timeline)
+        self._method, self._mesh = method, ranks.mesh
         if not fits(method.schedule, method.slices, self._mesh.num_ranks):
             raise InputError(
                 f"{method.name} on {self._mesh.num_ranks} processes needs a multiple of "
@@ -87,21 +85,22 @@ class ScheduledWorker(Worker):
                 f"Got {method.slices}",
                 f"Pass for instance {2 * self._mesh.num_ranks}",
             )
-        self._group = control.new_group()
+        self._group = ranks.new_group()
         self._clip_norm = clip_norm
-        self._module = Part(stages, precision)
+        self._module = RankModule(stages, precision)
         self._schedules: OrderedDict[Any, tuple[RecordedStage, Any, tuple[TensorSpec, ...]]]
         self._schedules = OrderedDict()  # the latest used last
 
-    def _train(self, message: Message) -> Losses:
+    def train(self, batch: TrainBatch, earlier: Losses) -> Losses:
         """Send the target on, run the schedule, update."""
-        inputs, target, step = tensors_of(message.features), message.target, message.step
-        assert target is not None
-        specs = map(TensorSpec.of, inputs) if self._mesh.is_first else _specs(message)
-        part, schedule, onward = self._schedule_for(len(target), tuple(specs))
-        note = {**message.note, "specs": [[str(s.dtype), *s.shape] for s in onward]}
-        self.bytes_sent += self._outbox.send(
-            replace(message, features=None, note=note, reports=self._losses)
+        inputs, target, step = tensors_of(batch.features), batch.target, batch.step
+        if isinstance(batch, ScheduledBatch):
+            specs = batch.specs
+        else:  # it begins here
+            specs = tuple(map(TensorSpec.of, inputs))
+        part, schedule, onward = self._schedule_for(len(target), specs)
+        self.bytes_sent += self.outbox.send(
+            ScheduledBatch(step, None, target, losses=earlier, specs=onward)
         )
         for stage in self.stages:
             stage.set_mode(training=True)
@@ -132,7 +131,7 @@ class ScheduledWorker(Worker):
         if self._mesh.is_last:
             loss = torch.stack(losses).mean().detach()
             self.stages[-1].guard.check(loss, None, step)
-            own = ({"cross_entropy": loss},)
+            own = (LocalLoss({"cross_entropy": loss}),)
         if self._clip_norm is not None:
             self._clip(self._clip_norm)
         for stage in self.stages:
@@ -207,16 +206,8 @@ def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(logits, target)
 
 
-def _specs(message: Message) -> list[TensorSpec]:
-    """What the rank before will send."""
-    return [
-        TensorSpec(tuple(shape), getattr(torch, name.removeprefix("torch.")))
-        for name, *shape in message.note["specs"]
-    ]
-
-
-class Part(nn.Module):
-    """This rank's layers as one module, with the classifier at the end of the line."""
+class RankModule(nn.Module):
+    """This rank's layers as one module, with the classifier at the end."""
 
     def __init__(self, stages: Sequence[Stage], precision: torch.dtype) -> None:
         super().__init__()

@@ -1,0 +1,238 @@
+"""What a data set of labelled images is, and how subsets of it are drawn.
+
+Images stay bytes until a batch is made: 60,000 CIFAR images take 184 MB as ``uint8`` and four times
+that as ``float32``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scpl.data.sampling import stratified
+from scpl.errors import DataError, InputError
+from scpl.seeding import generator
+
+__all__ = [
+    "Format",
+    "ImageData",
+    "Split",
+    "Splits",
+    "carve_validation",
+    "channel_stats",
+    "limit",
+    "resize",
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels.
+
+    Args:
+        images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1.
+        labels: ``int64``, shape ``[N]``, none negative.
+
+    Raises:
+        DataError: A shape or type is another, the counts differ, or there is no image.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise DataError("Images must be uint8 of shape [N, C, H, W]", _got(images))
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise DataError("Labels must be int64 of shape [N]", _got(labels))
+        if len(images) != len(labels):
+            raise DataError(
+                "There must be one label for each image",
+                f"Got {len(images)} images and {len(labels)} labels",
+            )
+        if images.numel() == 0:
+            raise DataError("A split must hold at least one image", _got(images))
+        if int(labels.min()) < 0:
+            raise DataError(
+                "Labels must be 0 or more",
+                f"Got {int(labels.min())} at index {int(labels.argmin())}",
+                "A label of -1 often marks an unlabelled test set; use the labelled one",
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Split:
+        """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+def _got(tensor: Tensor) -> str:
+    return f"Got {tensor.dtype} of shape {list(tensor.shape)}"
+
+
+class Splits(NamedTuple):
+    """What a reader of files returns; ``classes`` is None where the files do not name them."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...] | None = None
+
+
+class Format(NamedTuple):
+    """A format in which data sets of images are kept.
+
+    Args:
+        files: Which files these are, for messages.
+        complete: Whether a folder holds all of them.
+        read: Reads such a folder. Encoded images are resized so that the shorter side has as many
+            pixels as the second argument says, and the centre is cut out. Raises DataError if a
+            file is missing, damaged or not what its name says, and InputError if an optional
+            package is.
+    """
+
+    files: str
+    complete: Callable[[Path], bool]
+    read: Callable[[Path, int | None], Splits]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set: two splits of square images, class names, and how to normalise.
+
+    Args:
+        name: Name of the set, for reports.
+        train: Images to learn from.
+        test: Images to score on, of the same shape.
+        classes: Name of each class; a label is an index into it.
+        mean: Mean of each channel, for pixels in 0..1.
+        std: Standard deviation of each channel, for pixels in 0..1.
+        flip: Whether a mirrored image still belongs to its class (not so for characters).
+
+    Raises:
+        DataError: A label has no class, or the shapes of the parts do not fit each other.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        train, test = (list(split.images.shape[1:]) for split in (self.train, self.test))
+        if train != test:
+            raise DataError(
+                f"Train and test images of {self.name} must have one shape [C, H, W]",
+                f"Got {train} and {test}",
+                "Give `image_size` to bring all to one size",
+            )
+        if train[1] != train[2]:
+            raise DataError(
+                f"Images of {self.name} must be square",
+                f"Got height {train[1]} and width {train[2]}",
+                "Give `image_size`: the shorter side is resized to it and the centre cut out",
+            )
+        for kind, split in (("train", self.train), ("test", self.test)):
+            if int(split.labels.max()) >= len(self.classes):
+                raise DataError(
+                    f"Labels of {self.name} must be 0..{len(self.classes) - 1}, "
+                    f"one for each of its {len(self.classes)} classes",
+                    f"Got {int(split.labels.max())} in the {kind} split",
+                )
+        fits = len(self.mean) == len(self.std) == self.channels
+        if not fits or any(value <= 0 for value in self.std):
+            raise DataError(
+                f"Mean and std of {self.name} need one number for each of its "
+                f"{self.channels} channels, and each std must be above 0",
+                f"Got mean {self.mean} and std {self.std}",
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour."""
+        return int(self.train.images.shape[1])
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return int(self.train.images.shape[2])
+
+
+def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Cut a validation split off, with the same share of every class.
+
+    Args:
+        split: What to cut; it is not changed.
+        fraction: Share of the images that goes to validation, between 0 and 1.
+        seed: The same seed cuts the same images; the global random state is not used.
+
+    Returns:
+        The rest to train on and the validation split: disjoint, both in the original order.
+
+    Raises:
+        InputError: The fraction is not between 0 and 1.
+        DataError: One of the two would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError("The validation fraction must be above 0 and below 1", f"Got {fraction}")
+    count = round(len(split) * fraction)
+    if not 0 < count < len(split):
+        raise DataError(
+            "Both parts of a split must keep at least one image",
+            f"Got a fraction of {fraction} of {len(split)} images",
+            "Use more images or another fraction",
+        )
+    chosen = stratified(split.labels, count, generator(seed, "carve"))
+    return split.take(torch.nonzero(~chosen)[:, 0]), split.take(torch.nonzero(chosen)[:, 0])
+
+
+def limit(split: Split, n: int, seed: int) -> Split:
+    """Keep at most ``n`` images, with the same share of every class, in their original order.
+
+    Raises:
+        InputError: ``n`` is below 1.
+    """
+    if n < 1:
+        raise InputError("The number of images to keep must be at least 1", f"Got {n}")
+    if n >= len(split):
+        return split
+    chosen = stratified(split.labels, n, generator(seed, "limit"))
+    return split.take(torch.nonzero(chosen)[:, 0])
+
+
+def resize(split: Split, size: int) -> Split:
+    """Resize square images to ``size`` x ``size`` pixels (bilinear, antialiased)."""
+    if split.images.shape[2:] == (size, size):
+        return split
+    images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
+    return Split(images, split.labels)
+
+
+def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``uint8 [N, C, H, W]``, scaled to 0..1."""
+    channels = images.shape[1]
+    total, squares = torch.zeros(channels).double(), torch.zeros(channels).double()
+    for chunk in torch.split(images, 4096):  # bounds the memory of the floating-point copy
+        pixels = chunk.double().div_(255)
+        total += pixels.sum((0, 2, 3))
+        squares += pixels.square_().sum((0, 2, 3))
+    count = images.numel() // channels
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0)
+    std = variance.sqrt().clamp(min=1 / 255)  # a constant channel must not divide by zero
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,0 +1,242 @@
+"""Data sets published as files of raw pixels: MNIST and its like, CIFAR, and the embedded digits.
+
+Sources of the formats: LeCun, Cortes and Burges, "The MNIST database of handwritten digits";
+Krizhevsky, https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scpl.data.images.dataset import (
+    Format,
+    ImageData,
+    Split,
+    Splits,
+    carve_validation,
+    channel_stats,
+)
+from scpl.errors import DataError
+
+__all__ = ["FORMATS", "load_digits"]
+
+# The idx format of MNIST: a magic number, the dimensions, then the numbers, big-endian.
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_SUBFOLDERS = (".", "raw")  # torchvision keeps them in MNIST/raw
+_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_AGAIN = "Download the file again"
+
+
+def has_mnist(folder: Path) -> bool:
+    """Whether ``folder``, or its subfolder ``raw``, holds all four files of an MNIST-like set."""
+    return _locate(folder) is not None
+
+
+def read_mnist(folder: Path, image_size: int | None = None) -> Splits:
+    """Read a set laid out as MNIST: four idx files, ``train-*`` and ``t10k-*``, or in ``raw``."""
+    files = _locate(folder)
+    if files is None:
+        raise DataError(
+            "An MNIST-like set needs four files", f"Not all are in {folder}", ", ".join(FILES)
+        )
+    return Splits(_split(files[0], files[1]), _split(files[2], files[3]))
+
+
+def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
+    """Read one idx file of bytes in ``dims`` dimensions."""
+    try:
+        values = parse_idx(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError("An idx file must be readable", f"Got {path}: {error}") from error
+    if values.ndim != dims or values.dtype != np.uint8:
+        raise DataError(
+            f"{path.name} must hold bytes in {dims} dimensions",
+            f"Got {values.dtype} in {values.ndim} in {path}",
+        )
+    return values
+
+
+def parse_idx(data: bytes, name: str) -> npt.NDArray[Any]:
+    """Read an idx file held in memory, compressed with gzip or not; ``name`` is for messages."""
+    if data[:2] == b"\x1f\x8b":  # idx begins with two zero bytes, so gzip cannot be mistaken
+        data = _unpack(data, name)
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
+        raise DataError(
+            "An idx file must begin with two zero bytes, a known type and the number of dimensions",
+            f"Got bytes {data[:4].hex(' ') or '(none)'} in {name}",
+            _AGAIN,
+        )
+    start = 4 + 4 * data[3]
+    if len(data) < start:
+        raise _wrong_size(name, start, len(data))
+    shape = struct.unpack(f">{data[3]}I", data[4:start])
+    dtype = np.dtype(_TYPES[data[2]])
+    expected = start + math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise _wrong_size(name, expected, len(data))
+    values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))  # a copy in native order, which torch can share
+
+
+def _unpack(data: bytes, name: str) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            "A gzip file must be complete and intact",
+            f"Got {len(data)} bytes that do not unpack in {name}: {error}",
+            _AGAIN,
+        ) from error
+
+
+def _wrong_size(name: str, expected: int, found: int) -> DataError:
+    state = "truncated" if found < expected else "too long"
+    return DataError(
+        f"{name} must hold the {expected} bytes its header announces",
+        f"Got {found} bytes: the file is {state}",
+        _AGAIN,
+    )
+
+
+def _locate(folder: Path) -> list[Path] | None:
+    for subfolder in _SUBFOLDERS:
+        found = [_variant(folder / subfolder, name) for name in FILES]
+        files = [file for file in found if file is not None]
+        if len(files) == len(FILES):
+            return files
+    return None
+
+
+def _variant(folder: Path, name: str) -> Path | None:
+    dotted = name.replace("-idx", ".idx")
+    names = (name, f"{name}.gz", dotted, f"{dotted}.gz")
+    return next((folder / n for n in names if (folder / n).is_file()), None)
+
+
+def _split(images_file: Path, labels_file: Path) -> Split:
+    images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
+    if len(images) != len(labels) or len(images) == 0:
+        raise DataError(
+            "The two files must hold as many images as labels, and at least one",
+            f"Got {len(images)} images in {images_file} and {len(labels)} labels in {labels_file}",
+            "Download both again",
+        )
+    return Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+
+
+# CIFAR-10 and CIFAR-100 in their *binary version*: a row is one or two label bytes, then 3 x 32 x
+# 32 pixels. The Python version is a pickle, which can run code when it is opened; it is not read.
+
+_TRAIN_10 = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_SIDE = 32
+
+
+def has_cifar10(folder: Path) -> bool:
+    """Whether ``folder`` holds ``data_batch_1.bin`` to ``5.bin`` and ``test_batch.bin``."""
+    return all((folder / name).is_file() for name in (*_TRAIN_10, "test_batch.bin"))
+
+
+def has_cifar100(folder: Path) -> bool:
+    """Whether ``folder`` holds ``train.bin`` and ``test.bin``."""
+    return all((folder / name).is_file() for name in ("train.bin", "test.bin"))
+
+
+def read_cifar10(folder: Path, image_size: int | None = None) -> Splits:
+    """Read CIFAR-10."""
+    classes = _cifar_classes(folder / "batches.meta.txt", 10)
+    batches = [_read_cifar(folder / name, 1, 10) for name in _TRAIN_10]
+    images = torch.cat([batch.images for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    return Splits(Split(images, labels), _read_cifar(folder / "test_batch.bin", 1, 10), classes)
+
+
+def read_cifar100(folder: Path, image_size: int | None = None) -> Splits:
+    """Read CIFAR-100 with its 100 fine labels."""
+    classes = _cifar_classes(folder / "fine_label_names.txt", 100)
+    # Each row has two labels: one of 20 coarse classes, then one of 100 fine classes.
+    train, test = (_read_cifar(folder / name, 2, 100) for name in ("train.bin", "test.bin"))
+    return Splits(train, test, classes)
+
+
+def _read_cifar(path: Path, num_labels: int, num_classes: int) -> Split:
+    row = num_labels + 3 * _SIDE * _SIDE
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError("A CIFAR file must be readable", f"Got {path}: {error}") from error
+    if data.size == 0 or data.size % row:
+        raise DataError(
+            f"{path} must hold whole rows of {row} bytes",
+            f"Got {data.size} bytes: {data.size // row} rows and {data.size % row} bytes more",
+            "Download the binary version again",
+        )
+    rows = torch.from_numpy(data.reshape(-1, row))
+    labels = rows[:, num_labels - 1].long()
+    if int(labels.max()) >= num_classes:
+        raise DataError(
+            f"Labels in {path} must be 0..{num_classes - 1}",
+            f"Got {int(labels.max())} in row {int(labels.argmax())}",
+            "Download the binary version again",
+        )
+    return Split(rows[:, num_labels:].reshape(-1, 3, _SIDE, _SIDE), labels)
+
+
+def _cifar_classes(path: Path, num_classes: int) -> tuple[str, ...] | None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None  # the file of names is optional: the known names serve as well
+    names = tuple(line.strip() for line in lines if line.strip())
+    if names and len(names) != num_classes:
+        raise DataError(f"{path} must name {num_classes} classes", f"Got {len(names)} names")
+    return names or None
+
+
+FORMATS = {
+    "idx": Format(
+        "train-images-idx3-ubyte(.gz) and the other three idx files", has_mnist, read_mnist
+    ),
+    "cifar10": Format("data_batch_1.bin .. 5.bin and test_batch.bin", has_cifar10, read_cifar10),
+    "cifar100": Format("train.bin and test.bin", has_cifar100, read_cifar100),
+}
+"""Their images are of one size, so the size that is asked for is left to others."""
+
+# Handwritten digits that come with the package: 1,797 images of 8 x 8 pixels, for tests and tries.
+# Source: Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine
+# Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0; changes: files/ATTRIBUTION.txt.
+
+_TEST_SHARE = 0.2
+_SPLIT_SEED = 0  # fixed: the test images must be the same for every user and every run
+
+
+def load_digits() -> ImageData:
+    """Read the embedded digits: 1,438 train and 359 test images, ``uint8 [N, 1, 8, 8]``.
+
+    Raises:
+        DataError: The installed files are damaged.
+    """
+    folder = resources.files("scpl.data") / "files"
+    images, labels = (
+        torch.from_numpy(parse_idx((folder / name).read_bytes(), name))
+        for name in ("digits-images-idx3-ubyte.gz", "digits-labels-idx1-ubyte.gz")
+    )
+    everything = Split(images[:, None], labels.long())
+    train, test = carve_validation(everything, _TEST_SHARE, _SPLIT_SEED)
+    mean, std = channel_stats(train.images)
+    return ImageData("digits", train, test, tuple("0123456789"), mean, std, flip=False)

@@ -1,0 +1,227 @@
+import logging
+import os
+
+import pytest
+import torch
+
+from scpl.data.text import (
+    Columns,
+    SplitSettings,
+    TextSettings,
+    from_json,
+    load_test,
+    load_text,
+)
+from scpl.data.text import load as module
+from scpl.errors import DataError, InputError
+from text_files import SUFFIXES, tickets, write_set, write_table
+
+SETTINGS = TextSettings(("body",), "queue", vocab_size=100, max_tokens=8)
+
+
+@pytest.fixture(autouse=True)
+def a_cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCPL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SCPL_DATA", raising=False)
+    monkeypatch.setattr(module, "_MIN_TOKENS", 0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def table(tmp_path):
+    return write_table(tmp_path / "tickets.csv", tickets(100))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Counts how often texts are read and tokenised."""
+    calls, make = [], module._made
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return make(*arguments)
+
+    monkeypatch.setattr(module, "_made", counted)
+    return calls
+
+
+def same(first, second):
+    parts = [(getattr(first, part), getattr(second, part)) for part in ("train", "valid", "test")]
+    return (
+        first.tokenizer.to_json() == second.tokenizer.to_json()
+        and (first.classes, first.notes) == (second.classes, second.notes)
+        and all(
+            torch.equal(getattr(a, field), getattr(b, field))
+            for a, b in parts
+            for field in ("tokens", "starts", "labels")
+        )
+    )
+
+
+def load(path, settings=SETTINGS, **options):
+    return load_text(str(path), settings, **options)
+
+
+def test_what_is_loaded(table):
+    data = load(table)
+    assert (data.name, data.classes) == ("tickets", ("hardware", "software"))
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [72, 8, 20]
+    assert int(data.train.lengths.max()) <= 8
+    row = data.train.rows(torch.tensor([0]))[0].tolist()
+    assert {data.tokenizer.words[number] for number in row} <= {*data.tokenizer.words}
+    assert f"{data.tokenizer.vocab_size} words" in data.notes[-1]
+
+
+def test_the_vocabulary_is_of_the_training_texts_alone(tmp_path):
+    """Each text has a number as a word of its own: those of held-out texts must be unknown."""
+    data = load(write_table(tmp_path / "t.csv", tickets(100)),
+                TextSettings(("body",), "queue", vocab_size=10_000))  # fmt: skip
+    numbers = {word for word in data.tokenizer.words if word.isdecimal()}
+    assert len(numbers) == len(data.train) == 72
+    for part in (data.valid, data.test):
+        assert all((row == 1).any() for row in part.rows(torch.arange(len(part))))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_gives_the_same_data(table, tmp_path, suffix):
+    other = write_table(tmp_path / f"other{suffix}", tickets(100))
+    assert same(load(other), load(table))
+
+
+@pytest.mark.parametrize("tokens", ["words", "subwords"])
+def test_the_second_time_comes_from_the_cache(table, made, tokens):
+    settings = TextSettings(("body",), "queue", tokens=tokens, vocab_size=600)
+    first, second = load(table, settings), load(table, settings)
+    assert len(made) == 1
+    assert same(first, second)
+
+
+def test_no_validation_split_comes_from_the_cache_as_well(table, made):
+    settings = TextSettings(("body",), "queue", splits=SplitSettings(validation=0.0))
+    assert load(table, settings).valid is None
+    assert load(table, settings).valid is None
+    assert len(made) == 1
+
+
+def test_the_name_counts_not_the_place(table, tmp_path, made):
+    (tmp_path / "moved").mkdir()
+    load(table)
+    load(table.rename(tmp_path / "moved" / table.name))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": ("subject", "body")},
+        {"splits": SplitSettings(seed=1)},
+        {"splits": SplitSettings(limit_train=20)},
+        {"splits": SplitSettings(test_share=0.3)},
+        {"tokens": "paper-words"},
+        {"vocab_size": 50},
+        {"max_tokens": 4},
+    ],
+)
+def test_other_settings_are_another_entry(table, made, changes):
+    load(table)
+    settings = {"text": ("body",), "label": "queue", "vocab_size": 100, "max_tokens": 8, **changes}
+    data = load(table, TextSettings(**settings))
+    assert len(made) == 2
+    assert not same(data, load(table))
+
+
+def test_a_changed_file_is_noticed_even_if_it_looks_the_same(table, made):
+    """Same path, size and time of change, as after `cp --preserve` of another version."""
+    state, before = table.stat(), load(table)
+    table.write_bytes(table.read_bytes().replace(b"printer", b"tractor"))
+    os.utime(table, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (table.stat().st_size, table.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+    after = load(table)
+    assert len(made) == 2
+    assert after.fingerprint != before.fingerprint
+    assert "tractor" in after.tokenizer.words
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(table, monkeypatch):
+    make = module._made
+
+    def slowly(*arguments):
+        data = make(*arguments)
+        with table.open("a") as file:
+            file.write("a,b,hardware\n")
+        return data
+
+    monkeypatch.setattr(module, "_made", slowly)
+    with pytest.raises(DataError, match="must not change while it is read"):
+        load(table)
+
+
+def test_a_damaged_cache_is_made_again(table, made, a_cache_of_its_own, caplog):
+    first = load(table)
+    (entry,) = a_cache_of_its_own.glob("texts-*.safetensors")
+    content = bytearray(entry.read_bytes())
+    content[-1] ^= 1
+    entry.write_bytes(content)
+    with caplog.at_level(logging.INFO):
+        assert same(load(table), first)
+    assert "damaged and will be made again" in caplog.text
+    assert len(made) == 2
+
+
+def test_it_works_without_a_cache(table, made, monkeypatch):
+    monkeypatch.setenv("SCPL_CACHE", "off")
+    assert same(load(table), load(table))
+    assert len(made) == 2
+
+
+def test_a_tokenizer_that_is_given_is_used(table, tmp_path):
+    first = load(table)
+    other = load(table, tokenizer=from_json('{"kind": "words", "words": ["<pad>", "<unk>", "the"]}',
+                                            ""))  # fmt: skip
+    assert other.tokenizer.vocab_size == 3
+    assert int(other.test.tokens.max()) <= 2
+    assert same(load(table, tokenizer=first.tokenizer), first)
+
+
+def test_a_known_set(tmp_path):
+    write_set(tmp_path / "imdb")
+    data = load_text("imdb", TextSettings(), data_dir=tmp_path)
+    assert data.classes == ("neg", "pos")
+    assert data.columns == Columns(("text",), "label")
+
+
+@pytest.mark.parametrize("changes", [{"tokens": "letters"}, {"max_tokens": 0}])
+def test_settings_out_of_range_are_refused(changes):
+    with pytest.raises(InputError):
+        TextSettings(**changes)
+
+
+class TestTesting:
+    """`load_test`: another table or set for a trained network."""
+
+    def test_all_rows_of_a_table(self, table):
+        data = load(table)
+        found, notes = load_test(str(table), data.tokenizer, data.classes, data.columns, 8)
+        assert len(found) == 100
+        assert found.labels.bincount().tolist() == [50, 50]
+        assert notes == []
+
+    def test_the_test_split_of_a_known_set(self, tmp_path, table):
+        write_set(tmp_path / "imdb", n=30)
+        data = load(table)
+        found, _ = load_test(
+            "imdb", data.tokenizer, ("neg", "pos"), data.columns, 8, data_dir=tmp_path
+        )
+        assert len(found) == 30
+
+    def test_labels_that_the_network_does_not_know(self, tmp_path, table):
+        data = load(table)
+        other = write_table(tmp_path / "other.csv", tickets(30, classes=3))
+        with pytest.raises(DataError, match=r"hardware, software.*Got 'travel' in other.csv row 3"):
+            load_test(str(other), data.tokenizer, data.classes, data.columns, 8)
+
+    def test_a_folder_without_test(self, tmp_path, table):
+        data = load(table)
+        write_table(tmp_path / "own" / "train.csv", tickets())
+        with pytest.raises(DataError, match="table named test"):
+            load_test(str(tmp_path / "own"), data.tokenizer, data.classes, data.columns, 8)

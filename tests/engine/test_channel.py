@@ -1,0 +1,222 @@
+"""What is sent is what arrives, in order, and a slow receiver holds the sender back."""
+
+import queue
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scpl.engine import channel as module
+from scpl.engine.channel import (
+    HEADER_BYTES,
+    SMALL_BYTES,
+    NoChannel,
+    Receiver,
+    Sender,
+    divide,
+    make_frames,
+    missing_bytes,
+    open_channels,
+    read_frames,
+)
+from scpl.engine.messages import EvalBatch, LocalLoss, Stop, TrainBatch
+from scpl.engine.ranks import OneRank
+from scpl.engine.timeline import Timeline
+from scpl.errors import InputError, LinkError
+from scpl.partition.values import TensorSpec
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+
+
+class Network:
+    """Stands for torch.distributed between two ranks: two groups, each a queue of buffers.
+
+    What is sent counts as gone only when it was received, as with a real link that is full.
+    """
+
+    def __init__(self):
+        self.queues = {"headers": queue.SimpleQueue(), "data": queue.SimpleQueue()}
+        self.broken = threading.Event()
+
+    def isend(self, tensor, peer, group):
+        if self.broken.is_set():
+            raise RuntimeError("Connection closed by peer")
+        taken = threading.Event()
+        self.queues[group].put((tensor, taken))
+        return Work(lambda: taken.wait(10))
+
+    def irecv(self, tensor, peer, group):
+        def wait():
+            while not self.broken.is_set():
+                try:
+                    sent, taken = self.queues[group].get(timeout=0.05)
+                except queue.Empty:
+                    continue
+                assert sent.shape == tensor.shape, "a buffer of the right size was made"
+                tensor.copy_(sent)
+                taken.set()
+                return
+            raise RuntimeError("Connection closed by peer")
+
+        return Work(wait)
+
+
+class Work:
+    def __init__(self, wait):
+        self.wait = wait
+
+
+class Ranks:
+    """What a channel asks of the ranks."""
+
+    headers, data, device = "headers", "data", torch.device("cpu")
+
+    def __init__(self, depth=2, failure=None):
+        self.depth, self.failure = depth, failure
+
+    def check(self):
+        if self.failure:
+            raise self.failure
+
+
+@pytest.fixture
+def network(monkeypatch):
+    made = Network()
+    monkeypatch.setattr(module.dist, "isend", made.isend)
+    monkeypatch.setattr(module.dist, "irecv", made.irecv)
+    yield made
+    made.broken.set()
+
+
+def ends(depth=2):
+    ranks = Ranks(depth)
+    return Sender(1, Timeline(), 0, ranks), Receiver(0, Timeline(1), 1, ranks)
+
+
+def finish(sender, receiver):
+    """Let the receiving thread come to its end."""
+    sender.send(Stop(0))
+    while not isinstance(receiver.receive(), Stop):
+        pass
+    receiver._thread.join(10)
+    assert not receiver._thread.is_alive()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.sampled_from([0, 1, 3, 40]), max_size=3)),
+        max_size=6,
+    )
+)
+def test_any_message_survives_the_way(parts):
+    """Small tensors travel packed, large ones by themselves; the receiver knows only the frame."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = Network()
+        patch.setattr(module.dist, "isend", made.isend)
+        patch.setattr(module.dist, "irecv", made.irecv)
+        sender, receiver = ends()
+        sent = [torch.randint(0, 2, shape).to(dtype) for dtype, shape in parts]
+        sender.send(EvalBatch(3, sent, None))
+        message = receiver.receive()
+        assert message.step == 3
+        assert [TensorSpec.of(t) for t in message.features] == [TensorSpec.of(t) for t in sent]
+        assert all(torch.equal(a, b) for a, b in zip(message.features, sent, strict=True))
+        finish(sender, receiver)
+
+
+def test_messages_arrive_in_order_with_all_their_fields(network):
+    sender, receiver = ends(depth=4)
+    loss = LocalLoss({"a": torch.tensor(1.0)}, {"b": torch.tensor(2.0)})
+    for step in range(1, 4):
+        sender.send(TrainBatch(step, torch.ones(2, 3) * step, torch.arange(2), losses=(loss,)))
+    for step in range(1, 4):
+        message = receiver.receive()
+        assert (type(message), message.step) == (TrainBatch, step)
+        assert torch.equal(message.features, torch.ones(2, 3) * step)
+        assert message.losses[0].observed["b"] == 2
+    finish(sender, receiver)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_at_most_depth_messages_are_in_flight(network, depth):
+    sender, receiver = ends(depth)
+    sent = []
+
+    def send_all():
+        for step in range(1, 12):
+            sender.send(EvalBatch(step, torch.zeros(2), None))
+            sent.append(step)
+
+    thread = threading.Thread(target=send_all)
+    thread.start()
+    for taken in range(11):
+        # What is not taken yet waits on the receiver's side, on the way, or in the sender's hands.
+        assert len(sent) - taken <= depth + 1
+        assert receiver.receive().step == taken + 1
+    thread.join(10)
+    finish(sender, receiver)
+
+
+def test_a_sender_that_waits_says_so(network):
+    sender, receiver = ends()
+    threading.Timer(0.2, receiver.receive).start()
+    for step in range(1, 4):  # one is taken, one waits there, one is on its way
+        sender.send(EvalBatch(step, torch.zeros(2), None))
+    assert sender._timeline.seconds().get("wait", 0.0) > 0.05
+    receiver.receive()
+    finish(sender, receiver)
+
+
+def test_a_broken_link_names_the_peer_on_both_sides(network):
+    sender, receiver = ends()
+    network.broken.set()
+    with pytest.raises(LinkError, match=r"must stay connected.*rank 1 broke") as caught:
+        sender.send(EvalBatch(1, torch.zeros(2), None))
+    assert caught.value.peer == 1
+    with pytest.raises(LinkError, match="rank 0 broke") as caught:
+        receiver.receive()
+    assert caught.value.peer == 0
+
+
+def test_a_damaged_header_reaches_the_main_thread(network):
+    sender, receiver = ends()
+    for frame in make_frames(b"no header"):
+        network.isend(frame, 1, "headers")
+    with pytest.raises(InputError, match="readable header"):
+        receiver.receive()
+    sender.close()
+
+
+def test_who_waits_for_a_message_hears_of_a_failure_elsewhere(network):
+    ranks = Ranks(failure=RuntimeError("rank 3 failed"))
+    receiver = Receiver(0, Timeline(), 1, ranks)
+    with pytest.raises(RuntimeError, match="rank 3 failed"):
+        receiver.receive()
+
+
+def test_the_only_rank_has_no_channels():
+    inbox, outbox = open_channels(OneRank(), Timeline(), range(4))
+    assert inbox is None
+    assert isinstance(outbox, NoChannel)
+    assert outbox.send(Stop(0)) == 0
+
+
+def test_large_tensors_are_not_copied():
+    tensor = torch.zeros(SMALL_BYTES)
+    small, (large,) = divide([tensor])
+    assert small == []
+    assert large.data_ptr() == tensor.data_ptr()
+
+
+@pytest.mark.parametrize("size", [0, 5, HEADER_BYTES - 4, HEADER_BYTES - 3, 9000, 100_000])
+def test_a_header_of_any_length_travels(size):
+    """The losses and observations of 32 stages make a header of 9,121 bytes, and were refused."""
+    header = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    frames = make_frames(header)
+    assert [frame.numel() for frame in frames[1:]] == [size + 4 - HEADER_BYTES] * (
+        size + 4 > HEADER_BYTES
+    )
+    assert missing_bytes(frames[0]) == sum(frame.numel() for frame in frames[1:])
+    assert read_frames(frames) == header

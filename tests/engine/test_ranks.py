@@ -1,0 +1,132 @@
+"""How ranks tell each other things, and how they agree on the first cause of a failure.
+
+Two ranks live in this process and share one store; process groups are not needed for that.
+"""
+
+import threading
+import time
+
+import pytest
+import torch
+from torch.distributed import HashStore, PrefixStore
+
+from scpl.engine import ranks as module
+from scpl.engine.mesh import Mesh
+from scpl.engine.ranks import ManyRanks, OneRank, connect
+from scpl.errors import InputError, LinkError, RemoteError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """Two ranks; their watchdogs are asked to end the process only after minutes."""
+    monkeypatch.setattr(module.dist, "new_group", lambda **_: object())
+    monkeypatch.setattr("scpl.engine.watchdog.GRACE", 300.0)
+    monkeypatch.setattr("scpl.engine.watchdog.PERIOD", 0.02)
+    monkeypatch.setattr(module, "BLAME", 0.3)
+    store = HashStore()
+    made = [
+        ManyRanks(Mesh(rank, 2), CPU, 2, lambda: PrefixStore("test", store), 60.0)
+        for rank in range(2)
+    ]
+    yield made
+    for one in made:
+        one._watchdog.close()
+
+
+def test_what_one_shares_the_other_fetches_even_if_it_asked_first(pair):
+    first, last = pair
+    threading.Timer(0.1, first.share, ["key", {"a": [1, None]}]).start()
+    assert last.fetch("key") == {"a": [1, None]}
+    assert first.fetch("key") == {"a": [1, None]}
+
+
+def test_an_exchange_gives_everyone_all_values_in_the_order_of_the_ranks(pair):
+    found = {}
+
+    def run(rank):
+        for turn in range(3):
+            found[rank, turn] = pair[rank].exchange("same key", [rank, turn])
+
+    threads = [threading.Thread(target=run, args=[rank]) for rank in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == {(r, t): [[0, t], [1, t]] for r in range(2) for t in range(3)}
+
+
+def test_the_first_cause_wins_and_interrupts_who_waits(pair):
+    first, last = pair
+    assert last.fail(ValueError("mine"), "Rank 1: mine")
+    assert not first.fail(ValueError("later"), "Rank 0: later")
+    with pytest.raises(RemoteError, match="Rank 1: mine"):
+        first.fetch("never shared")
+
+
+def test_a_broken_link_is_only_a_symptom(pair):
+    """Whoever lost a neighbour waits a moment for the neighbour's own words."""
+    first, last = pair
+    lost = LinkError("Neighbouring ranks must stay connected", "The link to rank 1 broke")
+    lost.peer = 1
+    threading.Timer(0.1, last.fail, [ValueError("x"), "Rank 1: the real cause"]).start()
+    assert not first.fail(lost, "Rank 0: a link broke")
+    assert first._watchdog.failure["text"] == "Rank 1: the real cause"
+
+
+def test_a_neighbour_that_says_nothing_is_named_with_host_and_process(pair):
+    first, _ = pair
+    lost = LinkError("Neighbouring ranks must stay connected", "The link to rank 1 broke")
+    lost.peer = 1
+    assert first.fail(lost, "Rank 0: a link broke")
+    assert "Rank 1 (process " in str(lost)
+    assert "left without a word" in str(lost)
+
+
+def test_an_error_that_came_from_elsewhere_is_nobodys_first_cause(pair):
+    assert not pair[0].fail(RemoteError("Another rank failed"), "told there")
+
+
+def test_a_silent_rank_counts_as_lost(monkeypatch):
+    monkeypatch.setattr(module.dist, "new_group", lambda **_: object())
+    monkeypatch.setattr("scpl.engine.watchdog.GRACE", 300.0)
+    monkeypatch.setattr("scpl.engine.watchdog.PERIOD", 0.02)
+    store = HashStore()
+    alone = ManyRanks(Mesh(0, 2), CPU, 2, lambda: PrefixStore("test", store), 0.3)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(RemoteError, match=r"sign of life within 0\.3 s. Rank 1"):
+            alone.fetch("never shared")
+        assert time.monotonic() - begin < 20
+    finally:
+        alone._watchdog.close()
+
+
+def test_one_rank_talks_to_itself():
+    ranks = OneRank()
+    ranks.share("key", 3)
+    assert ranks.fetch("key") == 3
+    assert ranks.exchange("key", 4) == [4]
+    assert ranks.fail(ValueError("x"), "text")
+    tensor = torch.ones(2)
+    ranks.broadcast(tensor, 0)
+    ranks.hurry()
+    ranks.close()
+    assert torch.equal(tensor, torch.ones(2))
+
+
+def test_python_alone_is_one_rank_on_the_device_that_is_asked_for(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = connect("meta")
+    assert isinstance(ranks, OneRank)
+    assert ranks.device == torch.device("meta")
+    assert ranks.mesh == Mesh()
+
+
+@pytest.mark.parametrize("depth", [1, 0, -2])
+def test_one_message_travels_while_another_is_worked_on(monkeypatch, depth):
+    monkeypatch.setattr(module.dist, "new_group", lambda **_: object())
+    with pytest.raises(InputError, match=f"`depth` must be at least 2.*Got {depth}"):
+        ManyRanks(Mesh(0, 2), CPU, depth, lambda: PrefixStore("test", HashStore()), 60.0)

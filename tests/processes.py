@@ -1,0 +1,188 @@
+"""Processes for tests that need some: forked off one that has imported torch, or started anew.
+
+To start Python and import torch takes ten times as long as most jobs that tests run. So each
+process of pytest has a server, started when it is first needed, that imports torch and scpl once
+and computes nothing, for which it has a single thread. What is forked off it is a process like any
+other, with signals, memory, threads and process groups of its own. It differs from one that was
+started anew in two things: modules are there before they are imported, and all processes of a
+server hash texts alike.
+"""
+
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from pathlib import Path
+from unittest import mock
+
+from torch.distributed import TCPStore
+
+SERVER = multiprocessing.get_context("forkserver")
+PRELOADED = [
+    "torch._dynamo",  # the first optimizer needs it
+    "torch.distributed.pipelining",
+    "scpl.pipeline",
+    "scpl.app.cli",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+]
+TO_END = 30  # seconds that processes get to end by themselves
+
+
+class Forked:
+    """``python ARGUMENTS`` in a forked process; it has the part of `subprocess.Popen` we use.
+
+    Args:
+        arguments: ``-m MODULE`` or a script, and what follows.
+        environment: All its environment variables.
+    """
+
+    def __init__(self, arguments, environment):
+        self.args = [str(argument) for argument in arguments]
+        self.returncode = None
+        SERVER.set_forkserver_preload(PRELOADED)
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read when torch is imported
+            forkserver.ensure_running()
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder)
+        self._written = [folder / "out", folder / "err"]
+        for path in self._written:
+            path.touch()
+        self._process = SERVER.Process(
+            target=_run, args=(self.args, environment, os.getcwd(), self._written)
+        )
+        self._process.start()
+        self.pid, self.sentinel = self._process.pid, self._process.sentinel
+
+    def poll(self):
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout=None):
+        """Wait for its end; returns all that it wrote to stdout and to stderr."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.written()
+
+    def written(self):
+        out, err = (path.read_text() for path in self._written)
+        return out, err
+
+    def end(self):
+        """Kill it if it still lives, and what it started in its session."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it is about to begin a session
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.join()
+
+
+def _run(arguments, environment, folder, written):
+    """What a forked process does where a new one would start Python."""
+    os.setsid()
+    for number, path in enumerate(written, 1):
+        target = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(target, number)
+        os.close(target)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def environment(**more):
+    """The environment of this process, for one with a single thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def run_forked(num_ranks, *arguments, timeout, to_end=TO_END):
+    """Run ``python ARGUMENTS`` in forked processes, alone or as ranks.
+
+    Ranks find what torch's elastic launcher would give them: variables and a store to meet at.
+    Unlike there, those that are left when one has failed get ``to_end`` seconds to end by
+    themselves.
+
+    Returns:
+        As `subprocess.run`: the status of the first process that failed, or 0, and what all of
+        them wrote, one after the other.
+
+    Raises:
+        subprocess.TimeoutExpired: if one takes longer than ``timeout`` seconds. No process is
+            left in any case.
+    """
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    launched = {
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    processes = []
+    try:
+        for rank in range(num_ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **launched}
+            variables = environment(**place) if num_ranks > 1 else environment()
+            processes.append(Forked(arguments, variables))
+        status = _first_failure(processes, timeout, to_end)
+    finally:
+        for process in processes:
+            process.end()
+    outs, errs = zip(*(process.written() for process in processes), strict=True)
+    return subprocess.CompletedProcess(arguments, status, "".join(outs), "".join(errs))
+
+
+def _first_failure(processes, timeout, to_end):
+    """Wait for all to end; returns the first status that is not 0."""
+    status, deadline = 0, time.monotonic() + timeout
+    running = {process.sentinel: process for process in processes}
+    while running:
+        ended = wait(list(running), max(0.0, deadline - time.monotonic()))
+        if not ended and not status:
+            raise subprocess.TimeoutExpired(processes[0].args, timeout)
+        if not ended:
+            break
+        for sentinel in ended:
+            found = running.pop(sentinel).poll()
+            if found and not status:
+                status, deadline = found, min(deadline, time.monotonic() + to_end)
+    return status
+
+
+def run_started(num_ranks, *arguments, timeout):
+    """As `run_forked`, but as users do it: ``python ARGUMENTS``, or ``torchrun ARGUMENTS``."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_ranks]
+    command = [sys.executable, *(launcher if num_ranks > 1 else []), *arguments]
+    with subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a launcher ends its ranks
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=TO_END)
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
