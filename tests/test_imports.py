@@ -36,7 +36,7 @@ MAY_IMPORT = {
 """What each folder, and each file beside them, may import besides itself."""
 INSIDE = {
     "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
-               {"ranks"}, {"channel", "scores", "checkpoint"}, {"worker"}, {"trainers"},
+               {"ranks"}, {"channel", "scores", "checkpoint"}, {"trainers"}, {"worker"},
                {"build"}, {"export"}],
     "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"fairness", "network"},
             {"bench"}, {"train"}, {"use"}, {"compare"}, {"cli"}],
