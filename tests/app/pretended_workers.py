@@ -13,7 +13,7 @@ def serve(scripts, connection, plan):
     A number is a rate in steps per second, a text a reason to fail, ``die`` the end, and ``print``
     prints something.
     """
-    script = iter(scripts[plan.train.method])
+    script = iter(scripts[plan.train.method.method])
 
     def act(part, answer):
         if part == "die":

@@ -16,7 +16,7 @@ from cli_runs import TINY, refused, start
 from cli_runs import scpl as command
 from scpl.app.bench import bench as module
 from scpl.app.bench.measure import Block, train_block
-from scpl.app.bench.synthetic import synthetic_batches, synthetic_facts
+from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
 from scpl.app.bench.workers import Workers
 from scpl.app.config import TrainConfig
 from scpl.engine.timeline import Timeline
@@ -240,8 +240,8 @@ class TestData:
         ],
     )
     def test_imitations_have_the_shape_of_the_set(self, name, shape, classes):
-        config = TrainConfig(data=name, batch_size=4, views=2)
-        facts = synthetic_facts(config)
+        config = TrainConfig.of(data=name, batch_size=4, views=2)
+        facts = synthetic_data(config)
         inputs, target = synthetic_batches(config, facts)[0]
         assert inputs.shape == (8, *shape)
         assert facts.num_classes == classes
@@ -249,8 +249,10 @@ class TestData:
         assert all(int(t.max()) < classes for _, t in synthetic_batches(config, facts))
 
     def test_imitated_texts_are_as_long_as_can_be(self):
-        config = TrainConfig(data="imdb", model="lstm", batch_size=4, max_tokens=30, vocab_size=9)
-        facts = synthetic_facts(config)
+        config = TrainConfig.of(
+            data="imdb", model="lstm", batch_size=4, max_tokens=30, vocab_size=9
+        )
+        facts = synthetic_data(config)
         inputs, target = synthetic_batches(config, facts)[0]
         assert (inputs.shape, inputs.dtype) == ((4, 30), torch.int64)
         assert 1 <= int(inputs.min()) <= int(inputs.max()) < 9

@@ -18,7 +18,7 @@ from scpl.app.config import TrainConfig
 from scpl.errors import Interrupted
 from scpl.report import write_run_report
 
-TINY_CONFIG = TrainConfig(
+TINY_CONFIG = TrainConfig.of(
     model="mlp", limit_train=200, batch_size=20, epochs=1, threads=1, device="cpu", out=Path("all")
 )
 
@@ -90,10 +90,10 @@ def test_read_outs_by_depth_are_added_once_and_drawn(here, tmp_path):
         alone = json.loads(scpl("eval", run["run"], "--probe", "--json").out)["readout_accuracy"]
         assert run["readout_accuracy"] == alone
         assert [stage["mean"] for stage in one["readout_accuracy"]] == alone
-        assert f"linear read-outs of {Path(run['run']).name}: {100 * alone[0]:.1f} | " in found.err
+        assert f"linear probes of {Path(run['run']).name}: {100 * alone[0]:.1f} | " in found.err
     page = (tmp_path / "all" / "report.html").read_text()
     assert "What a linear read-out finds after every stage" in page
-    assert "linear read-outs" not in compare("--methods", "scpl,al,bp", "--probe").err
+    assert "linear probes" not in compare("--methods", "scpl,al,bp", "--probe").err
 
 
 def test_a_run_that_cannot_be_read_out_does_not_end_the_comparison(here, tmp_path):
@@ -101,8 +101,8 @@ def test_a_run_that_cannot_be_read_out_does_not_end_the_comparison(here, tmp_pat
     (tmp_path / "all" / "scpl-seed0" / "model.safetensors").write_bytes(b"damaged")
     found = compare("--methods", "scpl,bp", "--probe")
     assert found.status == 0
-    assert "no linear read-outs of scpl-seed0: " in found.err
-    assert "linear read-outs of bp-seed0: " in found.err
+    assert "no linear probes of scpl-seed0: " in found.err
+    assert "linear probes of bp-seed0: " in found.err
 
 
 def test_a_run_of_a_comparison_is_the_run_alone(here, tmp_path):

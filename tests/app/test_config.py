@@ -1,28 +1,39 @@
-import dataclasses
+import re
+import subprocess
+import sys
 
 import pytest
 
-from cli_runs import refused, scpl, train
-from scpl import models
-from scpl.app.config import TEXT_MODELS, TrainConfig, read_toml, write_toml
+from cli_runs import TINY, refused, scpl, train
+from scpl.app.build import build_method
+from scpl.app.config import (
+    CompareConfig,
+    MethodConfig,
+    TrainConfig,
+    in_flags,
+    method_options,
+    write_toml,
+)
 from scpl.errors import InputError
+from scpl.methods import METHODS
+from scpl.methods.options import options_of
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    config = TrainConfig(
+    config = TrainConfig.of(
         data="x", lr=3e-4, cuts=("a", "b"), stages=3, clip_norm=1.0, views=2, spread=(2, 1),
-        data_dir=tmp_path,
+        data_dir=tmp_path, temperature=0.2,
     )  # fmt: skip
     path = tmp_path / "config.toml"
     path.write_text(write_toml(config))
-    assert TrainConfig.from_dict(read_toml(path), "x") == config
+    assert TrainConfig.read(path) == config
 
 
 def test_hyphens_and_whole_numbers_are_understood():
     config = TrainConfig.from_dict({"batch-size": 8, "lr": 1}, "x")
-    assert config.batch_size == 8
-    assert config.lr == 1.0
-    assert isinstance(config.lr, float)
+    assert config.data.batch_size == 8
+    assert config.optimizer.lr == 1.0
+    assert isinstance(config.optimizer.lr, float)
 
 
 def test_an_unknown_key_is_answered_with_the_closest():
@@ -48,24 +59,38 @@ def test_a_value_of_another_type_is_refused(values):
     [
         *((name, bad) for name in ("epochs", "batch_size", "stages", "processes", "keep",
           "limit_train", "image_size", "threads", "checkpoint_every") for bad in (0, -1)),
-        *((name, bad) for name in ("lr", "temperature", "timeout", "clip_norm", "width",
-          "head_width")
+        *((name, bad) for name in ("lr", "timeout", "clip_norm", "width")
           for bad in (0.0, -1.0, float("nan"), float("inf"))),
         *((name, bad) for name in ("weight_decay", "end_lr")
           for bad in (-1.0, float("nan"), float("inf"))),
-        *((name, bad) for name in ("validation", "label_smoothing")
-          for bad in (-0.1, 1.0, float("nan"))),
-        *(("cross_entropy", bad) for bad in (-0.1, 1.1, float("nan"))), ("head_depth", -1),
+        *(("validation", bad) for bad in (-0.1, 1.0, float("nan"))),
+        *(("test_share", bad) for bad in (0.0, 1.0, float("nan"))),
         ("seed", -1), ("seed", 2**63), ("max_restarts", -1), ("depth", 0), ("depth", 1),
         ("spread", (4, 0)), ("spread", (1, 1)), ("processes", 5),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_names_its_flag_and_itself(name, value):
     with pytest.raises(InputError) as caught:
-        dataclasses.replace(TrainConfig(), **{name: value}).check()
+        TrainConfig.of(**{name: value}).check()
     assert f"--{name.replace('_', '-')}" in str(caught.value)
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     assert f"Got {shown}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, bad) for name in ("temperature", "head_width")
+          for bad in (0.0, -1.0, float("nan"), float("inf"))),
+        *(("label_smoothing", bad) for bad in (-0.1, 1.0, float("nan"))),
+        *(("cross_entropy", bad) for bad in (-0.1, 1.1, float("nan"))), ("head_depth", -1),
+    ],
+)  # fmt: skip
+def test_an_option_out_of_range_names_its_flag_and_itself(name, value):
+    with pytest.raises(InputError) as caught:
+        build_method(MethodConfig("scpl", {name: value}))
+    assert in_flags(str(caught.value)).startswith(f"--{name.replace('_', '-')} must")
+    assert f"Got {value}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -81,23 +106,19 @@ def test_a_value_out_of_range_names_its_flag_and_itself(name, value):
     ids=str,
 )
 def test_the_embedding_of_texts_is_no_stage_of_its_own_by_default(settings, stages):
-    assert TrainConfig(**settings).num_stages == stages
-
-
-def test_text_models_are_those_there_are():
-    assert models.known_text() == TEXT_MODELS
+    assert TrainConfig.of(**settings).network.num_stages == stages
 
 
 def test_cuts_and_stages_must_agree():
-    dataclasses.replace(TrainConfig(), cuts=("a",)).check()  # 4 is the default, not a wish
+    TrainConfig.of(cuts=("a",)).check()  # 4 is the default, not a wish
     with pytest.raises(InputError, match="Got 1 cuts and --stages 3"):
-        dataclasses.replace(TrainConfig(), cuts=("a",), stages=3).check()
+        TrainConfig.of(cuts=("a",), stages=3).check()
 
 
 def test_spread_and_processes_must_agree():
-    dataclasses.replace(TrainConfig(), spread=(3, 1)).check()  # torchrun says how many processes
+    TrainConfig.of(spread=(3, 1)).check()  # torchrun says how many processes
     with pytest.raises(InputError, match="Got 2 numbers for 3 processes"):
-        dataclasses.replace(TrainConfig(), spread=(3, 1), processes=3).check()
+        TrainConfig.of(spread=(3, 1), processes=3).check()
 
 
 class TestRecipes:
@@ -150,3 +171,145 @@ def test_flags_that_cannot_be_read(flags, words):
     assert words in found.err
     assert found.out == ""
     assert "Traceback" not in found.err
+
+
+class TestWhatCannotBeUsed:
+    """A flag that the chosen method, network or data cannot use is an error, not silence."""
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (["--method", "bp", "--temperature", "0.2"], ["--temperature", "scpl, dascpl", "bp"]),
+            # The same as the default: still nothing that bp could use.
+            (["--method", "bp", "--temperature", "0.1"], ["--temperature", "scpl, dascpl", "bp"]),
+            (["--method", "bp", "--no-standardise"], ["--standardise", "scpl, dascpl"]),
+            (["--method", "bp", "--standardise"], ["--standardise", "scpl, dascpl"]),
+            (["--micro-batches", "2"], ["--micro-batches", "gpipe, 1f1b, zero-bubble", "scpl"]),
+            (["--method=dgl", "--cross-entropy=1"], ["--cross-entropy", "scpl", "dgl"]),
+            (["--label", "queue"], ["--label must go with a data set of texts", "digits"]),
+            (["--max-tokens", "9"], ["--max-tokens must go with a data set of texts"]),
+            (["--layers", "2"], ["--layers must go with a data set of texts"]),
+            (["--hand-over"], ["--hand-over must go with --model lstm", "mlp"]),
+            (["--heads", "2"], ["--heads must go with --model transformer", "mlp"]),
+        ],
+        ids=" ".join,
+    )
+    def test_by_a_run(self, tmp_path, monkeypatch, flags, words):
+        monkeypatch.chdir(tmp_path)
+        refused(train(*[str(flag) for flag in flags]), *words, "Leave it out")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("flags", [["--width", "2"], ["--views", "2"], ["--image-size", "9"]])
+    def test_by_texts(self, tmp_path, flags):
+        table = tmp_path / "texts.csv"
+        table.write_text("text,label\n" + "good,a\nbad,b\n" * 30)
+        found = scpl("train", "--data", table, "--model", "lstm", "--threads", 1, *flags)
+        refused(found, f"{flags[0]} must go with a data set of images", "which holds texts")
+
+    def test_by_the_method_of_a_recipe_of_one_run(self, tmp_path):
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text('method = "bp"\ntemperature = 0.2\n')
+        refused(scpl("train", recipe), "--temperature", "bp")
+
+    def test_a_recipe_of_a_comparison_may_hold_options_of_each_method(self, tmp_path):
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text('methods = "scpl,gpipe"\nmicro_batches = 2\ntemperature = 0.2\n')
+        assert CompareConfig.one_run(recipe, None).method.options == {"temperature": 0.2}
+        assert CompareConfig.one_run(recipe, "gpipe").method.options == {"micro_batches": 2}
+        assert CompareConfig.one_run(recipe, "bp").method.options == {}
+        recipe.write_text('methods = "scpl,bp"\nmicro_batches = 2\n')
+        refused(scpl("train", recipe), "--micro-batches", "gpipe")
+        refused(scpl("compare", recipe), "--micro-batches", "scpl, bp")
+
+    @pytest.mark.parametrize("command", ["compare", "bench"])
+    def test_by_any_method_of_a_comparison(self, command):
+        flags = ["--methods", "scpl,bp", "--label-features", "8"]
+        refused(scpl(command, *TINY, *flags), "--label-features is an option of: al", "scpl, bp")
+
+
+class TestOptions:
+    def test_the_help_of_an_option_says_whose_it_is_and_its_default(self):
+        text = " ".join(re.sub("[│╭╰─╮╯]", " ", scpl("train", "--help").out).split())
+        assert "scpl, dascpl: temperature of the contrastive loss; above 0 (default: 0.1)" in text
+        assert "early-exit, dascpl: width of the hidden layer" in text
+        assert "gpipe, 1f1b, zero-bubble: slices of a mini-batch" in text
+        assert text.count("--temperature FLOAT") == 1
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_what_is_read_is_what_the_class_has(self, method):
+        built = METHODS[method]()
+        for option in options_of(method):
+            assert getattr(built, option.field) == option.default
+            assert option.help, option.name
+        assert built == build_method(MethodConfig(method).resolved())
+
+    def test_one_flag_of_two_methods_has_one_type_and_the_name_of_no_other_flag(self):
+        settings = TrainConfig().settings()
+        for name, owners in method_options().items():
+            assert len({option.type for _, option in owners}) == 1, name
+            assert name not in settings
+
+    def test_one_flag_serves_both_methods_that_have_it(self):
+        for method in ("scpl", "dascpl"):
+            built = build_method(TrainConfig.of(method=method, temperature=0.3).method)
+            assert built.temperature == 0.3
+
+    def test_the_registry_and_the_classes_agree_on_names(self):
+        assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
+
+    def test_a_new_method_is_its_own_file_and_a_line_in_the_registry(self, tmp_path, monkeypatch):
+        (tmp_path / "patient.py").write_text(
+            "from __future__ import annotations\n"
+            "from dataclasses import dataclass\n"
+            "from typing import ClassVar, Literal\n"
+            "from scpl.methods.early_exit import EarlyExit\n"
+            "@dataclass(frozen=True)\n"
+            "class Patient(EarlyExit):\n"
+            "    name: ClassVar[str] = 'patient'\n"
+            "    seen: ClassVar[list[object]] = []\n"
+            "    num_naps: int = 3\n"
+            "    '''Pauses of a stage.'''\n"
+            "    mood: Literal['calm', 'glad'] = 'calm'\n"
+            "    '''How it waits.'''\n"
+            "    def objective(self, site):\n"
+            "        self.seen.append((self.num_naps, self.mood, self.hidden_features))\n"
+            "        return super().objective(site)\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(METHODS.homes, "patient", "patient:Patient")
+        monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+        text = " ".join(re.sub("[│╭╰─╮╯]", " ", scpl("train", "--help").out).split())
+        assert "--naps INT patient: pauses of a stage (default: 3)" in text
+        assert "early-exit, dascpl, patient: width of the hidden layer" in text
+        flags = ["--method", "patient", "--naps", 5, "--hidden-features", 16]
+        found = train(*flags, "--out", tmp_path / "run", "--quiet")
+        assert found.status == 0, found.err
+        import patient
+
+        assert set(patient.Patient.seen) == {(5, "calm", 16)}
+        assert "naps = 5\n" in (tmp_path / "run" / "config.toml").read_text()
+        refused(train("--naps", 5), "--naps is an option of: patient")
+        sys.modules.pop("patient")
+
+
+def test_help_answers_at_once_and_without_torch():
+    code = (
+        "import sys\nfrom scpl.app.cli import run\n"
+        "try:\n    run(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import resource\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime, 'torch' in sys.modules)\n"
+    )
+    spent = []
+    for _ in range(3):  # the least of three: others may be busy on this machine
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        seconds, torch = done.stdout.split()[-2:]
+        assert torch == "False"
+        spent.append(float(seconds))
+    assert min(spent) < 0.6
+
+
+def test_messages_of_the_library_name_flags_in_the_app():
+    assert in_flags("`num_micro_batches` and `end_lr`, not `scpl ls` or `nothing`") == (
+        "--micro-batches and --end-lr, not `scpl ls` or `nothing`"
+    )

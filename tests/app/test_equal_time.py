@@ -1,16 +1,15 @@
 import json
-from dataclasses import replace
 
 import pytest
 from test_compare import compare, here  # noqa: F401  (a fixture)
 
 from cli_runs import refused, scpl
-from scpl.app.compare import equal_time
-from scpl.app.compare.equal_time import epochs_in_equal_time
+from scpl.app.compare import compare as module
+from scpl.app.compare.compare import epochs_in_equal_time
 from scpl.app.config import TrainConfig
 from scpl.errors import InputError
 
-BASE = TrainConfig(model="mlp", limit_train=200, batch_size=20, epochs=10, quiet=True)
+BASE = TrainConfig.of(model="mlp", limit_train=200, batch_size=20, epochs=10, quiet=True)
 RATIOS = {"scpl": 1.37, "early-exit": 0.04, "bp": 1.0}
 
 
@@ -30,7 +29,7 @@ def measured(monkeypatch):
             ]
         }  # fmt: skip
 
-    monkeypatch.setattr(equal_time, "bench", bench)
+    monkeypatch.setattr(module, "bench", bench)
     return asked
 
 
@@ -43,14 +42,14 @@ def test_a_faster_method_gets_more_epochs_whole_ones_and_at_least_one(measured, 
 def test_what_was_measured_is_kept(measured, tmp_path, monkeypatch):
     epochs_in_equal_time(BASE, ["scpl", "bp"], tmp_path)
     monkeypatch.setitem(RATIOS, "scpl", 2.0)
-    kept = epochs_in_equal_time(replace(BASE, keep=7), ["scpl", "bp"], tmp_path)
+    kept = epochs_in_equal_time(BASE.changed(keep=7), ["scpl", "bp"], tmp_path)
     assert kept == {"scpl": 13, "bp": 10}
     assert len(measured) == 1
     again = epochs_in_equal_time(BASE, ["scpl", "early-exit", "bp"], tmp_path)
     assert again == {"scpl": 13, "early-exit": 1, "bp": 10}
     assert measured[1:] == [["early-exit", "bp"]]
     assert epochs_in_equal_time(BASE, ["bp"], tmp_path) == {"bp": 10}
-    anew = epochs_in_equal_time(replace(BASE, force=True), ["scpl", "bp"], tmp_path)
+    anew = epochs_in_equal_time(BASE.changed(force=True), ["scpl", "bp"], tmp_path)
     assert anew == {"scpl": 20, "bp": 10}
 
 
@@ -61,7 +60,7 @@ def test_a_method_that_cannot_run_is_left_out(measured, tmp_path):
 def test_other_settings_are_refused(measured, tmp_path):
     epochs_in_equal_time(BASE, ["scpl", "bp"], tmp_path)
     with pytest.raises(InputError, match=r"--width 0.5 \(was 1.0\).*--force"):
-        epochs_in_equal_time(replace(BASE, width=0.5), ["scpl", "bp"], tmp_path)
+        epochs_in_equal_time(BASE.changed(width=0.5), ["scpl", "bp"], tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"ratio_to_bp": {"scpl": 0}}', '{"ratio_to_bp": 3}',
@@ -74,7 +73,7 @@ def test_a_damaged_file_is_named(measured, tmp_path, text):
 
 
 def test_nothing_is_measured_where_the_data_is_missing(measured, tmp_path):
-    base = replace(BASE, data="cifar10", data_dir=tmp_path)
+    base = BASE.changed(data="cifar10", data_dir=tmp_path)
     assert epochs_in_equal_time(base, ["scpl", "bp"], tmp_path) == {}
     assert measured == []
 
@@ -107,7 +106,7 @@ def test_a_recipe_may_say_so(tmp_path):
 
 
 def test_measured_for_real(tmp_path):
-    base = replace(BASE, epochs=100, threads=1, device="cpu")
+    base = BASE.changed(epochs=100, threads=1, device="cpu")
     found = epochs_in_equal_time(base, ["early-exit", "bp"], tmp_path)
     assert found["bp"] == 100
     kept = json.loads((tmp_path / "equal_time.json").read_text())["ratio_to_bp"]

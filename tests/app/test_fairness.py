@@ -1,13 +1,11 @@
-from dataclasses import replace
-
 import pytest
 
-from scpl.app.config import TrainConfig
-from scpl.app.fairness import config_for, method_names
+from scpl.app.config import TrainConfig, method_names
+from scpl.app.fairness import config_for
 from scpl.errors import InputError
 from scpl.methods import METHODS
 
-SEVERAL = TrainConfig(processes=2, spread=(3, 1), threads=2)
+SEVERAL = TrainConfig.of(processes=2, spread=(3, 1), threads=2)
 
 
 @pytest.mark.parametrize(
@@ -25,21 +23,29 @@ SEVERAL = TrainConfig(processes=2, spread=(3, 1), threads=2)
 def test_processes_and_threads_of_each_method(method, processes, spread, threads):
     """One process has the threads of one of the others, or of all of them together."""
     own = config_for(SEVERAL, method)
-    assert own == replace(
-        SEVERAL, method=method, processes=processes, spread=spread, threads=threads
+    assert own == SEVERAL.changed(
+        method=method, processes=processes, spread=spread, threads=threads
     )
 
 
 def test_in_one_process_all_have_the_same():
     for method in ("scpl", "bp", "bp-wide", "ddp"):
-        assert config_for(TrainConfig(threads=3), method) == TrainConfig(threads=3, method=method)
+        expected = TrainConfig.of(threads=3, method=method)
+        assert config_for(TrainConfig.of(threads=3), method) == expected
+
+
+def test_each_method_gets_the_options_that_it_has():
+    base = TrainConfig.of(temperature=0.2, micro_batches=2, cross_entropy=0.5)
+    assert config_for(base, "gpipe").method.options == {"micro_batches": 2}
+    assert config_for(base, "dascpl").method.options == {"temperature": 0.2}
+    assert config_for(base, "bp").method.options == {}
 
 
 def test_cores_are_divided_where_no_threads_are_given(monkeypatch):
     monkeypatch.setattr("scpl.app.fairness.share_of_cores", lambda processes: 8 // processes)
-    two = replace(SEVERAL, threads=None)
-    assert config_for(two, "bp").threads == 4
-    assert config_for(two, "bp-wide").threads == 8
+    two = SEVERAL.changed(threads=None)
+    assert config_for(two, "bp").run.threads == 4
+    assert config_for(two, "bp-wide").run.threads == 8
 
 
 def test_all_methods():

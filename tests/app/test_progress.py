@@ -5,8 +5,8 @@ import pytest
 from scpl.app.train.progress import (
     Progress,
     Usage,
+    format_exits,
     format_losses,
-    format_readouts,
     format_seconds,
     format_usage,
 )
@@ -179,7 +179,7 @@ def test_losses():
 
 def test_accuracies_of_stages_are_shown_where_earlier_ones_predict():
     row = {"valid_accuracy_stage0": 0.5, "valid_accuracy_stage1": "", "valid_accuracy_stage2": 0.75}
-    assert format_readouts(row, 3) == " (stages 50.0 | - | 75.0)"
-    assert format_readouts({**row, "valid_accuracy_stage0": ""}, 3) == ""
-    assert format_readouts({"valid_accuracy_stage0": 0.5}, 1) == ""
-    assert format_readouts({}, 4) == ""
+    assert format_exits(row, 3) == " (stages 50.0 | - | 75.0)"
+    assert format_exits({**row, "valid_accuracy_stage0": ""}, 3) == ""
+    assert format_exits({"valid_accuracy_stage0": 0.5}, 1) == ""
+    assert format_exits({}, 4) == ""

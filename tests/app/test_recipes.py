@@ -9,7 +9,7 @@ import pytest
 import scpl
 from scpl import models
 from scpl.app.cli import run as cli
-from scpl.app.config import CompareConfig, TrainConfig, read_toml
+from scpl.app.config import CompareConfig, TrainConfig, method_names, read_toml
 from scpl.app.recipes import find_recipe, recipes, shipped
 from scpl.app.train.run import train
 from scpl.data.text import TEXT_SETS
@@ -47,7 +47,7 @@ class TestEachRecipe:
     @EACH
     def test_it_is_a_valid_configuration(self, name):
         config = CompareConfig.from_recipe(shipped()[name])
-        config.train.check()
+        config.train.check(method_names(config.methods))
         assert config.methods == METHODS_OF.get(name, "scpl,early-exit,bp")
         assert config.seeds.split(",")[0] == "0"
 
@@ -58,9 +58,9 @@ class TestEachRecipe:
 
         config = CompareConfig.from_recipe(shipped()[name]).train
         texts = name in PAPER_TEXTS or METHODS_OF.get(name) == TEXT_METHODS
-        assert config.data in (TEXT_SETS if texts else data.known())
-        assert config.model in (models.known_text() if texts else models.known())
-        assert config.head in {"conv", *heads.known()}
+        assert config.data.data in (TEXT_SETS if texts else data.known())
+        assert config.network.model in (models.known_text() if texts else models.known())
+        assert config.method.options.get("head", "conv") in {"conv", *heads.known()}
 
     @EACH
     def test_it_is_listed_with_what_it_is(self, name):
@@ -78,7 +78,7 @@ class TestEachRecipe:
     def test_the_paper_recipes_have_the_settings_of_the_published_code(self, name):
         config = CompareConfig.from_recipe(shipped()[name]).train
         model, _, data = name.removeprefix("paper/").partition("-")
-        expected = TrainConfig(
+        expected = TrainConfig.of(
             data=data,
             image_size=32 if data == "tiny-imagenet" else None,
             validation=0.0,
@@ -106,7 +106,7 @@ class TestEachRecipe:
     def test_the_paper_text_recipes_have_the_settings_of_the_published_code(self, name):
         config = CompareConfig.from_recipe(shipped()[name]).train
         model, _, data = name.removeprefix("paper/").partition("-")
-        expected = TrainConfig(
+        expected = TrainConfig.of(
             data=data,
             validation=0.0,
             tokens="paper-words",
@@ -252,8 +252,6 @@ class TestPackage:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quick/demo", "quick/digits"])
 def test_the_digits_reach_the_accuracy_they_promise(tmp_path, name):
-    from dataclasses import replace
-
     config = CompareConfig.from_recipe(shipped()[name]).train
-    summary = train(replace(config, method="scpl", out=tmp_path / "run", quiet=True, device="cpu"))
+    summary = train(config.changed(out=tmp_path / "run", quiet=True, device="cpu"))
     assert summary["test_accuracy"] >= 0.97

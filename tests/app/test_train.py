@@ -22,7 +22,7 @@ from cli_runs import (
     tree,
     wait_for_steps,
 )
-from scpl.app.config import TrainConfig, read_toml
+from scpl.app.config import TrainConfig
 from scpl.app.train.recorder import Recorder
 
 EPOCHS = 4
@@ -92,8 +92,8 @@ class TestSameNumbers:
 
 class TestFiles:
     def test_the_configuration_says_nothing_of_how_the_run_was_shown(self, whole):
-        config = TrainConfig.from_dict(read_toml(whole / "config.toml"), "x")
-        assert not any((config.quiet, config.json, config.force, config.out, config.resume))
+        run = TrainConfig.read(whole / "config.toml").run
+        assert not any((run.quiet, run.json, run.force, run.out, run.resume))
 
     def test_every_step_and_epoch_is_logged(self, whole):
         rows = result(whole)["steps"]

@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
         key = "-".join([method, *map(str, settings.values())])
         if key not in trained:
             settings = {"epochs": 1, "limit_train": 300, "batch_size": BATCH, **settings}
-            config = TrainConfig(
+            config = TrainConfig.of(
                 method=method, threads=1, device="cpu", out=root / key, quiet=True, **settings
             )
             trained[key] = train(config)
@@ -71,7 +71,7 @@ def made_run(path, channels=3, size=16, num_classes=3, **settings):
         "classes": [f"class {i}" for i in range(num_classes)],
     }
     (path / "model.json").write_text(json.dumps(description))
-    (path / "config.toml").write_text(write_toml(TrainConfig(threads=1, **settings)))
+    (path / "config.toml").write_text(write_toml(TrainConfig.of(threads=1, **settings)))
     return network.eval(), description
 
 
@@ -294,8 +294,8 @@ class TestEarlyExits:
         assert "a probability, above 0 and at most 1" in capsys.readouterr().err
 
     def test_a_run_without_exits(self, runs):
-        with pytest.raises(InputError, match=r"exits\.safetensors.*early-exit, dascpl"):
-            evaluate(EvalConfig(runs()[0], exit_threshold=0.9))
+        with pytest.raises(InputError, match=r"exits\.safetensors.*such as early-exit"):
+            evaluate(EvalConfig(runs("bp")[0], exit_threshold=0.9))
 
     def test_exits_of_another_network(self, runs, tmp_path):
         run = shutil.copytree(runs("early-exit")[0], tmp_path / "run")

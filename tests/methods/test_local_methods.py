@@ -95,11 +95,11 @@ def test_methods_are_known_by_name():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (lambda: AssociatedLearning(label_features=0), "label_features must be at least 1"),
-        (lambda: PredSim(similarity_weight=1.5), "similarity_weight must lie in 0 .. 1"),
-        (lambda: DeInfoReg(classifier_weight=0.0), "classifier_weight must be more than 0"),
+        (lambda: AssociatedLearning(label_features=0), "`label_features` must be at least 1"),
+        (lambda: PredSim(similarity_weight=1.5), "`similarity_weight` must lie in 0 .. 1"),
+        (lambda: DeInfoReg(classifier_weight=0.0), "`classifier_weight` must be more than 0"),
         (lambda: DGL(auxiliary="resnet"), "auxiliary must be one of.*Got 'resnet'"),
-        (lambda: DASCPL(temperature=0.0), "temperature must be more than 0"),
+        (lambda: DASCPL(temperature=0.0), "`temperature` must be more than 0"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(method, message):

@@ -87,7 +87,7 @@ def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
     ("name", "bad"), [("cross_entropy", -0.1), ("cross_entropy", 1.1), ("label_smoothing", 1.0)]
 )
 def test_scpl_refuses_what_is_no_share(name, bad):
-    with pytest.raises(InputError, match=f"{name} must be a share.*Got {bad}"):
+    with pytest.raises(InputError, match=f"`{name}` must be a share.*Got {bad}"):
         SCPL(**{name: bad})
 
 
@@ -106,7 +106,7 @@ def test_measuring_a_head_leaves_it_as_it_was():
 )
 def test_a_head_that_cannot_be_measured_is_explained(head):
     with pytest.raises(
-        InputError, match=r"\[N, D\].*On zeros of the shape \[1, 6\].*cross_entropy=0"
+        InputError, match=r"\[N, D\].*On zeros of the shape \[1, 6\].*`cross_entropy` 0"
     ):
         SCPL(head=head, cross_entropy=0.5).objective(INNER)
     SCPL(head=head, cross_entropy=0.0).objective(INNER)

@@ -6,15 +6,27 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from scpl import __version__
-from scpl.app.config import TrainConfig, read_toml
+from scpl.app.config import (
+    BenchConfig,
+    CompareConfig,
+    DoctorConfig,
+    EvalConfig,
+    ExportConfig,
+    MethodConfig,
+    PredictConfig,
+    TrainConfig,
+    flag,
+    in_flags,
+    method_options,
+)
 from scpl.errors import (
     InputError,
     Interrupted,
@@ -24,8 +36,10 @@ from scpl.errors import (
     StageError,
     unknown_name,
 )
+from scpl.methods import METHODS
+from scpl.methods.options import Option
 
-__all__ = ["BENCH_EXAMPLES", "OVERVIEW", "main"]
+__all__ = ["COMMANDS", "EXAMPLES", "OVERVIEW", "main", "run"]
 
 Config = TypeVar("Config")
 
@@ -69,15 +83,15 @@ def run(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exception(error.__cause__)
-        sys.stderr.write(f"scpl: {error}\n")
+        _complain(error)
         return 1
     except RemoteError:
         return 1  # the rank that failed has said why
     except LinkError as error:
-        sys.stderr.write(f"scpl: {error}\n")
+        _complain(error)
         return 1
     except ScplError as error:
-        sys.stderr.write(f"scpl: {error}\n")
+        _complain(error)
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
@@ -93,24 +107,29 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
+def _complain(error: Exception) -> None:
+    """Say what is wrong; what the library calls an argument is a flag here."""
+    sys.stderr.write(f"scpl: {in_flags(str(error))}\n")
+
+
 def _train(arguments: list[str]) -> int:
     config = _train_config(arguments)
     from scpl.app.launch import is_rank
-    from scpl.app.train.preview import dry_run
     from scpl.app.train.resume import resumed_config
-    from scpl.app.train.run import train
+    from scpl.app.train.run import dry_run, train
 
-    if config.resume is not None:
-        config = resumed_config(config, config.resume)
-    if config.dry_run:
-        return _show(dry_run(config), as_json=config.json)
-    if config.processes > 1 and not is_rank():
+    run = config.run
+    if run.resume is not None:
+        config = resumed_config(config, run.resume)
+    if run.dry_run:
+        return _show(dry_run(config), as_json=run.json)
+    if run.processes > 1 and not is_rank():
         return _launch(config, arguments)
     summary = train(config)
     if summary is None:
         return 0
-    _report(Path(summary["run"]), quiet=config.quiet)
-    return _show(summary if config.json else None, as_json=True)
+    _report(Path(summary["run"]), quiet=run.quiet)
+    return _show(summary if run.json else None, as_json=True)
 
 
 def _launch(config: TrainConfig, arguments: list[str]) -> int:
@@ -119,54 +138,42 @@ def _launch(config: TrainConfig, arguments: list[str]) -> int:
     from scpl.runs import RunFolder
 
     config.check()
-    folder = config.resume or config.out
-    if folder is None:
-        name = f"{Path(config.data).name}-{config.model}-{config.method}"
-        folder = RunFolder.free_name(Path("runs") / name)
+    if config.run.resume is None and config.run.out is None:
+        folder = RunFolder.free_name(Path("runs") / config.run_name)
         arguments = [*arguments, "--out", str(folder)]
-    return launch(["train", *arguments], config.processes, config.max_restarts, folder)
+    return launch(["train", *arguments], config.run.processes, config.run.max_restarts)
 
 
 def _train_config(arguments: list[str]) -> TrainConfig:
     """Read `[RECIPE] [FLAGS]`: defaults, then the recipe or resumed run, then the flags."""
     default = TrainConfig()
     resume = _value_of(arguments, "--resume")
-    recipe, arguments = _recipe(arguments)
+    recipe, flags = _recipe(arguments)
     if recipe is not None:
-        from scpl.app.config import CompareConfig
-
-        # A recipe may also say what `scpl compare` compares; that is not for one run.
-        default = CompareConfig.from_recipe(recipe).train
+        default = CompareConfig.one_run(recipe, _value_of(flags, "--method"))
     elif resume is not None and (Path(resume) / "config.toml").is_file():
-        path = Path(resume) / "config.toml"
-        default = TrainConfig.from_dict(read_toml(path), str(path))
-    return _parse(TrainConfig, "train [RECIPE]", arguments, default)
+        default = TrainConfig.read(Path(resume) / "config.toml")
+    return _parse(TrainConfig, "train [RECIPE]", flags, default)
 
 
 def _compare(arguments: list[str]) -> int:
-    from scpl.app.config import CompareConfig
-
-    recipe, arguments = _recipe(arguments)
-    default = CompareConfig.from_recipe(recipe)
-    config = _parse(CompareConfig, "compare [RECIPE]", arguments, default)
+    recipe, flags = _recipe(arguments)
+    config = _parse(CompareConfig, "compare [RECIPE]", flags, CompareConfig.from_recipe(recipe))
     from scpl.app.compare.compare import compare
 
     result = compare(config)
-    _show(result if config.train.json else None, as_json=True)
+    _show(result if config.train.run.json else None, as_json=True)
     return 1 if result["failures"] else 0
 
 
 def _bench(arguments: list[str]) -> int:
-    from scpl.app.config import BenchConfig
-
-    recipe, arguments = _recipe(arguments)
-    default = BenchConfig.from_recipe(recipe)
-    config = _parse(BenchConfig, "bench [RECIPE]", arguments, default, BENCH_EXAMPLES)
+    recipe, flags = _recipe(arguments)
+    config = _parse(BenchConfig, "bench [RECIPE]", flags, BenchConfig.from_recipe(recipe))
     from scpl.app.bench.bench import bench
     from scpl.report import throughput_table
 
     result = bench(config)
-    if config.train.json:
+    if config.train.run.json:
         _show(result, as_json=True)
     else:
         sys.stdout.write(throughput_table(result["results"]))
@@ -174,19 +181,15 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    from scpl.app.config import EvalConfig
-
     config = _parse(EvalConfig, "eval RUN", arguments)
     from scpl.app.use.evaluate import evaluate
     from scpl.app.use.probe import probe
 
-    readouts = {"readout_accuracy": probe(config)} if config.probe else {}
-    return _show({**evaluate(config), **readouts}, as_json=config.json)
+    probes = {"readout_accuracy": probe(config)} if config.probe else {}
+    return _show({**evaluate(config), **probes}, as_json=config.json)
 
 
 def _predict(arguments: list[str]) -> int:
-    from scpl.app.config import PredictConfig
-
     config = _parse(PredictConfig, "predict RUN INPUT...", arguments)
     from scpl.app.use.predict import predict
 
@@ -195,8 +198,6 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from scpl.app.config import ExportConfig
-
     config = _parse(ExportConfig, "export RUN --to FILE", arguments)
     from scpl.app.use.evaluate import export
 
@@ -211,8 +212,6 @@ def _recipes(arguments: list[str]) -> int:
 
 
 def _doctor(arguments: list[str]) -> int:
-    from scpl.app.config import DoctorConfig
-
     config = _parse(DoctorConfig, "doctor", arguments)
     from scpl.app.doctor import doctor
 
@@ -234,17 +233,73 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _parse(
-    kind: type[Config],
-    prog: str,
-    arguments: list[str],
-    default: Config | None = None,
-    examples: str = "",
+    kind: type[Config], usage: str, arguments: list[str], default: Config | None = None
 ) -> Config:
     """Turn flags into a configuration; tyro answers --help and bad flags (exit status 2)."""
     keep: dict[str, Any] = {} if default is None else {"default": default}
-    if examples:
-        keep["description"] = f"{inspect.getdoc(kind)}\n{examples}"
-    return tyro.cli(kind, prog=f"scpl {prog}", args=arguments, **keep)  # type: ignore[no-any-return]
+    command = usage.partition(" ")[0]
+    examples = f"\n\nexamples:\n{EXAMPLES[command]}" if command in EXAMPLES else ""
+    return tyro.cli(  # type: ignore[no-any-return]
+        kind,
+        prog=f"scpl {usage}",
+        description=f"{inspect.getdoc(kind)}{examples}",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+        registry=_with_method_options(arguments),
+        **keep,
+    )
+
+
+def _with_method_options(arguments: list[str]) -> tyro.constructors.ConstructorRegistry:
+    """Teach tyro the options of the methods, which stand in the source of their classes."""
+    typed = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def method(info: Any) -> tyro.constructors.StructConstructorSpec | None:
+        if info.type is not MethodConfig:
+            return None
+        default = info.default if isinstance(info.default, MethodConfig) else MethodConfig()
+
+        def build(method: str, **values: Any) -> MethodConfig:
+            given = {
+                name: value
+                for name, value in values.items()
+                if {flag(name), flag(f"no_{name}")} & typed or name in default.options
+            }
+            return MethodConfig(method, given)
+
+        options = method_options()
+        listed = f"One of: {', '.join(METHODS)}."
+        return tyro.constructors.StructConstructorSpec(
+            build,
+            (
+                tyro.constructors.StructFieldSpec("method", str, default.method, listed),
+                *(_option(name, options[name], default.options) for name in options),
+            ),
+        )
+
+    return registry
+
+
+def _option(
+    name: str, owners: list[tuple[str, Option]], given: Mapping[str, Any]
+) -> tyro.constructors.StructFieldSpec:
+    """One flag for all methods that have an option of this name."""
+    texts: dict[str, list[str]] = {}
+    for method, option in owners:
+        text = option.help[:1].lower() + option.help[1:].removesuffix(".")
+        texts.setdefault(text, []).append(method)
+    told = "; ".join(f"{', '.join(methods)}: {text}" for text, methods in texts.items())
+    first = owners[0][1]
+    defaults = dict.fromkeys(str(option.default) for _, option in owners)
+    hint = f"(default: {given[name] if name in given else ' or '.join(defaults)})"
+    return tyro.constructors.StructFieldSpec(
+        name,
+        Annotated[first.type, tyro.conf.arg(help_behavior_hint=hint)],  # type: ignore[arg-type]
+        given.get(name, first.default),
+        told,
+    )
 
 
 def _recipe(arguments: list[str]) -> tuple[Path | None, list[str]]:
@@ -320,9 +375,26 @@ examples:
 `scpl COMMAND --help` explains one command.
 """
 
-BENCH_EXAMPLES = """
-examples:
+EXAMPLES = {
+    "train": """\
+  scpl train quick/digits
+  scpl train --data tickets.csv --text subject body --label queue --model transformer
+  scpl train --data fashion-mnist --processes 2 --epochs 3
+  scpl train mine.toml --method dgl --lr 3e-4""",
+    "compare": """\
+  scpl compare quick/digits --seeds 0,1,2
+  scpl compare --methods scpl,early-exit,bp --processes 2 --equal time""",
+    "bench": """\
   scpl bench quick/digits
   scpl bench --model vgg8 --data cifar10 --synthetic --processes 2
-  scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json
-"""
+  scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json""",
+    "eval": """\
+  scpl eval runs/digits-small-cnn-scpl
+  scpl eval runs/digits-small-cnn-scpl --exit-threshold 0.9""",
+    "predict": """\
+  scpl predict runs/pets-small-cnn-scpl photo.jpg holiday/ --top 3
+  scpl predict runs/tickets.csv-transformer-scpl "The printer is on fire" """,
+    "export": """\
+  scpl export runs/digits-small-cnn-scpl --to digits.safetensors""",
+}
+"""Lines below the description of a command."""

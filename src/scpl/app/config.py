@@ -1,187 +1,171 @@
 """The configuration of a run: the one source of flags, recipe keys, defaults and help.
 
+A setting is a field of one of the parts below; its name is a flag of the command line and a key of
+a recipe. What else is known of it (which values it takes, which data it is for, what depends on it)
+stands at the field, see `setting`. The options of a method come from its class.
+
 Nothing here imports torch, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import re
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 import tyro
 
+from scpl import models
 from scpl.errors import InputError, unknown_name
+from scpl.methods import METHODS
+from scpl.methods.options import Option, constant_of, options_of
 
 __all__ = [
-    "RUNTIME_FIELDS",
+    "FREE_IN_A_COMPARISON",
+    "FREE_ON_RESUME",
     "BenchConfig",
     "CompareConfig",
+    "DataConfig",
     "DoctorConfig",
     "EvalConfig",
     "ExportConfig",
+    "MethodConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
     "PredictConfig",
+    "RunConfig",
+    "Samples",
     "TrainConfig",
-    "convert",
+    "changed_settings",
     "flag",
-    "given",
+    "in_flags",
+    "method_names",
+    "method_options",
     "names",
     "read_toml",
     "write_toml",
 ]
 
-TEXT_MODELS = ("lstm", "transformer")
+T = TypeVar("T")
+Samples: TypeAlias = Literal["images", "texts"]
+Decides: TypeAlias = Literal["numbers", "speed", "nothing"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train one network."""
+class Range:
+    """Which numbers a setting takes.
+
+    Attributes:
+        rule: What is required, as it follows the setting's name.
+        holds: Whether a number is one of them; NaN never is.
+    """
+
+    rule: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Range("must be more than 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Range("must not be negative", lambda value: 0 <= value < math.inf)
+SHARE = Range("must be a share, from 0 to below 1", lambda value: 0 <= value < 1)
+PROPER_SHARE = Range("must be a share, above 0 and below 1", lambda value: 0 < value < 1)
+SEED = Range("must lie in 0 .. 2**63 - 1", lambda value: 0 <= value < 2**63)
+TWO_OR_MORE = Range(
+    "must be at least 2: one mini-batch is worked on while the next travels",
+    lambda value: value >= 2,
+)
+
+
+def setting(
+    default: T,
+    takes: Range | None = None,
+    *,
+    samples: Samples | None = None,
+    model: str | None = None,
+    decides: Decides = "numbers",
+) -> T:
+    """Say of a field what else is known of it.
+
+    Args:
+        default: Its default.
+        takes: Which numbers; None, where that is a value, is always fine.
+        samples: Which data it is for; None: any.
+        model: Which network it is for; None: any.
+        decides: What depends on it: the numbers of a run on a CPU, so that a resumed run must keep
+            it; else its speed, so that all runs of one comparison must have it; else nothing.
+    """
+    about = {"takes": takes, "samples": samples, "model": model, "decides": decides}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from, in which mini-batches."""
 
     data: str = "digits"
     """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet; ag_news,
     dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table of texts (CSV,
     TSV, JSON lines, parquet), or a folder with tables train and test."""
-    data_dir: Path | None = None
+    data_dir: Path | None = setting(None, decides="nothing")
     """Where data sets lie; default: the environment variable SCPL_DATA."""
-    limit_train: int | None = None
+    limit_train: int | None = setting(None, POSITIVE)
     """Use only this many training samples (before the validation split), equally per class."""
-    image_size: int | None = None
-    """Resize images to this many pixels."""
-    validation: float = 0.1
+    validation: float = setting(0.1, SHARE)
     """Share of the training samples that is held out to validate on."""
-    augmentation: Literal["none", "basic", "strong"] = "none"
-    """none; basic: random crop and flip; strong: basic with colour jitter and random grey."""
-    views: Literal[1, 2] = 1
-    """2: every batch holds a weakly and a `augmentation`-augmented view of each image."""
-    text: tuple[str, ...] = ()
+    batch_size: int = setting(128, POSITIVE)
+    """Samples per mini-batch."""
+    image_size: int | None = setting(None, POSITIVE, samples="images")
+    """images: resize them to this many pixels."""
+    augmentation: Literal["none", "basic", "strong"] = setting("none", samples="images")
+    """images: none; basic: random crop and flip; strong: basic with colour jitter and random
+    grey."""
+    views: Literal[1, 2] = setting(1, samples="images")
+    """images: with 2, every mini-batch holds a weakly and a strongly augmented view of each."""
+    text: tuple[str, ...] = setting((), samples="texts")
     """texts: columns that make a text; default: text, sentence or content."""
-    label: str | None = None
+    label: str | None = setting(None, samples="texts")
     """texts: column of the class; default: label."""
-    test_data: Path | None = None
+    test_data: Path | None = setting(None, samples="texts")
     """texts: a table to test on; default: the data set's own test split, or a share of it."""
-    test_share: float = 0.2
+    test_share: float = setting(0.2, PROPER_SHARE, samples="texts")
     """texts: share that is tested on, where there is no test split; the same in every run."""
-    tokens: Literal["words", "paper-words", "subwords"] = "words"
+    tokens: Literal["words", "paper-words", "subwords"] = setting("words", samples="texts")
     """texts: words; words cut as the paper's code does; or byte-pair encoding."""
-    vocab_size: int = 30_000
+    vocab_size: int = setting(30_000, POSITIVE, samples="texts")
     """texts: at most so many tokens are known, the most common ones of the training texts."""
-    max_tokens: int = 350
+    max_tokens: int = setting(350, POSITIVE, samples="texts")
     """texts: so many tokens of a text are read."""
-    vectors: Path | None = None
+    vectors: Path | None = setting(None, samples="texts")
     """texts: file of word vectors to begin with, in the text format of GloVe or fastText."""
 
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network is trained, and where it is cut."""
+
     model: str = "small-cnn"
-    """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3, ...; texts: lstm,
+    """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3; texts: lstm,
     transformer."""
-    width: float = 1.0
+    width: float = setting(1.0, POSITIVE, samples="images")
     """images: factor on the channels of the network (hidden features of mlp)."""
-    hidden: int | None = None
+    hidden: int | None = setting(None, POSITIVE, samples="texts")
     """texts: width of the layers; default: 300."""
-    layers: int | None = None
+    layers: int | None = setting(None, POSITIVE, samples="texts")
     """texts: layers between embedding and classifier; default: 3."""
-    dropout: float | None = None
+    dropout: float | None = setting(None, samples="texts")
     """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
-    heads: int | None = None
+    heads: int | None = setting(None, POSITIVE, samples="texts", model="transformer")
     """transformer: attention heads, which share the width equally; default: the most of up to 6."""
-    hand_over: bool = False
+    hand_over: bool = setting(False, samples="texts", model="lstm")
     """lstm: begin each layer in the final state of the one before, as the paper does."""
-    stages: int | None = None
+    stages: int | None = setting(None, POSITIVE)
     """How many stages the network is cut into; default: 4; texts: as many as --layers."""
     cuts: tuple[str, ...] = ()
     """Layers that the second and later stages begin with; default: stages of about equal cost."""
-
-    method: str = "scpl"
-    """Local learning: scpl, early-exit, al, predsim, deinforeg, dascpl, dgl. End to end: bp (one
-    process), bp-wide (one process with the cores of all), bp-cut, gpipe, 1f1b, zero-bubble (stages
-    on several processes), ddp (replicas)."""
-    temperature: float = 0.1
-    """scpl, dascpl: temperature of the contrastive loss."""
-    normalization: Literal["paper", "supcon"] = "paper"
-    """scpl, dascpl: divide an anchor's loss by its positives + 1 (paper) or by its positives
-    (supcon)."""
-    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] = "conv"
-    """scpl, dascpl: projection head; conv: strided convolutions, then pooled-mlp; mlp is the
-    paper's, on flattened feature maps."""
-    head_depth: int = 1
-    """scpl, dascpl: convolutions of the conv head."""
-    head_width: float = 1.0
-    """scpl, dascpl: channels of the conv head, as a factor on those of the features."""
-    cross_entropy: float = 0.8
-    """scpl: share of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to
-    1 (no contrast)."""
-    standardise: bool = True
-    """scpl, dascpl: standardise projections over the mini-batch before they are contrasted."""
-    label_smoothing: float = 0.0
-    """scpl: share of the target that cross-entropies spread over all classes."""
-    classifier_gradient: bool = True
-    """scpl: let the network's own classifier teach the last stage's layers."""
-    label_features: int = 128
-    """al: length of a label's code."""
-    similarity_weight: float = 0.99
-    """predsim: weight of the similarities; the rest goes to the local classifier."""
-    auxiliary: Literal["mlp", "mlp-sr", "cnn"] = "mlp"
-    """dgl: network between a stage and its loss, on feature maps."""
-    micro_batches: int = 4
-    """gpipe, 1f1b, zero-bubble: equal slices of a mini-batch."""
-
-    epochs: int = 10
-    """Passes over the training samples."""
-    batch_size: int = 128
-    """Samples per mini-batch."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Each stage has its own; sgd has momentum 0.9."""
-    lr: float = 1e-3
-    """Learning rate at the start."""
-    end_lr: float = 1e-5
-    """Learning rate at the end, reached along a cosine."""
-    weight_decay: float = 0.0
-    """Weight decay of the optimizer."""
-    clip_norm: float | None = None
-    """Clip the gradient norm of each stage to this."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the forward pass; losses are always computed in float32."""
-    seed: int = 0
-    """Seed of everything that is drawn: weights, order, augmentation, dropout."""
-
-    processes: int = 1
-    """Processes that share the stages; started here, or by torchrun on several machines."""
-    spread: tuple[int, ...] = ()
-    """Stages on each process, e.g. 3 1; default: of about equal cost."""
-    depth: int = 2
-    """Mini-batches in flight between two processes."""
-    max_restarts: int = 0
-    """Restart all processes this many times from the newest checkpoint if one fails."""
-    timeout: float = 30.0
-    """Seconds after which a process that shows no sign of life counts as lost."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    threads: int | None = None
-    """CPU threads per process; default: all cores, divided by the processes."""
-    out: Path | None = None
-    """Run folder; default: runs/<data>-<model>-<method>, numbered if it exists."""
-    force: bool = False
-    """Overwrite an existing run folder."""
-    resume: Path | None = None
-    """Continue an interrupted run folder, bit for bit."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; default: one at the end of each epoch."""
-    keep: int = 2
-    """Checkpoints to keep."""
-    trace: bool = False
-    """Write trace.json for Perfetto or chrome://tracing: what each process did when."""
-    tensorboard: bool = False
-    """Write TensorBoard events into the run folder."""
-    json: bool = False
-    """Print one JSON object on stdout; messages go to stderr."""
-    quiet: bool = False
-    """Print nothing but warnings and errors."""
-    dry_run: bool = False
-    """Check everything, train one step, print the stages, write nothing."""
 
     @property
     def num_stages(self) -> int:
@@ -189,123 +173,364 @@ class TrainConfig:
         if self.cuts:
             return len(self.cuts) + 1
         # A stage of nothing but an embedding could only learn from bags of words.
-        default = (self.layers or 3) if self.model in TEXT_MODELS else 4
+        default = (self.layers or 3) if self.model in models.known_text() else 4
         return default if self.stages is None else self.stages
 
-    def check(self) -> None:
-        """Check the ranges of all values.
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How the stages learn; the options are those of the method's class.
+
+    Attributes:
+        method: Its name.
+        options: The options that were given, by flag; for the others the method's default applies.
+    """
+
+    method: str = "scpl"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def for_method(self, method: str) -> MethodConfig:
+        """The options that one method of several has."""
+        known = {option.name for option in _options_of(method)}
+        return MethodConfig(method, {k: v for k, v in self.options.items() if k in known})
+
+    def resolved(self) -> MethodConfig:
+        """Every option of the method, with its default where none was given."""
+        own = {option.name: option.default for option in _options_of(self.method)}
+        return MethodConfig(self.method, own | dict(self.options))
+
+    def arguments(self) -> dict[str, Any]:
+        """The options that were given, as the arguments of the method's class."""
+        field_of = {option.name: option.field for option in _options_of(self.method)}
+        return {field_of[name]: value for name, value in self.options.items()}
+
+    def check(self, methods: Iterable[str]) -> None:
+        """Check that each option is one of at least one of these methods.
+
+        Raises:
+            InputError: for an unknown method, or an option that none of them has.
+        """
+        methods = list(methods)
+        usable = {option.name for method in methods for option in _options_of(method)}
+        for name, value in self.options.items():
+            if name not in usable:
+                owners = ", ".join(method for method, _ in method_options()[name])
+                raise InputError(
+                    f"{flag(name)} is an option of: {owners}",
+                    f"Got {flag(name)} {value} for {', '.join(methods)}",
+                    "Leave it out, or choose one of these methods",
+                )
+
+
+def _options_of(method: str) -> tuple[Option, ...]:
+    if method not in METHODS:
+        raise unknown_name("--method", method, METHODS)
+    return options_of(method)
+
+
+def method_options() -> dict[str, list[tuple[str, Option]]]:
+    """The options of all methods by flag, with the methods that have each."""
+    found: dict[str, list[tuple[str, Option]]] = {}
+    for method in METHODS:
+        for option in options_of(method):
+            found.setdefault(option.name, []).append((method, option))
+    return found
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How long and how fast it learns."""
+
+    epochs: int = setting(10, POSITIVE)
+    """Passes over the training samples."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Each stage has its own; sgd has momentum 0.9."""
+    lr: float = setting(1e-3, POSITIVE)
+    """Learning rate at the start."""
+    end_lr: float = setting(1e-5, NOT_NEGATIVE)
+    """Learning rate at the end, reached along a cosine."""
+    weight_decay: float = setting(0.0, NOT_NEGATIVE)
+    """Weight decay of the optimizer."""
+    clip_norm: float | None = setting(None, POSITIVE)
+    """Clip the gradient norm of each stage to this."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward pass; losses are always computed in float32."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where it runs, and what it leaves behind."""
+
+    seed: int = setting(0, SEED)
+    """Seed of everything that is drawn: weights, order, augmentation, dropout."""
+    processes: int = setting(1, POSITIVE, decides="speed")
+    """Processes that share the stages; started here, or by torchrun on several machines."""
+    spread: tuple[int, ...] = setting((), decides="speed")
+    """Stages on each process, e.g. 3 1; default: of about equal cost."""
+    depth: int = setting(2, TWO_OR_MORE, decides="speed")
+    """Mini-batches in flight between two processes."""
+    threads: int | None = setting(None, POSITIVE)
+    """CPU threads per process; default: all cores, divided by the processes."""
+    device: str = setting("auto", decides="speed")
+    """auto, cpu, cuda, cuda:1, ..."""
+    timeout: float = setting(30.0, POSITIVE, decides="nothing")
+    """Seconds after which a process that shows no sign of life counts as lost."""
+    max_restarts: int = setting(0, NOT_NEGATIVE, decides="nothing")
+    """Restart all processes this many times from the newest checkpoint if one fails."""
+    out: Path | None = setting(None, decides="nothing")
+    """Run folder; default: runs/<data>-<model>-<method>, numbered if it exists."""
+    force: bool = setting(False, decides="nothing")
+    """Overwrite an existing run folder."""
+    resume: Path | None = setting(None, decides="nothing")
+    """Continue an interrupted run folder, bit for bit."""
+    checkpoint_every: int | None = setting(None, POSITIVE, decides="speed")
+    """Steps between checkpoints; default: one at the end of each epoch."""
+    keep: int = setting(2, POSITIVE, decides="nothing")
+    """Checkpoints to keep."""
+    trace: bool = setting(False, decides="nothing")
+    """Write trace.json for Perfetto or chrome://tracing: what each process did when."""
+    tensorboard: bool = setting(False, decides="speed")
+    """Write TensorBoard events into the run folder."""
+    json: bool = setting(False, decides="nothing")
+    """Print one JSON object on stdout; messages go to stderr."""
+    quiet: bool = setting(False, decides="nothing")
+    """Print nothing but warnings and errors."""
+    dry_run: bool = setting(False, decides="nothing")
+    """Check everything, train one step, print the stages, write nothing."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one network."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @classmethod
+    def of(cls, **settings: Any) -> TrainConfig:
+        """Build a configuration from settings by name; the others have their defaults."""
+        return cls().changed(**settings)
+
+    def changed(self, **settings: Any) -> TrainConfig:
+        """Change settings by name, whichever part they belong to.
+
+        Raises:
+            InputError: for a name that is no setting.
+        """
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            if name not in _HOME and name not in method_options():
+                raise unknown_name("A setting", name, [*_HOME, *method_options()])
+            parts.setdefault(_HOME.get(name, "options"), {})[name] = value
+        options = parts.pop("options", None)
+        new = {part: replace(getattr(self, part), **own) for part, own in parts.items()}
+        if options is not None:
+            method = new.get("method", self.method)
+            new["method"] = replace(method, options={**method.options, **options})
+        return replace(self, **new)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, and the options of the method that were given."""
+        found: dict[str, Any] = {}
+        for part, each in self._fields():
+            found[each.name] = getattr(part, each.name)
+            if part is self.method:
+                found |= part.options
+        return found
+
+    def _fields(self) -> Iterator[tuple[Any, Field[Any]]]:
+        """Every field that is a setting, with the part that holds it."""
+        for name, part in _PARTS.items():
+            yield from ((getattr(self, name), each) for each in _settings_in(part))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a mini-batch: samples times views."""
+        return self.data.batch_size * self.data.views
+
+    @property
+    def run_name(self) -> str:
+        """What the folder of the run is called by default."""
+        return f"{Path(self.data.data).name}-{self.network.model}-{self.method.method}"
+
+    def resolved(self) -> TrainConfig:
+        """The same with every option of the method written out."""
+        return replace(self, method=self.method.resolved())
+
+    def check(self, methods: Iterable[str] | None = None) -> None:
+        """Check the ranges of all values, and that the method and the network can use them.
+
+        Args:
+            methods: Those that share the configuration in a comparison; default: its own.
 
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        positive = ("epochs", "batch_size", "processes", "micro_batches", "keep", "lr",
-                    "width", "head_width", "temperature", "label_features", "timeout",
-                    "vocab_size", "max_tokens")  # fmt: skip
-        optional = ("limit_train", "image_size", "threads", "checkpoint_every", "clip_norm",
-                    "stages", "hidden", "layers", "heads")  # fmt: skip
-        for name in positive + optional:
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if not 0 < value < math.inf:
-                raise InputError(f"{flag(name)} must be more than 0", f"Got {value}")
-        for name in ("weight_decay", "end_lr", "max_restarts", "head_depth"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{flag(name)} must not be negative", f"Got {getattr(self, name)}")
-        for name in ("similarity_weight", "cross_entropy"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"{flag(name)} must lie in 0 .. 1", f"Got {getattr(self, name)}")
-        for name in ("validation", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+        for part, each in self._fields():
+            value, takes = getattr(part, each.name), each.metadata.get("takes")
+            if takes is not None and value is not None and not takes.holds(value):
+                raise InputError(f"{flag(each.name)} {takes.rule}", f"Got {value}")
+            model = each.metadata.get("model")
+            if value != each.default and model not in (None, self.network.model):
                 raise InputError(
-                    f"{flag(name)} must be a share, from 0 to below 1", f"Got {getattr(self, name)}"
+                    f"{flag(each.name)} must go with --model {model}",
+                    f"Got --model {self.network.model}",
+                    "Leave it out, or choose that network",
                 )
-        if not 0.0 < self.test_share < 1.0:
-            raise InputError(
-                "--test-share must be a share, above 0 and below 1", f"Got {self.test_share}"
-            )
-        if self.cuts and self.stages not in (len(self.cuts) + 1, None):
+        self.method.check([self.method.method] if methods is None else methods)
+        cuts, stages = self.network.cuts, self.network.stages
+        if cuts and stages not in (len(cuts) + 1, None):
             raise InputError(
                 "--cuts must name one layer fewer than there are stages",
-                f"Got {len(self.cuts)} cuts and --stages {self.stages}",
+                f"Got {len(cuts)} cuts and --stages {stages}",
             )
-        if not 0 <= self.seed < 2**63:
-            raise InputError("--seed must lie in 0 .. 2**63 - 1", f"Got {self.seed}")
         self._check_spread()
 
     def _check_spread(self) -> None:
         """Check what needs no network; ranks under torchrun check the rest."""
-        if self.depth < 2:
-            raise InputError(
-                "--depth must be at least 2: one mini-batch is worked on while the next travels",
-                f"Got {self.depth}",
-            )
-        stages = self.num_stages
-        if self.processes > stages and self.method != "ddp":  # whose replicas hold all stages
+        stages, processes, spread = self.network.num_stages, self.run.processes, self.run.spread
+        replicas = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
+        if processes > stages and not replicas:
             raise InputError(
                 "--processes must not exceed the number of stages",
-                f"Got {self.processes} processes for {stages} stages",
+                f"Got {processes} processes for {stages} stages",
                 f"Use at most {stages}, or cut the network into more with --stages",
             )
-        if self.spread and (min(self.spread) < 1 or sum(self.spread) != stages):
+        if spread and (min(spread) < 1 or sum(spread) != stages):
             raise InputError(
                 f"--spread must give every process at least one of the {stages} stages",
-                f"Got {' '.join(map(str, self.spread))}",
+                f"Got {' '.join(map(str, spread))}",
             )
-        if self.spread and self.processes not in (1, len(self.spread)):
+        if spread and processes not in (1, len(spread)):
             raise InputError(
                 "--spread must have one number per process",
-                f"Got {len(self.spread)} numbers for {self.processes} processes",
+                f"Got {len(spread)} numbers for {processes} processes",
+            )
+
+    def check_samples(self, samples: Samples) -> None:
+        """Check that data of this kind can use all that was set.
+
+        Raises:
+            InputError: naming the flags that are for other data.
+        """
+        wrong = [
+            flag(each.name)
+            for part, each in self._fields()
+            if each.metadata.get("samples") not in (None, samples)
+            and getattr(part, each.name) != each.default
+        ]
+        if wrong:
+            other = "texts" if samples == "images" else "images"
+            raise InputError(
+                f"{', '.join(wrong)} must go with a data set of {other}",
+                f"Got {self.data.data}, which holds {samples}",
+                "Leave it out, or choose other data",
             )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], origin: str) -> TrainConfig:
+    def read(cls, path: Path) -> TrainConfig:
+        """Read the configuration of a run, or a recipe of one.
+
+        Raises:
+            InputError: if it cannot be read, or a key or value is not known.
+        """
+        return cls.from_dict(read_toml(path), str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], origin: str) -> TrainConfig:
         """Build a configuration from the keys of a recipe.
 
         Args:
-            values: Keys as in the class, hyphens allowed.
+            values: Settings by name, hyphens allowed.
             origin: The file, for messages.
 
         Raises:
             InputError: for an unknown key or a value of the wrong type.
         """
-        known = {f.name for f in fields(cls)}
-        hints = get_type_hints(cls)
+        types = {name: each[0][1].type for name, each in method_options().items()}
+        for part in _PARTS.values():
+            types |= {each.name: get_type_hints(part)[each.name] for each in _settings_in(part)}
         accepted: dict[str, Any] = {}
         for key, value in values.items():
             name = key.replace("-", "_")
-            if name not in known:
-                raise unknown_name(f"A key of {origin}", key, known)
-            accepted[name] = convert(value, hints[name], f"{key!r} in {origin}")
-        return cls(**accepted)
+            if name not in types:
+                raise unknown_name(f"A key of {origin}", key, types)
+            accepted[name] = _convert(value, types[name], f"{key!r} in {origin}")
+        return cls.of(**accepted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the keys of a recipe that gives this configuration; absent means None."""
-        plain = dataclasses.asdict(self)
         return {
             name: str(value) if isinstance(value, Path) else value
-            for name, value in plain.items()
+            for name, value in self.settings().items()
             if value is not None
         }
 
 
-RUNTIME_FIELDS = frozenset(
-    {"data_dir", "processes", "spread", "depth", "device", "timeout", "max_restarts",
-     "out", "force", "resume", "checkpoint_every", "keep", "trace", "tensorboard", "json",
-     "quiet", "dry_run"}
-)  # fmt: skip
+_PARTS: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "network": NetworkConfig,
+    "method": MethodConfig,
+    "optimizer": OptimizerConfig,
+    "run": RunConfig,
+}
+
+
+def _settings_in(part: type[Any]) -> list[Field[Any]]:
+    return [each for each in fields(part) if each.name != "options"]
+
+
+_HOME = {each.name: name for name, part in _PARTS.items() for each in _settings_in(part)}
+"""The part that holds each setting."""
+
+
+def _free(*decides: Decides) -> frozenset[str]:
+    return frozenset(
+        each.name
+        for part in _PARTS.values()
+        for each in _settings_in(part)
+        if each.metadata.get("decides", "numbers") in decides
+    )
+
+
+FREE_ON_RESUME = _free("speed", "nothing")
 """What may differ when a run is resumed: it does not change the numbers on a CPU."""
+FREE_IN_A_COMPARISON = _free("nothing")
+"""What may differ between runs of one table: neither numbers nor speed depend on it."""
 
 
-def given(config: TrainConfig, names: Iterable[str]) -> list[str]:
-    """List the flags among these that are not at their default."""
-    default = TrainConfig()
-    return [flag(name) for name in names if getattr(config, name) != getattr(default, name)]
+def changed_settings(
+    before: TrainConfig, now: TrainConfig, ignored: Set[str] = FREE_ON_RESUME
+) -> list[str]:
+    """List the settings that differ; by default those that decide the numbers of a run."""
+    old, new = before.resolved().to_dict(), now.resolved().to_dict()
+    return [
+        f"{flag(name)} {new.get(name)} (was {old.get(name)})"
+        for name in sorted(new.keys() | old.keys())
+        if name not in ignored
+        and new.get(name) != old.get(name)
+        # Without a wish for a number of threads, that of the run is as good as any.
+        and not (name == "threads" and name not in new)
+    ]
 
 
 def flag(name: str) -> str:
-    """Write a field as the flag a user types."""
-    return f"--{name.replace('_', '-')}"
+    """Write a setting as the flag a user types."""
+    return f"--{name.removeprefix('num_').replace('_', '-')}"
+
+
+def in_flags(message: str) -> str:
+    """Write the arguments that a message of the library names in backticks as flags."""
+    known = {*_HOME, *method_options()}
+
+    def written(found: re.Match[str]) -> str:
+        name = found[1].removeprefix("num_")
+        return flag(name) if name in known else found[0]
+
+    return re.sub(r"`(\w+)`", written, message)
 
 
 def write_toml(config: TrainConfig) -> str:
@@ -313,6 +538,9 @@ def write_toml(config: TrainConfig) -> str:
     return tomli_w.dumps(
         {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     )
+
+
+_SHARED = tyro.conf.arg(name="")  # its flags have no prefix
 
 
 @dataclass(frozen=True)
@@ -324,8 +552,7 @@ class CompareConfig:
     where it was interrupted.
     """
 
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    """What every run has in common."""
+    train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
     methods: str = "scpl,early-exit,bp"
     """Methods, separated by commas; or all."""
     seeds: str = "0"
@@ -337,7 +564,7 @@ class CompareConfig:
     """Validation accuracy to measure the time to, e.g. 0.85; default: 0.99 of the lowest that a
     run of bp ends with."""
     probe: bool = False
-    """Also fit a linear read-out to the features after every stage of every run, and draw how
+    """Also fit a linear classifier to the features after every stage of every run, and draw how
     accurate each is beside those of the other methods."""
 
     @classmethod
@@ -345,13 +572,29 @@ class CompareConfig:
         """Read defaults from a recipe, which may also hold the flags of this command alone."""
         if path is None:
             return cls()
-        values, hints = read_toml(path), get_type_hints(cls)
+        values, types = read_toml(path), get_type_hints(cls)
         own = {
-            key: convert(values.pop(key), hints[key], f"{key!r} in {path}")
-            for key in hints
+            key: _convert(values.pop(key), types[key], f"{key!r} in {path}")
+            for key in types
             if key in values and key != "train"
         }
         return cls(TrainConfig.from_dict(values, str(path)), **own)
+
+    @classmethod
+    def one_run(cls, path: Path, method: str | None) -> TrainConfig:
+        """Read from a recipe what one run takes of it.
+
+        Args:
+            path: If it says which methods to compare, it may hold options of each of them; the
+                run takes those of its own.
+            method: The method of the run; None: that of the recipe.
+        """
+        recipe = cls.from_recipe(path)
+        if "methods" not in read_toml(path):
+            return recipe.train
+        chosen = method or recipe.train.method.method
+        recipe.train.method.check([*method_names(recipe.methods), chosen])
+        return replace(recipe.train, method=recipe.train.method.for_method(chosen))
 
 
 @dataclass(frozen=True)
@@ -363,8 +606,7 @@ class BenchConfig:
     Nothing is written: flags that concern a run folder have no effect.
     """
 
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    """What every method trains."""
+    train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
     methods: str | None = None
     """Methods, separated by commas; default: scpl,early-exit,bp, and with --processes above 1
     also bp-wide,bp-cut,gpipe,1f1b,ddp."""
@@ -391,9 +633,8 @@ class BenchConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1", f"Got {getattr(self, name)}")
         for name in ("resume", "dry_run"):
-            if getattr(self.train, name):
-                given = f"--{name.replace('_', '-')}"
-                raise InputError("A benchmark trains anew and writes nothing", f"Got {given}")
+            if getattr(self.train.run, name):
+                raise InputError("A benchmark trains anew and writes nothing", f"Got {flag(name)}")
 
 
 @dataclass(frozen=True)
@@ -410,7 +651,7 @@ class EvalConfig:
     batch_size: int | None = None
     """Samples per mini-batch; default: as in training."""
     probe: bool = False
-    """Also fit a linear read-out to the features after every stage, on the run's own images."""
+    """Also fit a linear classifier to the features after every stage, on the run's own data."""
     exit_threshold: float | None = None
     """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
     for runs whose stages all predict."""
@@ -477,6 +718,21 @@ def names(text: str, what: str) -> list[str]:
     return found
 
 
+def method_names(text: str) -> list[str]:
+    """Read ``--methods``: names separated by commas, or ``all``.
+
+    Raises:
+        InputError: if one is not known or stands there twice.
+    """
+    if text.strip() == "all":
+        return list(METHODS)
+    methods = names(text, "--methods")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown_name("--methods", method, [*METHODS, "all"])
+    return methods
+
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -499,7 +755,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
 
 
-def convert(value: Any, hint: Any, what: str) -> Any:
+def _convert(value: Any, hint: Any, what: str) -> Any:
     """Check a recipe's value against the type of its field.
 
     Args:
@@ -518,7 +774,7 @@ def convert(value: Any, hint: Any, what: str) -> Any:
             )
         return value
     if type(None) in options:
-        return convert(value, next(o for o in options if o is not type(None)), what)
+        return _convert(value, next(o for o in options if o is not type(None)), what)
     if get_origin(hint) is tuple:
         kind = options[0]
         if not isinstance(value, (list, tuple)) or not all(type(v) is kind for v in value):

@@ -1,4 +1,4 @@
-"""On what a run ran: versions, hardware, command."""
+"""What a run runs on: its device and threads, and what someone needs to repeat it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,55 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe_environment", "peak_memory"]
+from scpl.errors import InputError
+
+__all__ = [
+    "choose_device",
+    "describe_environment",
+    "peak_memory",
+    "set_threads",
+    "share_of_cores",
+]
 
 PACKAGES = ("scpl", "torch", "numpy", "kornia", "pillow", "pyarrow", "matplotlib")
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``--device`` into a device.
+
+    Raises:
+        InputError: if there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # each process of a machine its own
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            "--device must name a device of this machine",
+            f"Got {name!r}: {reason}",
+            "Use auto or cpu",
+        ) from error
+    return device
+
+
+def set_threads(threads: int | None, processes: int) -> int:
+    """Give this process its share of the cores: two pools on the same cores slow each other."""
+    chosen = threads or share_of_cores(processes)
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def share_of_cores(processes: int) -> int:
+    """Cores for each of several processes of this machine, at least one."""
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )
+    return max(1, available // processes)
 
 
 def describe_environment(device: torch.device, threads: int) -> dict[str, Any]:

@@ -9,44 +9,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scpl.app.build import share_of_cores
-from scpl.app.config import TrainConfig, names
-from scpl.errors import unknown_name
+from scpl.app.config import TrainConfig
+from scpl.app.environment import share_of_cores
 from scpl.methods import METHODS, WideBackpropagation
 
-__all__ = ["FREE", "config_for", "method_names"]
-
-FREE = frozenset(
-    {"data_dir", "timeout", "max_restarts", "out", "force", "resume", "keep", "trace", "json",
-     "quiet", "dry_run"}
-)  # fmt: skip
-"""What may differ between runs of one table: neither numbers nor speed depend on it."""
-
-
-def method_names(text: str) -> list[str]:
-    """Read ``--methods``: names separated by commas, or ``all``.
-
-    Raises:
-        InputError: if one is not known or stands there twice.
-    """
-    if text.strip() == "all":
-        return list(METHODS)
-    methods = names(text, "--methods")
-    for method in methods:
-        if method not in METHODS:
-            raise unknown_name("--methods", method, [*METHODS, "all"])
-    return methods
+__all__ = ["config_for"]
 
 
 def config_for(base: TrainConfig, method: str) -> TrainConfig:
     """Give one method of a comparison its share of what all have in common."""
-    kind = METHODS[method]
-    own = replace(base, method=method)
-    if kind.layout == "stages" or base.processes == 1:
+    own = replace(base, method=base.method.for_method(method))
+    layout, processes = METHODS[method].layout, base.run.processes
+    if layout == "stages" or processes == 1:
         return own
-    if kind.layout == "replicas":
-        return replace(own, spread=())  # every process has all stages
-    threads = base.threads or share_of_cores(base.processes)
-    if kind is WideBackpropagation:
-        threads *= base.processes
-    return replace(own, processes=1, spread=(), threads=threads)
+    if layout == "replicas":
+        return own.changed(spread=())  # every process has all stages
+    threads = base.run.threads or share_of_cores(processes)
+    if METHODS[method] is WideBackpropagation:
+        threads *= processes
+    return own.changed(processes=1, spread=(), threads=threads)

@@ -1,4 +1,4 @@
-"""Start several processes on this machine, with torch's elastic launcher."""
+"""Start several processes on this machine, and again if one is lost: torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 import uuid
-from pathlib import Path
 
+from scpl.app.config import TrainConfig
+from scpl.engine.ranks import Ranks
 from scpl.errors import InputError
+from scpl.runs import RunFolder
 
-__all__ = ["is_rank", "launch"]
+__all__ = ["after_restart", "is_rank", "launch", "launcher"]
 
 BAD_INPUT = 2
 INTERRUPTED = (130, 143)
@@ -21,17 +23,16 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(arguments: list[str], processes: int, max_restarts: int, folder: Path) -> int:
+def launch(arguments: list[str], processes: int, max_restarts: int) -> int:
     """Run ``scpl`` with the same arguments as several ranks, and wait for them.
 
-    If a rank is lost, all are started again and go on from the newest checkpoint. Bad input and
-    interruptions are no reason to: they would only come again.
+    If a rank is lost, all are started again, and `after_restart` finds where they go on. Bad input
+    and interruptions are no reason to: they would only come again.
 
     Args:
         arguments: What follows ``scpl``.
         processes: How many ranks.
         max_restarts: How often to restart them all if one fails.
-        folder: The run folder, to continue from.
 
     Returns:
         Exit status: 0, or that of the first rank that failed.
@@ -41,20 +42,17 @@ def launch(arguments: list[str], processes: int, max_restarts: int, folder: Path
         raise InputError(
             "--processes must fit this machine", f"Got {processes} on {available} cores"
         )
-    before = _identity(folder)
+    run_id = uuid.uuid4().hex
     for attempt in range(max_restarts + 1):
-        status, again = _run_ranks(arguments, processes)
+        status, again = _run_ranks(arguments, processes, run_id)
         if not again or attempt == max_restarts:
             break
-        # What another run left in a folder that is to be overwritten is nothing to go on from.
-        if _identity(folder) not in (None, before) and "--resume" not in arguments:
-            arguments = [*arguments, "--resume", str(folder)]
         sys.stderr.write(f"scpl: restarting all processes ({attempt + 1} of {max_restarts})\n")
         sys.stderr.flush()
     return status
 
 
-def _run_ranks(arguments: list[str], processes: int) -> tuple[int, bool]:
+def _run_ranks(arguments: list[str], processes: int, run_id: str) -> tuple[int, bool]:
     """Run all ranks once; returns the exit status, and whether another attempt may help."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -66,7 +64,7 @@ def _run_ranks(arguments: list[str], processes: int) -> tuple[int, bool]:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
+        run_id=run_id,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -86,10 +84,28 @@ def _run_ranks(arguments: list[str], processes: int) -> tuple[int, bool]:
     return 0, False
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Tell runs in the same folder apart."""
-    try:
-        found = (folder / "config.toml").stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+def launcher() -> str:
+    """The launcher of this process and its restarts; empty without one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{name}/{os.getppid()}" if name else ""
+
+
+def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """A run whose processes its launcher starts again goes on where it was; every rank calls it.
+
+    Raises:
+        InputError: if the run has no name to find it by.
+    """
+    if config.run.resume is not None or not launcher():
+        return config
+    if config.run.out is None:
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+            raise InputError("A run that may be restarted needs --out", "Got none")
+        return config
+    if ranks.mesh.is_first:
+        # What another run left in a folder that is to be overwritten is nothing to go on from.
+        folder = RunFolder(config.run.out)
+        known = folder.environment.exists() and folder.config.exists()
+        about = folder.read_json(folder.environment) if known else {}
+        ranks.share("restarted", about.get("launcher") == launcher())
+    return config.changed(resume=config.run.out) if ranks.fetch("restarted") else config

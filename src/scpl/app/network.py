@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from scpl.app.build import METHOD_FLAGS, build_method, build_partition
+from scpl.app.build import build_method, build_partition
 from scpl.app.config import TrainConfig
-from scpl.app.kinds.base import Facts, inputs_of
+from scpl.app.inputs.base import DataSummary, inputs_of
 from scpl.engine.export import ExitNetwork, build_exits
 from scpl.errors import CheckpointError, InputError
 from scpl.methods import Method
@@ -38,11 +38,16 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def describe_network(config: TrainConfig, facts: Facts, parts: Partition) -> dict[str, Any]:
+def describe_network(config: TrainConfig, data: DataSummary, parts: Partition) -> dict[str, Any]:
     """Say all that is needed to build the network again, without its data set."""
-    recipe = {name: getattr(config, name) for name in METHOD_FLAGS.get(config.method, ())}
-    recipe |= {"method": config.method, "stages": parts.num_stages, "cuts": list(parts.cuts)}
-    return {**facts.describe_model(config.model), "recipe": {"model": config.model, **recipe}}
+    recipe = {
+        "model": config.network.model,
+        "method": config.method.method,
+        "stages": parts.num_stages,
+        "cuts": list(parts.cuts),
+    }
+    recipe |= config.method.resolved().options
+    return {**data.describe_model(config.network.model), "recipe": recipe}
 
 
 def save_network(network: nn.Module, folder: RunFolder) -> None:
@@ -72,7 +77,7 @@ def load_network(folder: RunFolder) -> tuple[nn.Module, dict[str, Any]]:
 def load_stages(folder: RunFolder) -> Partition:
     """Build the network of a finished run, cut as it was trained; else as `load_network`.
 
-    Where the method has a read-out of its own, the network's has weights of no meaning.
+    Where the method has a readout of its own, the network's has weights of no meaning.
     """
     network, description = load_network(folder)
     if "recipe" not in description:
@@ -99,7 +104,7 @@ def load_exits(folder: RunFolder) -> tuple[ExitNetwork, dict[str, Any]]:
         raise InputError(
             "Early exits need a run whose stages all predict, and its exits.safetensors",
             f"Got {folder.path} without",
-            "Train with --method early-exit, dascpl, dgl, predsim, deinforeg or al",
+            "Train with a method whose stages all predict, such as early-exit",
         )
     return _load(folder, _exits, [folder.weights, folder.exits])
 
@@ -134,7 +139,7 @@ def _load(
 
 
 def _network(description: dict[str, Any]) -> nn.Module:
-    if "recipe" in description:  # earlier versions had no method that replaces the read-out
+    if "recipe" in description:  # earlier versions had no method that replaces the readout
         config, method = _configured(description)
         if method.replaces_readout:
             parts = _parts(config, description)
@@ -150,7 +155,7 @@ def _exits(description: dict[str, Any]) -> ExitNetwork:
 
 def _configured(description: dict[str, Any]) -> tuple[TrainConfig, Method]:
     config = TrainConfig.from_dict(description["recipe"], "the recipe in model.json")
-    return config, build_method(config)
+    return config, build_method(config.method)
 
 
 def _parts(config: TrainConfig, description: dict[str, Any]) -> Partition:

@@ -39,7 +39,7 @@ class AssociatedLearning(Method):
 
     def __post_init__(self) -> None:
         if self.label_features < 1:
-            raise InputError("label_features must be at least 1", f"Got {self.label_features}")
+            raise InputError("`label_features` must be at least 1", f"Got {self.label_features}")
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         build = self.bridge or heads.PooledMLP(out_features=self.label_features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final
 
@@ -65,6 +65,18 @@ class Method(ABC):
     @abstractmethod
     def objective(self, site: Site) -> Objective:
         """Build the objective of one stage; called once per stage."""
+
+    @classmethod
+    def advice(cls, observed: Mapping[str, float]) -> str:
+        """Say which option may help a stage that has learned nothing; by default none.
+
+        Args:
+            observed: Means of `Objective.observed` over an epoch.
+
+        Returns:
+            What to do, with the names of options in backticks, or an empty string.
+        """
+        return ""
 
 
 class Objective(nn.Module, ABC):

@@ -82,7 +82,7 @@ class MicroBatched(CutBackpropagation):
     def __post_init__(self) -> None:
         if self.num_micro_batches < 1:
             raise InputError(
-                "num_micro_batches must be at least 1", f"Got {self.num_micro_batches}"
+                "`num_micro_batches` must be at least 1", f"Got {self.num_micro_batches}"
             )
 
 

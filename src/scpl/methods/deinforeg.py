@@ -87,7 +87,7 @@ class DeInfoReg(Method):
     def __post_init__(self) -> None:
         if not self.classifier_weight > 0:
             raise InputError(
-                "classifier_weight must be more than 0", f"Got {self.classifier_weight}"
+                "`classifier_weight` must be more than 0", f"Got {self.classifier_weight}"
             )
 
     def objective(self, site: Site) -> Objective:  # noqa: D102

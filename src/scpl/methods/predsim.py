@@ -123,7 +123,7 @@ class PredSim(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.similarity_weight <= 1:
             raise InputError(
-                "similarity_weight must lie in 0 .. 1", f"Got {self.similarity_weight}"
+                "`similarity_weight` must lie in 0 .. 1", f"Got {self.similarity_weight}"
             )
 
     def objective(self, site: Site) -> Objective:  # noqa: D102

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, final, get_args
 
@@ -127,9 +127,13 @@ class ContrastiveMethod(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise InputError("temperature must be more than 0", f"Got {self.temperature}")
+            raise InputError("`temperature` must be more than 0", f"Got {self.temperature}")
         if self.normalization not in get_args(Normalization):
             raise unknown_name("normalization", self.normalization, get_args(Normalization))
+        if not 0 < self.head_width < math.inf:
+            raise InputError("`head_width` must be more than 0", f"Got {self.head_width}")
+        if self.head_depth < 0:
+            raise InputError("`head_depth` must not be negative", f"Got {self.head_depth}")
         self._head_factory()  # which says what is wrong with it
 
     def contrast(self, site: Site, weight: float = 1.0) -> Contrastive:
@@ -141,6 +145,11 @@ class ContrastiveMethod(Method):
             weight=weight,
             standardise=self.standardise,
         )
+
+    @classmethod
+    def advice(cls, observed: Mapping[str, float]) -> str:  # noqa: D102
+        seen = "above_chance" in observed and "accuracy" in observed
+        return "let its objective see more with `head_depth` 2" if seen else ""
 
     def _head_factory(self) -> HeadFactory:
         if not isinstance(self.head, str):
@@ -175,14 +184,20 @@ class SCPL(ContrastiveMethod):
         super().__post_init__()
         if not 0 <= self.cross_entropy <= 1:
             raise InputError(
-                "cross_entropy must be a share of the local loss, from 0 to 1",
+                "`cross_entropy` must be a share of the local loss, from 0 to 1",
                 f"Got {self.cross_entropy}",
             )
         if not 0 <= self.label_smoothing < 1:
             raise InputError(
-                "label_smoothing must be a share, from 0 to below 1",
+                "`label_smoothing` must be a share, from 0 to below 1",
                 f"Got {self.label_smoothing}",
             )
+
+    @classmethod
+    def advice(cls, observed: Mapping[str, float]) -> str:  # noqa: D102
+        if "accuracy" not in observed:  # contrast alone
+            return "add a local classifier with `cross_entropy` 0.8"
+        return super().advice(observed)
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is None:
@@ -225,7 +240,7 @@ def _width(head: nn.Module, shape: tuple[int, ...]) -> int:
         raise InputError(
             "For a local classifier the head must map features [N, *shape] to projections [N, D]",
             f"On zeros of the shape {[1, *shape]} it failed: {type(error).__name__}: {error}",
-            "Change the head, or use contrast alone with cross_entropy=0",
+            "Change the head, or use contrast alone (`cross_entropy` 0)",
         ) from error
     finally:
         head.train(training)

@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from scpl.app.bench.measure import Batch, Block, Contender, measure, summary, train_block
-from scpl.app.bench.synthetic import synthetic_batches, synthetic_facts
+from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
 from scpl.app.bench.workers import Workers, sending_failures
-from scpl.app.build import (
-    build_loaders,
-    build_method,
-    build_partition,
-    build_pipeline,
+from scpl.app.build import build_loaders, build_method, build_partition, build_pipeline
+from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
+from scpl.app.environment import (
     choose_device,
+    describe_environment,
     set_threads,
     share_of_cores,
 )
-from scpl.app.config import BenchConfig, TrainConfig
-from scpl.app.environment import describe_environment
-from scpl.app.fairness import config_for, method_names
-from scpl.app.kinds.base import Facts, Loader
+from scpl.app.fairness import config_for
+from scpl.app.inputs.base import DataSummary, Loader
 from scpl.app.launch import is_rank
 from scpl.data import is_here
 from scpl.data.images import known
@@ -59,16 +56,16 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM.
     """
     base = config.train
-    _check(config)
-    methods = method_names(config.methods or (TOGETHER if base.processes > 1 else ALONE))
-    synthetic = config.synthetic or not is_here(base.data, base.data_dir)
-    device = choose_device(base.device)
-    if synthetic or base.data in (*known(), *TEXT_SETS) or not Path(base.data).exists():
-        build_partition(base, synthetic_facts(base))  # a fault of the network is told once
+    methods = method_names(config.methods or (TOGETHER if base.run.processes > 1 else ALONE))
+    _check(config, methods)
+    synthetic = config.synthetic or not is_here(base.data.data, base.data.data_dir)
+    device = choose_device(base.run.device)
+    if synthetic or base.data.data in (*known(), *TEXT_SETS) or not Path(base.data.data).exists():
+        build_partition(base, synthetic_data(base))  # a fault of the network is told once
 
     def say(line: str) -> None:
-        if not base.quiet:
-            sys.stderr.write(f"{line}\n")
+        if not base.run.quiet:
+            sys.stderr.write(f"{in_flags(line)}\n")
             sys.stderr.flush()
 
     say(_introduce(config, methods, synthetic=synthetic))
@@ -79,15 +76,16 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 method,
                 serve,
                 replace(config, train=settings, synthetic=synthetic),
-                processes=settings.processes,
+                processes=settings.run.processes,
                 threads=_threads(settings),
             ),
-            samples=config.steps * settings.batch_size,
+            samples=config.steps * settings.data.batch_size,
         )
         for method, settings in own.items()
     }
     measured, failures = measure(contenders, config.repeats, say)
-    if base.quiet:  # else it was told when it happened
+    failures = {name: in_flags(why) for name, why in failures.items()}
+    if base.run.quiet:  # else it was told when it happened
         sys.stderr.writelines(f"{name} cannot run: {why}\n" for name, why in failures.items())
     if not measured:
         raise InputError("A benchmark needs at least one method that runs", _reasons(failures))
@@ -99,9 +97,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     }
 
 
-def _check(config: BenchConfig) -> None:
+def _check(config: BenchConfig, methods: list[str]) -> None:
     config.check()
-    config.train.check()
+    config.train.check(methods)
     if is_rank():
         raise InputError(
             "scpl bench must start its processes itself",
@@ -112,20 +110,20 @@ def _check(config: BenchConfig) -> None:
 
 def _introduce(config: BenchConfig, methods: list[str], *, synthetic: bool) -> str:
     base = config.train
-    images = base.data
+    images = base.data.data
     if synthetic:
-        images = f"random images of the shape of {base.data}, no loading, no augmentation"
+        images = f"random images of the shape of {base.data.data}, no loading, no augmentation"
         if not config.synthetic:
-            images += f" ({base.data} is not here: name its folder with --data-dir)"
+            images += f" ({base.data.data} is not here: name its folder with --data-dir)"
     return (
-        f"{base.model} on {images}: {', '.join(methods)}; "
-        f"{config.repeats} rounds of {config.steps} timed steps, batch {base.batch_size}"
+        f"{base.network.model} on {images}: {', '.join(methods)}; "
+        f"{config.repeats} rounds of {config.steps} timed steps, batch {base.data.batch_size}"
     )
 
 
 def _threads(config: TrainConfig) -> int:
     """Threads of each process."""
-    return config.threads or share_of_cores(config.processes)
+    return config.run.threads or share_of_cores(config.run.processes)
 
 
 def _result(
@@ -134,13 +132,13 @@ def _result(
     last = contender.timings[-1]
     loads = [load["others"] for load in contender.loads]
     return {
-        "method": own.method,
-        "data": own.data,
-        "model": own.model,
+        "method": own.method.method,
+        "data": own.data.data,
+        "model": own.network.model,
         "stages": len(contender.workers.cuts) + 1,
-        "processes": own.processes,
+        "processes": own.run.processes,
         "threads": _threads(own),
-        "batch_size": own.batch_size,
+        "batch_size": own.data.batch_size,
         "samples_per_second": summary(contender.rates),
         "rounds": contender.rates,
         "ratio_to": {
@@ -166,41 +164,44 @@ def _reasons(failures: dict[str, str]) -> str:
 def serve(connection: Connection, plan: BenchConfig) -> None:
     """Be one process of a method: get ready, then train a block whenever asked."""
     config = plan.train
-    set_threads(config.threads, Mesh.from_env().num_ranks)
+    mesh = Mesh.from_env()
+    set_threads(config.run.threads, mesh.num_ranks)
     ranks = connect(
-        choose_device(config.device),
-        stages_per_rank=config.spread or None,
-        depth=config.depth,
-        timeout=config.timeout,
+        choose_device(config.run.device),
+        stages_per_rank=config.run.spread or None,
+        depth=config.run.depth,
+        timeout=config.run.timeout,
     )
     with sending_failures(connection, ranks):
-        facts, batches = _data(config, ranks, synthetic=plan.synthetic)
-        parts, method = build_partition(config, facts), build_method(config)
-        total_steps = config.epochs * facts.steps
+        data, batches = _data(config, ranks, synthetic=plan.synthetic)
+        parts, method = build_partition(config, data), build_method(config.method, config.rows)
+        total_steps = config.optimizer.epochs * data.steps
         pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
         connection.send(pipeline.parts.cuts)
-        block = Block.of(plan.steps, method, ranks.mesh.num_ranks, config.depth)
+        block = Block.of(plan.steps, method, mesh.num_ranks, config.run.depth)
         while True:
             connection.recv()
             connection.send(train_block(pipeline, batches, block))
 
 
-def _data(config: TrainConfig, ranks: Ranks, *, synthetic: bool) -> tuple[Facts, Iterator[Batch]]:
+def _data(
+    config: TrainConfig, ranks: Ranks, *, synthetic: bool
+) -> tuple[DataSummary, Iterator[Batch]]:
     """What is trained on; the first rank reads it."""
     if synthetic:
-        facts = synthetic_facts(config)
-        return facts, itertools.cycle(synthetic_batches(config, facts))
+        data = synthetic_data(config)
+        return data, itertools.cycle(synthetic_batches(config, data))
     batches: Iterator[Batch] = iter(())
     if ranks.mesh.is_first:
-        loaders = build_loaders(config)
-        if loaders.train.num_samples < config.batch_size:
+        loaders, size = build_loaders(config), config.data.batch_size
+        if loaders.train.num_samples < size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
-                f"Got {loaders.train.num_samples} samples and --batch-size {config.batch_size}",
+                f"Got {loaders.train.num_samples} samples and --batch-size {size}",
             )
-        ranks.share("facts", Facts.of(loaders).to_json())
-        batches = _endless(loaders.train, config.batch_size * config.views)
-    return Facts.from_json(ranks.fetch("facts")), batches
+        ranks.share("data", DataSummary.of(loaders).to_json())
+        batches = _endless(loaders.train, config.rows)
+    return DataSummary.from_json(ranks.fetch("data")), batches
 
 
 def _endless(loader: Loader, full: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -11,24 +12,34 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scpl.app.compare.equal_time import epochs_in_equal_time
-from scpl.app.config import CompareConfig, TrainConfig, names, read_toml, write_toml
-from scpl.app.fairness import FREE, config_for, method_names
+from scpl.app.bench.bench import bench
+from scpl.app.config import (
+    FREE_IN_A_COMPARISON,
+    BenchConfig,
+    CompareConfig,
+    TrainConfig,
+    changed_settings,
+    method_names,
+    names,
+    write_toml,
+)
+from scpl.app.fairness import config_for
 from scpl.app.launch import BAD_INPUT
 from scpl.app.signals import end_signals
-from scpl.app.train.resume import changed_settings
 from scpl.app.use.probe import probe_run
+from scpl.data import is_here
 from scpl.errors import InputError, Interrupted, ScplError
+from scpl.files import write_whole
 from scpl.report import Absent, Comparison, write_comparison_report
 from scpl.report.groups import BASELINE
 from scpl.runs import RunFolder
 
-__all__ = ["compare"]
+__all__ = ["compare", "epochs_in_equal_time"]
 
+EQUAL_TIME = "equal_time.json"
 VERDICT = "scpl: "  # how the command line begins the sentence that it ends with
 
 
@@ -53,7 +64,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C; the same command continues.
     """
     base, methods, seeds = _checked(config)
-    out = base.out or Path("runs/compare")
+    out = base.run.out or Path("runs/compare")
     RunFolder(out).ensure()
     epochs = epochs_in_equal_time(base, methods, out) if config.equal == "time" else {}
     done, absent = _run_all(base, methods, seeds, epochs, out)
@@ -61,10 +72,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
         raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
     if config.probe:
-        _probe(done, quiet=base.quiet)
+        _probe(done, quiet=base.run.quiet)
     comparison = Comparison.read(
         done,
-        f"{base.model} on {base.data}: {', '.join(methods)}"
+        f"{base.network.model} on {base.data.data}: {', '.join(methods)}"
         + (", in equal time" if config.equal == "time" else ""),
         target=config.target,
         absent=absent,
@@ -73,7 +84,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     written = write_comparison_report(out, comparison)
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
     table = comparison.table()
-    notes = "" if base.quiet else f"\n{textwrap.fill(table.footnote, width or 100)}\n"
+    notes = "" if base.run.quiet else f"\n{textwrap.fill(table.footnote, width or 100)}\n"
     sys.stderr.write(f"\n{table.text(width)}{notes}\n{', '.join(map(str, written))}\n")
     target = comparison.target
     return {
@@ -89,21 +100,22 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def _probe(done: Sequence[Path], *, quiet: bool) -> None:
-    """Add read-outs by depth to the summaries of the runs that have none."""
+    """Add the accuracy of linear probes to the summaries of the runs that have none."""
     for folder in done:
         try:
             found = probe_run(folder)
         except ScplError as error:  # the comparison is worth more than this picture
-            sys.stderr.write(f"no linear read-outs of {folder.name}: {error}\n")
+            sys.stderr.write(f"no linear probes of {folder.name}: {error}\n")
             continue
         if found and not quiet:
             by_stage = " | ".join(f"{100 * accuracy:.1f}" for accuracy in found)
-            sys.stderr.write(f"linear read-outs of {folder.name}: {by_stage} %\n")
+            sys.stderr.write(f"linear probes of {folder.name}: {by_stage} %\n")
 
 
 def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
     """Check everything before the first run: common settings, methods, seeds."""
-    config.train.check()
+    methods = method_names(config.methods)
+    config.train.check(methods)
     if config.target is not None and not 0 < config.target <= 1:
         raise InputError(
             "--target must be an accuracy above 0 and at most 1",
@@ -111,7 +123,6 @@ def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
             "Write 85 % as 0.85",
         )
     seeds = [_seed(text) for text in names(config.seeds, "--seeds")]
-    methods = method_names(config.methods)
     if config.equal == "time" and BASELINE not in methods:
         raise InputError(
             f"--equal time gives every method the time that {BASELINE} takes",
@@ -144,10 +155,10 @@ def _run_all(
         if any(one.run == method for one in absent):
             continue  # another seed changes nothing
         folder = out / f"{method}-seed{seed}"
-        if not base.quiet:
+        if not base.run.quiet:
             sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
         own = config_for(base, method)
-        job = replace(own, seed=seed, epochs=epochs.get(method, own.epochs))
+        job = own.changed(seed=seed, epochs=epochs.get(method, own.optimizer.epochs))
         problem = _complete(folder, job, out)
         if problem is None:
             done.append(folder)
@@ -161,14 +172,14 @@ def _run_all(
 def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
     """Make sure that a run is finished; return why it is not."""
     run = RunFolder(folder)
-    if run.config.is_file() and not job.force:
+    if run.config.is_file() and not job.run.force:
         _check_same(run, job)
         if run.summary.is_file():
             return None
-        arguments = ["--resume", str(folder), *(["--quiet"] if job.quiet else [])]
+        arguments = ["--resume", str(folder), *(["--quiet"] if job.run.quiet else [])]
     else:
         recipe = out / f".{folder.name}.toml"
-        plain = replace(job, out=folder, resume=None, json=True, dry_run=False, force=False)
+        plain = job.changed(out=folder, resume=None, json=True, dry_run=False, force=False)
         recipe.write_text(write_toml(plain), encoding="utf-8")
         arguments = [str(recipe), *(["--force"] if folder.exists() else [])]
     status, reason = _run_child([sys.executable, "-m", "scpl", "train", *arguments])
@@ -224,8 +235,7 @@ def _run_child(command: list[str]) -> tuple[int, str]:
 
 def _check_same(run: RunFolder, job: TrainConfig) -> None:
     """A kept run must be of the same configuration: two settings never share a table."""
-    before = TrainConfig.from_dict(read_toml(run.config), str(run.config))
-    changed = changed_settings(before, job, ignored=FREE)
+    changed = changed_settings(TrainConfig.read(run.config), job, FREE_IN_A_COMPARISON)
     if changed:
         raise InputError(
             "All runs of a comparison must have the same settings",
@@ -239,3 +249,76 @@ def _seed(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise InputError("--seeds must be whole numbers", f"Got {text!r}") from error
+
+
+def epochs_in_equal_time(base: TrainConfig, methods: Sequence[str], out: Path) -> dict[str, int]:
+    """Measure how fast the methods train, and share out the time that ``bp`` takes.
+
+    A schedule spans the epochs of a run, so a method that has time for more of them must know it
+    from the first step. What was measured is kept in the folder of the comparison: the same
+    command later trains the same runs.
+
+    Args:
+        base: What the methods have in common; ``epochs`` are those of ``bp``.
+        methods: Their names, ``bp`` among them.
+        out: Folder of the comparison; it exists.
+
+    Returns:
+        Epochs by method: whole ones, rounded down, at least 1. Methods that cannot run are left
+        out, and so are all if the data is missing: their runs tell why.
+
+    Raises:
+        InputError: what was kept is damaged, or of other settings.
+    """
+    file = out / EQUAL_TIME
+    ratios = {} if base.run.force else _kept(file, base)
+    missing = [method for method in methods if method not in ratios]
+    if missing and is_here(base.data.data, base.data.data_dir):
+        if not base.run.quiet:
+            sys.stderr.write("how many epochs fit into the time of bp?\n")
+        ratios = {**ratios, **_measured(base, [*missing, BASELINE])}
+        kept = {"config": base.to_dict(), "ratio_to_bp": ratios}
+        write_whole(file, json.dumps(kept, indent=1) + "\n")
+    return {
+        method: max(1, int(base.optimizer.epochs * ratio))
+        for method, ratio in ratios.items()
+        if method in methods
+    }
+
+
+def _measured(base: TrainConfig, methods: Sequence[str]) -> Mapping[str, float]:
+    """Measure samples per second against bp, in turns; methods that cannot run are left out."""
+    plain = base.changed(resume=None, dry_run=False)
+    results = bench(BenchConfig(plain, ",".join(dict.fromkeys(methods))))["results"]
+    ratios = {
+        one["method"]: one["ratio_to"][BASELINE]["median"]
+        for one in results
+        if BASELINE in one["ratio_to"]
+    }
+    return {**ratios, BASELINE: 1.0}
+
+
+def _kept(file: Path, base: TrainConfig) -> dict[str, float]:
+    """Read what was measured before; nothing if nothing was."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        ratios = {str(method): float(ratio) for method, ratio in kept["ratio_to_bp"].items()}
+        if not all(ratio > 0 for ratio in ratios.values()):
+            raise ValueError("a ratio is not above 0")
+        before = TrainConfig.from_dict(kept["config"], str(file))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            "What a comparison in equal time has measured must be readable",
+            f"{file}: {type(error).__name__}: {error}",
+            "Delete it to measure again",
+        ) from error
+    changed = changed_settings(before, base, FREE_IN_A_COMPARISON)
+    if changed:
+        raise InputError(
+            "A comparison in equal time must go on with the settings that it was measured with",
+            f"{file} is of others: {', '.join(changed)}",
+            "Choose another folder with --out, or start anew with --force",
+        )
+    return ratios

@@ -15,7 +15,7 @@ from scpl.pipeline import Pipeline
 from scpl.report.formats import memory
 from scpl.runs.columns import stage_accuracies
 
-__all__ = ["Meter", "Progress", "Usage", "format_losses", "format_usage"]
+__all__ = ["Clock", "Meter", "Progress", "Usage", "format_losses", "format_usage"]
 
 SECONDS_BETWEEN_LINES = 30.0
 LIVE = "{bar:10} {desc}"  # what does not fit the terminal is cut off at the end
@@ -127,10 +127,10 @@ class Progress:
         now = self._printed = time.perf_counter()
         accuracy = row.get("valid_accuracy")
         valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
-        readouts = format_readouts(row, len(losses))
+        exits = format_exits(row, len(losses))
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
-            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{readouts}  "
+            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{exits}  "
             f"{row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{self._to_go(self._steps, now)}{format_usage(usage)}"
@@ -172,7 +172,7 @@ def format_usage(usage: Usage) -> str:
     return "".join(parts)
 
 
-def format_readouts(row: Mapping[str, Any], num_stages: int) -> str:
+def format_exits(row: Mapping[str, Any], num_stages: int) -> str:
     """Write the validation accuracy of every stage, where more than the last one predicts."""
     found = stage_accuracies(row, num_stages)
     if all(value in (None, "") for value in found[:-1]):
@@ -241,3 +241,49 @@ class Meter:
         if len(every) == 1:
             return Usage(memory)
         return Usage(memory, tuple(one["wait"] for one in every for _ in range(int(one["stages"]))))
+
+
+class Clock:
+    """Counts seconds since training began, seconds of training, and seconds of this epoch.
+
+    Args:
+        note: What an interrupted run had counted.
+    """
+
+    def __init__(self, note: Mapping[str, Any] | None = None) -> None:
+        before = note or {}
+        self._offset = float(before.get("seconds", 0.0))
+        self._train = float(before.get("train_seconds", 0.0))
+        self._epoch = float(before.get("epoch_seconds", 0.0))
+        self._started = self._epoch_started = time.perf_counter()
+
+    def now(self) -> float:
+        """Seconds since training began, validation included."""
+        return self._offset + time.perf_counter() - self._started
+
+    def begin_epoch(self) -> None:
+        """An epoch begins or goes on."""
+        self._epoch_started = time.perf_counter()
+
+    def epoch_seconds(self) -> float:
+        """Seconds of this epoch's training so far."""
+        return self._epoch + time.perf_counter() - self._epoch_started
+
+    def end_epoch(self) -> float:
+        """Close the epoch; returns its seconds."""
+        seconds = self.epoch_seconds()
+        self._train += seconds
+        self._epoch = 0.0
+        return seconds
+
+    def train_seconds(self) -> float:
+        """Seconds of training in finished epochs, without validation."""
+        return self._train
+
+    def note(self, *, in_epoch: bool) -> dict[str, float]:
+        """What to remember in a checkpoint."""
+        return {
+            "seconds": self.now(),
+            "train_seconds": self._train,
+            "epoch_seconds": self.epoch_seconds() if in_epoch else 0.0,
+        }

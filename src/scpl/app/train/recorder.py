@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scpl.app.config import TrainConfig
-from scpl.app.kinds.base import Facts
-from scpl.app.train.clock import Clock
-from scpl.app.train.progress import NOTHING, Progress, Usage
+from scpl.app.config import TrainConfig, in_flags
+from scpl.app.inputs import modality_of
+from scpl.app.inputs.base import DataSummary
+from scpl.app.train.progress import NOTHING, Clock, Progress, Usage
 from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
+from scpl.methods import METHODS
 from scpl.runs import RunFolder
 from scpl.runs.columns import epoch_row, mean_values
 
 __all__ = [
     "Recorder",
     "advise",
+    "is_flat",
     "number",
 ]
 
@@ -26,29 +28,29 @@ class Recorder:
 
     Args:
         config: The run's configuration.
-        facts: Its data in numbers.
+        data: Its data in numbers.
         folder: Where to write.
         quiet: Show nothing.
     """
 
     def __init__(
-        self, config: TrainConfig, facts: Facts, folder: RunFolder, *, quiet: bool
+        self, config: TrainConfig, data: DataSummary, folder: RunFolder, *, quiet: bool
     ) -> None:
-        self._config, self._facts, self._folder = config, facts, folder
+        self._config, self._data, self._folder = config, data, folder
         self._waiting: list[tuple[float, Report]] = []
         self._rows: list[dict[str, Any]] = []  # steps of this epoch
         self._table: list[dict[str, Any]] = []  # finished epochs
         self._board: Any = None
-        self._classes, self._warned = facts.num_classes, set[int]()
+        self._warned = set[int]()
         self.progress = Progress(
-            config.epochs,
-            facts.steps,
-            facts.train_samples,
+            config.optimizer.epochs,
+            data.steps,
+            data.train_samples,
             folder.append_log,
             quiet=quiet,
-            noun=facts.noun,
+            noun=data.noun,
         )
-        if config.tensorboard:
+        if config.run.tensorboard:
             self._board = _open_board(folder)
 
     @property
@@ -79,13 +81,13 @@ class Recorder:
         Args:
             usage: What to show of memory and waiting.
         """
-        steps = self._facts.steps
+        steps = self._data.steps
         rows: list[dict[str, Any]] = [
             {
                 "step": report.step,
                 "epoch": (report.step - 1) // steps + 1,
                 "seconds": round(seconds, 4),
-                "samples": report.num_samples // self._config.views,
+                "samples": report.num_samples // self._config.data.views,
                 "losses": losses,
                 "observed": observed,
             }
@@ -143,10 +145,10 @@ class Recorder:
 
     def _warn(self, observed: list[dict[str, float]]) -> None:
         """Say once of each stage that it stays flat, if it does."""
-        for stage, part in enumerate(observed):
-            if stage not in self._warned and (advice := advise(stage, part, self._classes)):
+        for stage, seen in enumerate(observed):
+            if stage not in self._warned and is_flat(seen, self._data.num_classes):
                 self._warned.add(stage)
-                self.progress.say(f"Warning: {advice}")
+                self.progress.say(f"Warning: {advise(stage, seen, self._config)}")
 
     def close(self) -> None:
         """Leave the terminal clean and the files complete."""
@@ -177,43 +179,52 @@ _COLLAPSED = 0.1
 _LONELY = 0.5
 
 
-def advise(stage: int, observed: Mapping[str, float], num_classes: int) -> str | None:
+def is_flat(observed: Mapping[str, float], num_classes: int) -> bool:
+    """Whether a stage has learned nothing in an epoch, as far as is known.
+
+    Args:
+        observed: Means over the epoch, by name; see `Objective.observed`.
+        num_classes: Number of classes.
+    """
+    above, accuracy = observed.get("above_chance"), observed.get("accuracy")
+    learns = (above is not None and above < _FLAT) or (
+        accuracy is not None and accuracy > _BARELY / num_classes
+    )
+    return not learns and (above, accuracy) != (None, None)
+
+
+def advise(stage: int, observed: Mapping[str, float], config: TrainConfig) -> str:
     """Say why a stage has learned nothing in an epoch, and what to do.
 
     Args:
         stage: Its index.
         observed: Means over the epoch, by name; see `Objective.observed`.
-        num_classes: Number of classes.
+        config: What is trained.
 
     Returns:
-        One sentence for the log, or None if the stage learns, or nothing is known of it.
+        One sentence for the log.
     """
-    above = observed.get("above_chance")
-    accuracy = observed.get("accuracy")
-    learns = (above is not None and above < _FLAT) or (
-        accuracy is not None and accuracy > _BARELY / num_classes
-    )
-    if learns or (above is None and accuracy is None):
-        return None
+    above, accuracy = observed.get("above_chance"), observed.get("accuracy")
     found = [f"contrast {above:+.3f} from chance level"] if above is not None else []
     found += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
-    return f"Stage {stage} has learned nothing yet ({', '.join(found)}): {_cause(observed)}"
+    cause = in_flags(_cause(observed, config))
+    return f"Stage {stage} has learned nothing yet ({', '.join(found)}): {cause}"
 
 
-def _cause(observed: Mapping[str, float]) -> str:
+def _cause(observed: Mapping[str, float], config: TrainConfig) -> str:
     without, spread = observed.get("without_positives", 0.0), observed.get("spread", 1.0)
     if without > _LONELY:
+        second_view = " or use `views` 2" if modality_of(config.data).SAMPLES == "images" else ""
         return (
             f"{100 * without:.0f} % of the anchors have no other sample of their class in the "
-            "mini-batch; raise --batch-size or use --views 2"
+            f"mini-batch; raise `batch_size`{second_view}"
         )
     if spread < _COLLAPSED:
         return (
-            f"its projections have collapsed to one direction (spread {spread:.2f}); lower --lr "
-            "or set --clip-norm"
+            f"its projections have collapsed to one direction (spread {spread:.2f}); lower `lr` "
+            "or set `clip_norm`"
         )
-    if "accuracy" not in observed:  # contrast alone
-        return "raise --lr, or add a local classifier with --cross-entropy 0.8"
-    if "above_chance" in observed:
-        return "raise --lr, or let its objective see more with --head-depth 2"
-    return "raise --lr, or cut the network so that this stage has more layers (--cuts)"
+    advice = METHODS[config.method.method].advice(observed)
+    return (
+        f"raise `lr`, or {advice or 'cut the network so that this stage has more layers (`cuts`)'}"
+    )

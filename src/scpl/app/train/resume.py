@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Set
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scpl.app.config import RUNTIME_FIELDS, TrainConfig, flag, read_toml
+from scpl.app.config import TrainConfig, changed_settings
 from scpl.engine.checkpoint import intact_steps
-from scpl.engine.ranks import Ranks
 from scpl.errors import CheckpointError, InputError
 from scpl.pipeline import Pipeline
 from scpl.runs import RunFolder
 
 __all__ = [
-    "after_restart",
-    "changed_settings",
     "check_same_data",
-    "launcher",
     "restore",
     "resumed_config",
 ]
-
-
-def changed_settings(
-    before: TrainConfig, now: TrainConfig, ignored: Set[str] = RUNTIME_FIELDS
-) -> list[str]:
-    """List the settings that differ; by default those that decide the numbers of a run."""
-    old, new = before.to_dict(), now.to_dict()
-    return [
-        f"{flag(name)} {new.get(name)} (was {old.get(name)})"
-        for name in sorted(new.keys() | old.keys())
-        if name not in ignored
-        and new.get(name) != old.get(name)
-        # Without a wish for a number of threads, that of the run is as good as any.
-        and not (name == "threads" and name not in new)
-    ]
 
 
 def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
@@ -52,15 +31,14 @@ def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
         InputError: if a flag would change the numbers of the run.
     """
     folder = RunFolder.open(run)
-    before = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
-    changed = changed_settings(before, config)
+    changed = changed_settings(TrainConfig.read(folder.config), config)
     if changed:
         raise InputError(
             "A resumed run must keep the settings that decide its numbers",
             f"Changed: {', '.join(changed)}",
             "Drop these flags, or start a new run",
         )
-    return replace(config, resume=run)
+    return config.changed(resume=run)
 
 
 def check_same_data(
@@ -118,29 +96,3 @@ def restore(pipeline: Pipeline, folder: RunFolder) -> dict[str, Any] | None:
             "Put the files back, or start a new run",
         )
     return None
-
-
-def launcher() -> str:
-    """The launcher of this process and its restarts; empty without one."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{name}/{os.getppid()}" if name else ""
-
-
-def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """A run that torchrun restarts goes on where it was; every rank calls it.
-
-    Raises:
-        InputError: if the run has no name to find it by.
-    """
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if not restarted or config.resume is not None:
-        return config
-    if config.out is None:
-        raise InputError("A run that may be restarted needs --out", "Got none")
-    if ranks.mesh.is_first:
-        # What another run left in a folder that is to be overwritten is nothing to go on from.
-        folder = RunFolder(config.out)
-        known = folder.environment.exists() and folder.config.exists()
-        about = folder.read_json(folder.environment) if known else {}
-        ranks.share("restarted", about.get("launcher") == launcher())
-    return replace(config, resume=config.out) if ranks.fetch("restarted") else config

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scpl.app.build import (
-    build_loaders,
-    build_method,
-    build_partition,
-    build_pipeline,
-    choose_device,
-    set_threads,
-)
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from scpl.app.build import build_loaders, build_method, build_partition, build_pipeline
 from scpl.app.config import TrainConfig, write_toml
-from scpl.app.environment import describe_environment
-from scpl.app.kinds.base import Facts, Loaders
-from scpl.app.network import describe_network
+from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
+from scpl.app.inputs.base import DataSummary, Loaders
+from scpl.app.launch import after_restart, launcher
+from scpl.app.network import describe_network, save_exits, save_network
 from scpl.app.signals import GracefulStop
-from scpl.app.train.clock import Clock
-from scpl.app.train.finish import finish
-from scpl.app.train.preview import describe_stages
-from scpl.app.train.progress import Meter
+from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
-from scpl.app.train.resume import after_restart, check_same_data, launcher, restore
+from scpl.app.train.resume import check_same_data, restore
 from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.mesh import Mesh
 from scpl.engine.ranks import Ranks, connect
+from scpl.engine.scores import Evaluation
 from scpl.engine.worker import Report
 from scpl.errors import Interrupted, RemoteError
+from scpl.methods import CutBackpropagation
 from scpl.pipeline import Pipeline
 from scpl.runs import RunFolder
 
-__all__ = ["train"]
+__all__ = ["chrome_trace", "dry_run", "train"]
 
 SECONDS_BETWEEN_FLUSHES = 0.5
 
@@ -57,14 +51,14 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     """
     config.check()
     mesh = Mesh.from_env()
-    config = replace(config, processes=mesh.num_ranks)
-    threads = set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    device = choose_device(config.device)
+    config = config.changed(processes=mesh.num_ranks)
+    threads = set_threads(config.run.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    device = choose_device(config.run.device)
     ranks = connect(
         device,
-        stages_per_rank=config.spread or None,
-        depth=config.depth,
-        timeout=config.timeout,
+        stages_per_rank=config.run.spread or None,
+        depth=config.run.depth,
+        timeout=config.run.timeout,
     )
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
@@ -88,41 +82,41 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
 def _train(
     config: TrainConfig, ranks: Ranks, threads: int, stop: GracefulStop
 ) -> dict[str, Any] | None:
-    mesh, device = ranks.mesh, choose_device(config.device)
+    mesh, device = ranks.mesh, choose_device(config.run.device)
     if mesh.is_first:
         ranks.share("finished", _finished(config))
     if (summary := ranks.fetch("finished")) is not None:
         return dict(summary) if mesh.is_last else None
+    method = build_method(config.method, config.rows)
     loaders = build_loaders(config) if mesh.is_first else None
     if loaders is not None:
-        ranks.share("facts", Facts.of(loaders).to_json())
-    facts = Facts.from_json(ranks.fetch("facts"))
+        ranks.share("data", DataSummary.of(loaders).to_json())
+    data = DataSummary.from_json(ranks.fetch("data"))
     initial = loaders.initial() if loaders is not None else None
-    parts = build_partition(config, facts, initial)
-    method = build_method(config)
+    parts = build_partition(config, data, initial)
     if loaders is not None:
-        description = describe_network(config, facts, parts)
+        description = describe_network(config, data, parts)
         made = _prepare_folder(config, description, loaders.files, device, threads)
         ranks.share("folder", {"path": str(made.path), "files": made.read_about()})
     shared = ranks.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
     folder.complete_about(shared["files"])
-    run = _Run(config, facts, folder, loaders, stop)
+    run = _Run(config, data, folder, loaders, stop)
     checkpoints = Checkpoints(
         folder.checkpoints,
-        every=config.checkpoint_every,
-        keep=config.keep,
+        every=config.run.checkpoint_every,
+        keep=config.run.keep,
         note=lambda: run.clock.note(in_epoch=True),
         before_saving=run.flush,
     )
-    steps = config.epochs * facts.steps
+    steps = config.optimizer.epochs * data.steps
     return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
 
 
 def _finished(config: TrainConfig) -> dict[str, Any] | None:
-    if config.resume is None:
+    if config.run.resume is None:
         return None
-    folder = RunFolder.open(config.resume)
+    folder = RunFolder.open(config.run.resume)
     return folder.read_json(folder.summary) if folder.summary.exists() else None
 
 
@@ -134,15 +128,15 @@ def _prepare_folder(
     threads: int,
 ) -> RunFolder:
     """Make or open the run folder; a resumed one keeps what it says of the run."""
-    if config.resume is not None:
-        folder = RunFolder.open(config.resume)
+    if config.run.resume is not None:
+        folder = RunFolder.open(config.run.resume)
         check_same_data(folder, description, files)
         return folder
-    name = f"{Path(config.data).name}-{config.model}-{config.method}"
-    folder = RunFolder.create(config.out, name, force=config.force)
+    folder = RunFolder.create(config.run.out, config.run_name, force=config.run.force)
     # Where this run lies and what it shows is not for those that continue or repeat it.
     # The number of threads decides the last bit of a sum, so it is kept.
-    kept = replace(config, out=None, force=False, json=False, quiet=False, threads=threads)
+    shown = {"out": None, "force": False, "json": False, "quiet": False}
+    kept = config.resolved().changed(**shown, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
     about = {**describe_environment(device, threads), "launcher": launcher()}
     folder.write_json(folder.environment, about)
@@ -161,12 +155,12 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        facts: Facts,
+        data: DataSummary,
         folder: RunFolder,
         loaders: Loaders | None,
         stop: GracefulStop,
     ) -> None:
-        self.config, self.facts, self.folder = config, facts, folder
+        self.config, self.data, self.folder = config, data, folder
         self.loaders, self.stop = loaders, stop
         self.clock = Clock()
         self.recorder: Recorder | None = None
@@ -176,21 +170,19 @@ class _Run:
         self.pipeline, self.meter = pipeline, Meter(pipeline)
         if pipeline.mesh.is_last:
             self.folder.ensure()  # on a disk of its own
-            self.recorder = Recorder(self.config, self.facts, self.folder, quiet=self.config.quiet)
+            quiet = self.config.run.quiet
+            self.recorder = Recorder(self.config, self.data, self.folder, quiet=quiet)
             self.stop.on_signal(self._notify)
-        note = restore(pipeline, self.folder) if self.config.resume is not None else None
+        note = restore(pipeline, self.folder) if self.config.run.resume is not None else None
         lines = pipeline.ranks.exchange("stages", describe_stages(pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
         self.clock = Clock(note)
         try:
             with self.stop:
-                while pipeline.epoch < self.config.epochs:
+                while pipeline.epoch < self.config.optimizer.epochs:
                     self._train_epoch()
-            return finish(
-                self.config, self.facts, self.folder, self.loaders, pipeline,
-                self.clock, self.recorder,
-            )  # fmt: skip
+            return self._finish()
         except Interrupted:
             pipeline.close()  # the checkpoint is on disk before anyone is told of it
             raise
@@ -209,24 +201,23 @@ class _Run:
             self.recorder.flush()
 
     def _introduce(self, recorder: Recorder, stages: list[str]) -> None:
-        config, facts, pipeline = self.config, self.facts, self.pipeline
-        if config.resume is not None:
+        config, data, pipeline = self.config, self.data, self.pipeline
+        if config.run.resume is not None:
             recorder.restore(pipeline.step, pipeline.epoch)
-        say = recorder.progress.say
+        say, processes = recorder.progress.say, config.run.processes
         say(
-            f"{config.method}: {config.model} on {facts.name}, {facts.train_samples:,} "
-            f"{facts.noun} to train, {facts.valid_samples:,} to validate, "
-            f"{facts.test_samples:,} to test; "
-            f"{config.processes} process{'es' * (config.processes > 1)} on {pipeline.device}, "
-            f"{config.precision}"
+            f"{config.method.method}: {config.network.model} on {data.name}, "
+            f"{data.train_samples:,} {data.noun} to train, {data.valid_samples:,} to validate, "
+            f"{data.test_samples:,} to test; {processes} process{'es' * (processes > 1)} "
+            f"on {pipeline.device}, {config.optimizer.precision}"
         )
-        for line in (*facts.notes, *stages):
+        for line in (*data.notes, *stages):
             say(line)
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
 
     def _notify(self, name: str) -> None:
-        if self.recorder is not None and not self.config.quiet:
+        if self.recorder is not None and not self.config.run.quiet:
             say = self.recorder.progress.say
             say(f"{name}: finishing this step and saving; once more to end at once")
 
@@ -242,14 +233,16 @@ class _Run:
         seconds = self.clock.end_epoch()
         self.meter.end_epoch(epoch)
         scores = None
-        if self.facts.valid_samples:
+        if self.data.valid_samples:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
             usage = self.meter.collect(epoch)
             recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores, usage)
-        if pipeline.mesh.is_first and (self.config.checkpoint_every is None or self.stop.received):
+        if not pipeline.mesh.is_first:
+            return
+        if self.config.run.checkpoint_every is None or self.stop.received:
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if pipeline.mesh.is_first and self.stop.received and epoch < self.config.epochs:
+        if self.stop.received and epoch < self.config.optimizer.epochs:
             self._interrupt(self.stop.received)
 
     def _after_step(self, report: Report) -> None:
@@ -271,8 +264,171 @@ class _Run:
         error.signal = number
         raise error
 
+    def _finish(self) -> dict[str, Any] | None:
+        """Test, export, write; every rank calls it. On the last one it returns the summary."""
+        config, pipeline, folder, clock = self.config, self.pipeline, self.folder, self.clock
+        wall = clock.now()
+        test = pipeline.evaluate(self.loaders.test if self.loaders else ()).peek()
+        network = pipeline.export()
+        exits = pipeline.export_exits() if pipeline.has_exits else None
+        mine = {
+            "memory": peak_memory(pipeline.device),
+            "wait": pipeline.timeline.wait_share(),
+            "events": pipeline.timeline.events(),
+            "stages": len(pipeline.stages),
+            "bytes": pipeline.bytes_per_step,
+        }
+        ranks = pipeline.ranks.exchange("finish", mine)
+        pipeline.close()
+        if self.recorder is None:
+            return None
+        assert test is not None, "the last rank has the result"
+        save_network(network, folder)
+        if exits is not None:
+            save_exits(exits, network, folder)
+        events = [event for rank in ranks for event in rank["events"]]
+        folder.write_json(folder.timeline, events)
+        if config.run.trace:
+            folder.write_json(folder.trace, chrome_trace(events))
+        summary = {
+            "method": config.method.method,
+            "data": config.data.data,
+            "model": config.network.model,
+            "stages": pipeline.parts.num_stages,
+            "processes": config.run.processes,
+            "epochs": config.optimizer.epochs,
+            "seed": config.run.seed,
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "valid_accuracy": self.recorder.valid_accuracy,
+            "samples_per_second": self.data.train_samples
+            * config.optimizer.epochs
+            / clock.train_seconds(),
+            "train_seconds": clock.train_seconds(),
+            "wall_seconds": wall,
+            "peak_memory_bytes": [rank["memory"] for rank in ranks],
+            "wait_share": [rank["wait"] for rank in ranks for _ in range(rank["stages"])],
+            "bytes_per_step": [rank["bytes"] for rank in ranks],
+            "notes": _notes(pipeline, config.rows),
+            "run": str(folder.path),
+        }
+        folder.write_json(folder.summary, summary)
+        self.recorder.progress.say(_verdict(test, summary, self.data.noun))
+        return summary
+
 
 def _learning_rate(pipeline: Pipeline) -> float:
     """Of this rank's first stage that has an optimizer; all stages have the same schedule."""
     optimizers = [stage.optimizer for stage in pipeline.stages if stage.optimizer]
     return float(optimizers[0].param_groups[0]["lr"]) if optimizers else 0.0
+
+
+def _notes(pipeline: Pipeline, rows: int) -> list[str]:
+    """What a reader must know to compare this run with those of other methods.
+
+    Args:
+        pipeline: The pipeline that trained.
+        rows: Rows of a mini-batch.
+    """
+    method, found = pipeline.method, []
+    seen = rows
+    if isinstance(method, CutBackpropagation):
+        seen = rows // method.slices
+        if method.slices > 1:
+            found.append(f"{method.slices} micro-batches of {seen} rows")
+    elif method.layout == "replicas":
+        seen = rows // pipeline.mesh.num_ranks
+        found.append(f"{seen} rows of each mini-batch on each replica")
+    normalises = any(isinstance(m, _BatchNorm) for m in pipeline.parts.model.modules())
+    if normalises and seen < rows:
+        found.append(f"BatchNorm sees {seen} rows instead of {rows}, so the numbers differ from bp")
+    return found
+
+
+def _verdict(test: Evaluation, summary: dict[str, Any], noun: str) -> str:
+    return (
+        f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} {noun}; "
+        f"{summary['samples_per_second']:,.0f} {noun}/s"
+    )
+
+
+MICROSECONDS = 1e6
+
+
+def chrome_trace(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turn events into a trace: a process per rank, a track per stage.
+
+    Args:
+        events: As `scpl.engine.timeline.Timeline.events` gives them.
+    """
+    listed = list(events)
+    origin = min((event["begin"] for event in listed), default=0.0)
+    names = [
+        {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+        for rank in sorted({event["rank"] for event in listed})
+    ]
+    spans = [
+        {
+            "ph": "X",
+            "name": event["activity"],
+            "cat": event["activity"],
+            "pid": event["rank"],
+            # What goes on behind the worker's back gets a track of its own.
+            "tid": f"stage {event['stage']}"
+            + (" (link)" if event["activity"] == "receive" else ""),
+            "ts": (event["begin"] - origin) * MICROSECONDS,
+            "dur": (event["end"] - event["begin"]) * MICROSECONDS,
+            "args": {"step": event["step"]},
+        }
+        for event in listed
+    ]
+    return {"traceEvents": names + spans, "displayTimeUnit": "ms"}
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Build everything, train one step, write nothing.
+
+    Returns:
+        What would be trained: samples, steps, and a line per stage.
+    """
+    config.check()
+    set_threads(config.run.threads, config.run.processes)
+    method = build_method(config.method, config.rows)
+    loaders = build_loaders(config)
+    data = DataSummary.of(loaders)
+    parts = build_partition(config, data, loaders.initial())
+    total_steps = config.optimizer.epochs * len(loaders.train)
+    pipeline = build_pipeline(config, parts, method, total_steps)
+    report = next(pipeline.steps(loaders.train))
+    return {
+        "method": config.method.method,
+        "data": config.data.data,
+        "model": config.network.model,
+        f"train_{data.noun}": data.train_samples,
+        f"valid_{data.noun}": data.valid_samples,
+        f"test_{data.noun}": data.test_samples,
+        **({"notes": list(data.notes)} if data.notes else {}),
+        "steps": total_steps,
+        "first_losses": report.values(),
+        "stages": describe_stages(pipeline),
+    }
+
+
+def describe_stages(pipeline: Pipeline) -> list[str]:
+    """One line per stage of this rank: layers, output, parameters."""
+    lines = []
+    for stage in pipeline.stages:
+        names = pipeline.parts.names[stage.index]
+        span = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "-"
+        body = sum(p.numel() for p in stage.body.parameters())
+        extra = sum(p.numel() for p in stage.objective.parameters())
+        shape = " x ".join(map(str, pipeline.parts.feature_shapes[stage.index]))
+        lines.append(
+            f"  stage {stage.index}: {span} -> {shape}; {body:,} parameters, "
+            f"{extra:,} in its objective"
+        )
+    if pipeline.mesh.is_last:
+        replaced = pipeline.method.replaces_readout
+        own = ", ".join(pipeline.parts.readout_names)
+        lines.append(f"  readout: {f'that of {pipeline.method.name}' if replaced else own}")
+    return lines

@@ -6,7 +6,6 @@ All need only what `scpl.app.network` reads: the plain network, or the one with 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl.app.build import choose_device, laid_out, set_threads
-from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, read_toml
-from scpl.app.environment import peak_memory
-from scpl.app.kinds import kind_named
-from scpl.app.kinds.base import inputs_of
+from scpl.app.build import laid_out
+from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
+from scpl.app.environment import choose_device, peak_memory, set_threads
+from scpl.app.inputs import modality_named
+from scpl.app.inputs.base import inputs_of
 from scpl.app.network import load_exits, load_network
 from scpl.engine.export import ExitNetwork
 from scpl.errors import InputError
+from scpl.files import write_whole
 from scpl.runs import RunFolder
 
 __all__ = ["Exits", "compute_logits", "evaluate", "export", "open_run"]
@@ -45,13 +45,14 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     folder, trained, network, description, device = open_run(config, config.exit_threshold)
-    set_threads(trained.threads, trained.processes)  # thread counts decide the last bit of a sum
-    loader = kind_named(description).test_loader(config, trained, folder, description)
+    # The number of threads decides the last bit of a sum.
+    set_threads(trained.run.threads, trained.run.processes)
+    loader = modality_named(description).test_loader(config, trained, folder, description)
     loaded = time.perf_counter()
     correct, loss, count = 0, 0.0, 0
     exits = Exits(network, config.exit_threshold)
     for inputs, target in loader:
-        logits = compute_logits(exits, inputs, device, trained.precision)
+        logits = compute_logits(exits, inputs, device, trained.optimizer.precision)
         target = target.to(device)
         correct += int((logits.argmax(1) == target).sum())
         loss += float(functional.cross_entropy(logits, target, reduction="sum"))
@@ -60,11 +61,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     # A method that does not cut the network has one stage, whatever the configuration says.
     summary = folder.read_json(folder.summary) if folder.summary.is_file() else {}
     return {
-        "method": trained.method,
-        "data": config.data or trained.data,
-        "model": trained.model,
-        "stages": summary.get("stages", trained.num_stages),
-        **{name: getattr(trained, name) for name in ("processes", "epochs", "seed")},
+        "method": trained.method.method,
+        "data": config.data or trained.data.data,
+        "model": trained.network.model,
+        "stages": summary.get("stages", trained.network.num_stages),
+        "processes": trained.run.processes,
+        "epochs": trained.optimizer.epochs,
+        "seed": trained.run.seed,
         "test_accuracy": correct / count,
         "test_loss": loss / count,
         **exits.result(count),
@@ -109,14 +112,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    draft = path.parent / f".{path.name}.tmp"
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(content)
-        os.replace(draft, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
     except OSError as error:
-        if draft.is_file():
-            draft.unlink()
         raise InputError(
             "An exported file must be writable", f"{path}: {error}", "Choose another with --to"
         ) from error
@@ -127,10 +126,10 @@ def open_run(
 ) -> tuple[RunFolder, TrainConfig, nn.Module, dict[str, Any], torch.device]:
     """Open a finished run: its folder, configuration, network, description and device."""
     folder = RunFolder.open(config.run)
-    trained = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
+    trained = TrainConfig.read(folder.config)
     network, description = load_network(folder) if threshold is None else load_exits(folder)
     # By default the device of the run, so that its numbers come out again.
-    device = choose_device(trained.device if config.device == "auto" else config.device)
+    device = choose_device(trained.run.device if config.device == "auto" else config.device)
     return folder, trained, laid_out(network.to(device), device), description, device
 
 

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from scpl.app.build import set_threads
 from scpl.app.config import PredictConfig
-from scpl.app.kinds import kind_named
+from scpl.app.environment import set_threads
+from scpl.app.inputs import modality_named
 from scpl.app.use.evaluate import compute_logits, open_run
 from scpl.errors import InputError
 
@@ -32,15 +32,16 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     for flag, value, most in (("--top", top, len(classes)), ("--batch-size", size, 1 << 16)):
         if not 1 <= value <= most:
             raise InputError(f"{flag} must lie in 1 .. {most}", f"Got {value}")
-    set_threads(trained.threads, 1)
-    kind = kind_named(description)
-    columns = _row(dict.fromkeys(kind.COLUMNS, ""), [""] * top, [0.0] * top)
+    set_threads(trained.run.threads, 1)
+    precision = trained.optimizer.precision
+    modality = modality_named(description)
+    columns = _row(dict.fromkeys(modality.COLUMNS, ""), [""] * top, [0.0] * top)
     table = csv.DictWriter(out, list(columns), lineterminator="\n")
-    batches = kind.pending(config, folder, description)
+    batches = modality.pending(config, folder, description)
     if not config.json:
         table.writeheader()
     for names, inputs in batches:
-        best = compute_logits(network, inputs, device, trained.precision).softmax(1).topk(top)
+        best = compute_logits(network, inputs, device, precision).softmax(1).topk(top)
         chances, indices = best.values.tolist(), best.indices.tolist()
         for number, name in enumerate(names):
             labels = [classes[index] for index in indices[number]]

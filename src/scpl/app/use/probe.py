@@ -1,23 +1,23 @@
-"""`--probe`: how much a linear read-out finds in the features after every stage.
+"""`--probe`: how much a linear classifier finds in the features after every stage.
 
 The same procedure for every method, so that stages that learned locally stand beside the same depth
 of a network that was trained end to end: features in evaluation mode, maps averaged to at most
 2 x 2 and sequences to one row, standardised, then ridge regression onto one-hot classes. It has a
-closed form: no learning rate, no seed, one pass over the images.
+closed form: no learning rate, no seed, one pass over the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scpl.app.build import build_loaders, choose_device, set_threads
-from scpl.app.config import EvalConfig, TrainConfig, read_toml
+from scpl.app.build import build_loaders
+from scpl.app.config import EvalConfig, TrainConfig
+from scpl.app.environment import choose_device, set_threads
 from scpl.app.network import load_stages
 from scpl.errors import InputError
 from scpl.partition import Partition
@@ -35,26 +35,34 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def probe(config: EvalConfig) -> list[float]:
-    """Fit a linear read-out to the features after every stage.
+    """Fit a linear classifier, a probe, to the features after every stage.
 
-    The read-outs are fitted to the run's training images, without augmentation, and judged on its
-    validation images; where none were held out, on the test images.
+    Probes are fitted to the run's training samples, without augmentation, and judged on its
+    validation samples; where none were held out, on the test samples.
 
     Returns:
-        The accuracy of each stage's read-out, 0 .. 1.
+        The accuracy of each stage's probe, 0 .. 1.
 
     Raises:
         InputError: if other data than the run's own is asked for.
         CheckpointError: if the run is not finished or damaged.
     """
     if config.data is not None:
-        raise InputError("--probe uses the images of the run", f"Got --data {config.data}")
+        raise InputError(
+            "--probe uses the data of the run", f"Got --data {config.data}", "Leave it out"
+        )
     folder = RunFolder.open(config.run)
     parts = load_stages(folder)
-    trained = TrainConfig.from_dict(read_toml(folder.config), str(folder.config))
-    set_threads(trained.threads, trained.processes)
-    plain = replace(trained, data_dir=config.data_dir or trained.data_dir, augmentation="none")
-    loaders = build_loaders(replace(plain, views=1, batch_size=config.batch_size or 256))
+    trained = TrainConfig.read(folder.config)
+    set_threads(trained.run.threads, trained.run.processes)
+    loaders = build_loaders(
+        trained.changed(
+            data_dir=config.data_dir or trained.data.data_dir,
+            batch_size=config.batch_size or 256,
+            augmentation="none",
+            views=1,
+        )
+    )
     device = choose_device(config.device)
     return probe_partition(
         parts, loaders.train, loaders.valid or loaders.test, len(loaders.classes), device
@@ -62,7 +70,7 @@ def probe(config: EvalConfig) -> list[float]:
 
 
 def probe_run(path: Path) -> list[float]:
-    """Add the read-outs of a run to its summary, as ``readout_accuracy``; else as `probe`.
+    """Add the probes of a run to its summary, as ``readout_accuracy``; else as `probe`.
 
     Returns:
         Their accuracies; nothing if the summary had them already.
@@ -79,12 +87,12 @@ def probe_run(path: Path) -> list[float]:
 def probe_partition(
     parts: Partition, train: Batches, judge: Batches, num_classes: int, device: torch.device
 ) -> list[float]:
-    """Fit a read-out after every stage on ``train``, and count how often it is right on ``judge``.
+    """Fit a probe after every stage on ``train``, and count how often it is right on ``judge``.
 
     Args:
         parts: The network; it is put into evaluation mode.
         train: Yields ``(inputs, target)``.
-        judge: The same, of other images.
+        judge: The same, of other samples.
         num_classes: Number of classes.
         device: Where to compute.
     """
@@ -98,12 +106,12 @@ def probe_partition(
         sums = (
             [(a + c, b + d) for (a, b), (c, d) in zip(sums, fresh, strict=True)] if sums else fresh
         )
-    readouts = [_solve(*each) for each in sums]
-    correct, count = torch.zeros(len(readouts), dtype=torch.long), 0
+    probes = [_solve(*each) for each in sums]
+    correct, count = torch.zeros(len(probes), dtype=torch.long), 0
     for inputs, target in judge:
         count += len(target)
         for stage, rows in enumerate(_features(parts.bodies, inputs.to(device))):
-            correct[stage] += ((rows @ readouts[stage]).argmax(1).cpu() == target.cpu()).sum()
+            correct[stage] += ((rows @ probes[stage]).argmax(1).cpu() == target.cpu()).sum()
     return [int(number) / count for number in correct]
 
 

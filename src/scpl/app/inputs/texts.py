@@ -11,22 +11,30 @@ from typing import Any
 from torch import Tensor
 
 from scpl import models
-from scpl.app.config import EvalConfig, PredictConfig, TrainConfig, given
-from scpl.app.kinds.base import Loader, Loaders, TextInputs
+from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.inputs.base import Loader, Loaders, TextInputs
 from scpl.data import text
 from scpl.errors import DataError, InputError
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = ["COLUMNS", "loaders", "network_sizes", "pending", "settings_of", "test_loader"]
+__all__ = [
+    "COLUMNS",
+    "SAMPLES",
+    "loaders",
+    "network_sizes",
+    "pending",
+    "settings_of",
+    "test_loader",
+]
 
+SAMPLES: Samples = "texts"
 COLUMNS: tuple[str, ...] = ("source", "row")
 """What names a text in the output of `scpl predict`."""
 
 Batch = tuple[list[dict[str, Any]], Tensor]
 
 TOKENIZER = "tokenizer.json"
-IMAGE_ONLY = ("image_size", "augmentation", "views")
 _SIZES = {"hidden": "width", "layers": "depth", "dropout": "dropout", "heads": "heads"}
 
 
@@ -35,24 +43,21 @@ def loaders(config: TrainConfig) -> Loaders:
 
     Raises:
         DataError: if it is missing, damaged, or not labelled as it should be.
-        InputError: if a setting is for images, or the network is.
+        InputError: if the network is for images.
     """
-    if wrong := given(config, IMAGE_ONLY):
-        raise InputError(
-            f"{', '.join(wrong)} must go with a data set of images", f"Got {config.data}"
-        )
+    chosen, seed = config.data, config.run.seed
     sizes = network_sizes(config)  # before any reading
     source = text.load_text(
-        config.data, settings_of(config), data_dir=config.data_dir, test_data=config.test_data
+        chosen.data, settings_of(config), data_dir=chosen.data_dir, test_data=chosen.test_data
     )
     notes, vectors = list(source.notes), None
-    if config.vectors is not None and config.resume is None:
+    if chosen.vectors is not None and config.run.resume is None:
         words = source.tokenizer.words
-        vectors = text.read_vectors(config.vectors, words)
-        notes.append(f"{config.vectors}: {vectors.coverage(words, source.train.tokens)}")
+        vectors = text.read_vectors(chosen.vectors, words)
+        notes.append(f"{chosen.vectors}: {vectors.coverage(words, source.train.tokens)}")
     inputs = TextInputs(
         source.tokenizer.vocab_size,
-        config.max_tokens,
+        chosen.max_tokens,
         source.columns.text,
         source.columns.label,
         source.fingerprint,
@@ -62,16 +67,16 @@ def loaders(config: TrainConfig) -> Loaders:
     def initial() -> dict[str, Any]:
         if vectors is None:
             return {}
-        seed = derive_seed(config.seed, "vectors")
-        return {"vectors": vectors.matrix(inputs.vocab_size, seed)}
+        drawn = derive_seed(seed, "vectors")
+        return {"vectors": vectors.matrix(inputs.vocab_size, drawn)}
 
     return Loaders(
         source.name,
         source.classes,
         inputs,
-        text.TextLoader(source.train, batch_size=config.batch_size, shuffle=True, seed=config.seed),
-        text.TextLoader(source.valid, batch_size=config.batch_size) if source.valid else None,
-        text.TextLoader(source.test, batch_size=config.batch_size),
+        text.TextLoader(source.train, batch_size=chosen.batch_size, shuffle=True, seed=seed),
+        text.TextLoader(source.valid, batch_size=chosen.batch_size) if source.valid else None,
+        text.TextLoader(source.test, batch_size=chosen.batch_size),
         tuple(notes),
         {TOKENIZER: source.tokenizer.to_json()},
         initial,
@@ -80,19 +85,20 @@ def loaders(config: TrainConfig) -> Loaders:
 
 def settings_of(config: TrainConfig) -> text.TextSettings:
     """What of a configuration says how a data set is read."""
+    chosen = config.data
     splits = text.SplitSettings(
-        test_share=config.test_share,
-        validation=config.validation,
-        limit_train=config.limit_train,
-        seed=derive_seed(config.seed, "texts"),
+        test_share=chosen.test_share,
+        validation=chosen.validation,
+        limit_train=chosen.limit_train,
+        seed=derive_seed(config.run.seed, "texts"),
     )
     return text.TextSettings(
-        text=config.text,
-        label=config.label,
+        text=chosen.text,
+        label=chosen.label,
         splits=splits,
-        tokens=config.tokens,
-        vocab_size=config.vocab_size,
-        max_tokens=config.max_tokens,
+        tokens=chosen.tokens,
+        vocab_size=chosen.vocab_size,
+        max_tokens=chosen.max_tokens,
     )
 
 
@@ -102,22 +108,23 @@ def network_sizes(config: TrainConfig) -> dict[str, Any]:
     Raises:
         InputError: if the network does not take texts, or the word vectors are not for words.
     """
-    known = models.text_sizes(config.model)
+    network, vectors = config.network, config.data.vectors
+    known = models.text_sizes(network.model)
     sizes = {
-        size: getattr(config, name)
+        size: getattr(network, name)
         for name, size in _SIZES.items()
-        if getattr(config, name) is not None
+        if getattr(network, name) is not None
     }
-    if config.hand_over:
+    if network.hand_over:
         sizes["hand_over"] = True
-    if config.vectors is not None:
-        if config.tokens == "subwords":
+    if vectors is not None:
+        if config.data.tokens == "subwords":
             raise InputError(
                 "--vectors must go with words as tokens",
                 "Got --tokens subwords",
                 "Drop one of the two",
             )
-        width = text.width_of(config.vectors)
+        width = text.width_of(vectors)
         # What lies behind the embedding has a width of its own in some networks.
         sizes.setdefault("embedding_size" if "embedding_size" in known else "width", width)
     return sizes
@@ -128,27 +135,27 @@ def test_loader(
 ) -> Loader:
     """The test texts, in the numbers of the run's own tokenizer."""
     inputs, classes = TextInputs.of(description), tuple(description["classes"])
-    batch_size = config.batch_size or trained.batch_size
+    batch_size = config.batch_size or trained.data.batch_size
     tokenizer = _tokenizer(folder)
     if config.data is not None:
         columns = text.Columns(inputs.text_columns, inputs.label_column)
-        data_dir = config.data_dir or trained.data_dir
+        data_dir = config.data_dir or trained.data.data_dir
         found, notes = text.load_test(
             config.data, tokenizer, classes, columns, inputs.max_tokens, data_dir=data_dir
         )
         sys.stderr.write("".join(f"{note}\n" for note in notes))
         return text.TextLoader(found, batch_size=batch_size)
     source = text.load_text(
-        trained.data,
+        trained.data.data,
         settings_of(trained),
-        data_dir=config.data_dir or trained.data_dir,
-        test_data=trained.test_data,
+        data_dir=config.data_dir or trained.data.data_dir,
+        test_data=trained.data.test_data,
         tokenizer=tokenizer,
     )
     if source.fingerprint != inputs.fingerprint:
         raise DataError(
             "the run's own data must be as it was in training",
-            f"The files of {trained.data} have changed since",
+            f"The files of {trained.data.data} have changed since",
             "Put the old files back, or test on a table of its own: --data FILE",
         )
     return text.TextLoader(source.test, batch_size=batch_size)

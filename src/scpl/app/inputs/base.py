@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scpl import models
 
-__all__ = ["Facts", "ImageInputs", "Inputs", "Loader", "Loaders", "TextInputs", "inputs_of"]
+__all__ = ["DataSummary", "ImageInputs", "Inputs", "Loader", "Loaders", "TextInputs", "inputs_of"]
 
 
 class Loader(Protocol):
@@ -65,7 +65,7 @@ class Inputs(Protocol):
     """What goes into a network."""
 
     @property
-    def kind(self) -> str:
+    def modality(self) -> str:
         """What one input is, in the singular: image, text."""
 
     @property
@@ -106,7 +106,7 @@ class ImageInputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     width: float = 1.0
-    kind: ClassVar[str] = "image"
+    modality: ClassVar[str] = "image"
     files: ClassVar[tuple[str, ...]] = ()
 
     def build(self, model: str, num_classes: int, **initial: Any) -> nn.Sequential:
@@ -168,7 +168,7 @@ class TextInputs:
     label_column: str
     fingerprint: str
     sizes: Mapping[str, Any]
-    kind: ClassVar[str] = "text"
+    modality: ClassVar[str] = "text"
     files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
 
     def build(self, model: str, num_classes: int, **initial: Any) -> nn.Sequential:
@@ -190,7 +190,7 @@ class TextInputs:
     def describe(self) -> dict[str, Any]:
         """Return JSON values."""
         values = asdict(self)
-        return {"kind": self.kind, **values, "text_columns": list(self.text_columns)}
+        return {"kind": self.modality, **values, "text_columns": list(self.text_columns)}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TextInputs:
@@ -206,20 +206,17 @@ class TextInputs:
 
 
 def inputs_of(description: Mapping[str, Any]) -> Inputs:
-    """Rebuild from `Inputs.describe`, which for images, the first kind there was, names no kind.
+    """Rebuild from `Inputs.describe`, which names no kind for images.
 
     Raises:
         KeyError, TypeError, ValueError: if the description is damaged.
     """
-    kinds: dict[str, type[ImageInputs] | type[TextInputs]] = {
-        "image": ImageInputs,
-        "text": TextInputs,
-    }
-    return kinds[description.get("kind", "image")].of(description)
+    found = TextInputs if description.get("kind") == "text" else ImageInputs
+    return found.of(description)
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataSummary:
     """The data in numbers.
 
     Attributes:
@@ -243,8 +240,8 @@ class Facts:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, loaders: Loaders) -> Facts:
-        """Read the facts off the data."""
+    def of(cls, loaders: Loaders) -> DataSummary:
+        """Read them off the data."""
         return cls(
             loaders.name,
             loaders.classes,
@@ -257,11 +254,11 @@ class Facts:
         )
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Facts:
+    def from_json(cls, values: dict[str, Any]) -> DataSummary:
         """Rebuild from `to_json`."""
         classes, notes = tuple(values["classes"]), tuple(values["notes"])
-        plain = {**values, "classes": classes, "notes": notes}
-        return cls(**{**plain, "inputs": inputs_of(values["inputs"])})
+        inputs = inputs_of(values["inputs"])
+        return cls(**{**values, "classes": classes, "notes": notes, "inputs": inputs})
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -276,7 +273,7 @@ class Facts:
     @property
     def noun(self) -> str:
         """What the samples are, in the plural."""
-        return f"{self.inputs.kind}s"
+        return f"{self.inputs.modality}s"
 
     def describe_model(self, model: str) -> dict[str, Any]:
         """What is needed to use a trained network without its data set."""

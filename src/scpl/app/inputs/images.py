@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scpl.app.config import EvalConfig, PredictConfig, TrainConfig, given
-from scpl.app.kinds.base import ImageInputs, Loader, Loaders
+from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.inputs.base import ImageInputs, Loader, Loaders
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
-from scpl.errors import DataError, InputError
+from scpl.errors import DataError
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = ["COLUMNS", "check_fit", "loaders", "pending", "test_loader"]
+__all__ = ["COLUMNS", "SAMPLES", "check_fit", "loaders", "pending", "test_loader"]
 
+SAMPLES: Samples = "images"
 COLUMNS: tuple[str, ...] = ("path",)
 """What names an image in the output of `scpl predict`."""
 
 Batch = tuple[list[dict[str, Any]], Tensor]
 
-TEXT_ONLY = ("text", "label", "test_data", "vectors", "hidden", "layers", "dropout", "heads",
-             "hand_over")  # fmt: skip
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
 
@@ -36,36 +35,32 @@ def loaders(config: TrainConfig) -> Loaders:
 
     Raises:
         DataError: if it is missing or damaged.
-        InputError: if a setting is for texts.
     """
-    if wrong := given(config, TEXT_ONLY):
-        raise InputError(
-            f"{', '.join(wrong)} must go with a data set of texts", f"Got {config.data}"
-        )
-    source = data.load(config.data, data_dir=config.data_dir, image_size=config.image_size)
+    chosen, seed = config.data, config.run.seed
+    source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=chosen.image_size)
     train, valid = source.train, None
-    if config.limit_train is not None and config.limit_train < len(train):
-        train = data.limit(train, config.limit_train, derive_seed(config.seed, "limit"))
-    if config.validation > 0:
+    if chosen.limit_train is not None and chosen.limit_train < len(train):
+        train = data.limit(train, chosen.limit_train, derive_seed(seed, "limit"))
+    if chosen.validation > 0:
         train, valid = data.carve_validation(
-            train, config.validation, derive_seed(config.seed, "validation")
+            train, chosen.validation, derive_seed(seed, "validation")
         )
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
     return Loaders(
         source.name,
         tuple(source.classes),
-        ImageInputs(source.channels, source.image_size, mean, std, config.width),
+        ImageInputs(source.channels, source.image_size, mean, std, config.network.width),
         data.Loader(
             train,
-            data.Augmentation(config.augmentation, mean, std, source.flip),
-            batch_size=config.batch_size,
-            views=config.views,
+            data.Augmentation(chosen.augmentation, mean, std, source.flip),
+            batch_size=chosen.batch_size,
+            views=chosen.views,
             shuffle=True,
-            seed=config.seed,
+            seed=seed,
         ),
-        None if valid is None else data.Loader(valid, plain, batch_size=config.batch_size),
-        data.Loader(source.test, plain, batch_size=config.batch_size),
+        None if valid is None else data.Loader(valid, plain, batch_size=chosen.batch_size),
+        data.Loader(source.test, plain, batch_size=chosen.batch_size),
     )
 
 
@@ -87,9 +82,9 @@ def test_loader(
     config: EvalConfig, trained: TrainConfig, folder: RunFolder, description: Mapping[str, Any]
 ) -> Loader:
     """The test images, normalised as those that the network learnt from."""
-    name, data_dir = config.data or trained.data, config.data_dir or trained.data_dir
+    name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
-    size = trained.image_size if config.data is None else inputs.image_size
+    size = trained.data.image_size if config.data is None else inputs.image_size
     source = data.load(name, data_dir=data_dir, image_size=size)
     model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
     try:
@@ -102,7 +97,7 @@ def test_loader(
             f"{source.name} has {source.num_classes}",
             advice,
         )
-    batch_size = config.batch_size or trained.batch_size
+    batch_size = config.batch_size or trained.data.batch_size
     plain = data.Augmentation("none", inputs.mean, inputs.std)
     return data.Loader(source.test, plain, batch_size=batch_size)
 

@@ -1,0 +1,58 @@
+"""The data of a run: images or texts. What else differs between them is asked of these two modules.
+
+May import: config, and what app may import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.inputs import images, texts
+from scpl.app.inputs.base import Loader, Loaders
+from scpl.data.text import is_text
+from scpl.runs import RunFolder
+
+__all__ = ["Modality", "modality_named", "modality_of"]
+
+
+class Modality(Protocol):
+    """What commands ask of images or texts; each is a module."""
+
+    SAMPLES: Samples
+    """What the samples are."""
+    COLUMNS: tuple[str, ...]
+    """What names an input in the output of `scpl predict`."""
+
+    def loaders(self, config: TrainConfig) -> Loaders:
+        """Load a data set and make its loaders."""
+
+    def test_loader(
+        self,
+        config: EvalConfig,
+        trained: TrainConfig,
+        folder: RunFolder,
+        description: Mapping[str, Any],
+    ) -> Loader:
+        """Load what a trained network is to be tested on."""
+
+    def pending(
+        self, config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
+    ) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
+        """Read what is to be classified: names of the inputs, and a batch of them."""
+
+
+_MODALITIES: Mapping[str, Modality] = {"image": images, "text": texts}
+
+
+def modality_of(config: DataConfig) -> Modality:
+    """Find out whether a run's data are images or texts."""
+    return _MODALITIES["text" if config.text or is_text(config.data) else "image"]
+
+
+def modality_named(description: Mapping[str, Any]) -> Modality:
+    """Find out what a network's description says; that of images says nothing."""
+    return _MODALITIES[description.get("kind", "image")]
