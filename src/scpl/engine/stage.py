@@ -56,7 +56,7 @@ class StageOptions:
 
 
 class Stage:
-    """A stage of the line.
+    """Consecutive layers with a local objective and an optimizer of their own.
 
     Args:
         index: Its place, from 0.
