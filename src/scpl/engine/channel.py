@@ -263,7 +263,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 def make_frames(header: bytes) -> list[Tensor]:
     """Put a header into a frame, ``uint8 [HEADER_BYTES]``; what does not fit follows in a second.
 
-    The losses of every stage travel with each message, so a network of many stages has long headers.
+    The losses of every stage travel with each message, so many stages make headers long.
     """
     raw = len(header).to_bytes(_LENGTH, "little") + header
     frame = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
