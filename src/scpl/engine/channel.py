@@ -25,6 +25,14 @@ from scpl.errors import LinkError
 __all__ = ["NoChannel", "Outbox", "Receiver", "Sender", "open_channels"]
 
 
+HEADER_BYTES = 8192
+"""Size of the first frame of every message, so that it can be received without knowing what comes.
+What does not fit follows in a second one."""
+SMALL_BYTES = 4096
+"""Tensors up to this size travel packed into one buffer, larger ones from their own memory."""
+_LENGTH = 4  # bytes at the start of a frame that hold the header's length
+
+
 class Outbox(Protocol):
     """Where a rank's last stage sends what it makes."""
 
@@ -241,11 +249,6 @@ def _lost(peer: int, error: Exception) -> LinkError:
     )
     lost.peer = peer
     return lost
-
-
-HEADER_BYTES = 8192
-SMALL_BYTES = 4096
-_LENGTH = 4  # bytes at the start of a frame that hold the header's length
 
 
 def divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
