@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scpl.errors import InputError
-from scpl.report.formats import DASH, count, memory, percent, traffic
+from scpl.report.formats import DASH, aligned, count, memory, one_line, percent, traffic, widths_of
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
-from scpl.report.tables import aligned, one_line, widths_of
 from scpl.runs import RunRecord
 from scpl.runs.columns import SECONDS, VALID_ACCURACY
 

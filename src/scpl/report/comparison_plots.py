@@ -14,12 +14,13 @@ from typing import Any
 from scpl.report.comparison import SECONDS_TO_TARGET, Target
 from scpl.report.formats import TIMES, count, duration, memory, percent, time_axis, traffic
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
-from scpl.report.panels import Panel, balanced
-from scpl.report.style import (
+from scpl.report.panels import (
     INK,
     MUTED,
+    Panel,
     Style,
     Styles,
+    balanced,
     band,
     lane_axis,
     method_styles,

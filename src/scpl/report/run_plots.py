@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from scpl.report.formats import duration, percent, time_axis
-from scpl.report.panels import Panel, balanced
-from scpl.report.style import (
+from scpl.report.panels import (
     INK,
     MUTED,
+    Panel,
+    balanced,
     percent_axis,
     side_legend,
     small_marks,

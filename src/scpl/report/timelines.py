@@ -11,8 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from scpl.report.formats import percent
-from scpl.report.panels import Panel
-from scpl.report.style import INK, MUTED, lane_axis, short_label, side_legend
+from scpl.report.panels import INK, MUTED, Panel, lane_axis, short_label, side_legend
 from scpl.runs import Event, RunRecord
 
 __all__ = [
