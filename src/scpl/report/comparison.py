@@ -149,10 +149,6 @@ class Comparison:
 def choose_target(runs: Sequence[RunRecord], wanted: float | None = None) -> Target | None:
     """Take the accuracy that was asked for, or one that plain backpropagation surely reaches.
 
-    Args:
-        runs: All runs of a comparison.
-        wanted: The accuracy that was asked for.
-
     Returns:
         The target; None if no run was validated.
     """
@@ -173,11 +169,7 @@ def choose_target(runs: Sequence[RunRecord], wanted: float | None = None) -> Tar
 
 
 def seconds_to(run: RunRecord, accuracy: float) -> float | None:
-    """Find when a run's validation accuracy first reached ``accuracy``.
-
-    Returns:
-        Wall-clock seconds since training began, validation included; None if it never did.
-    """
+    """Seconds from the start until a run's validation accuracy was that high; None for never."""
     curve = _accuracy_curve(run)
     if curve and curve[0][1] >= accuracy:
         return curve[0][0]

@@ -393,7 +393,7 @@ class _Bars:
         lane_axis(axes, range(len(self.styles)), list(map(short_label, self.styles)))
         axes.set_ylim(len(self.styles) - 0.5, -0.5)
         axes.set_xlim(0, max(ends) * 1.45 or 1)
-        axes.spines["left"].set_color(MUTED)
+        axes.spines["left"].set(visible=True, color=MUTED)
         axes.set_xlabel(f"{self.quantity} ({unit})" if unit else self.quantity)
 
     def _bar(self, axes: Any, place: int, scale: float) -> float:

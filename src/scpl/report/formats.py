@@ -112,9 +112,11 @@ def aligned(rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Seque
         widths: Characters of each column of ``rows``.
         columns: Which of them to write, the first one first.
     """
-    table = [[row[c].rjust(widths[c]) for c in columns] for row in rows]
-    for shown, row in zip(table, rows, strict=True):
-        shown[0] = row[0].ljust(widths[0])
+    first, *others = columns
+    table = [
+        [row[first].ljust(widths[first]), *(row[c].rjust(widths[c]) for c in others)]
+        for row in rows
+    ]
     table.insert(1, ["-" * widths[c] for c in columns])
     return "\n".join("  ".join(row).rstrip() for row in table)
 
@@ -127,16 +129,8 @@ def throughput_table(results: Sequence[Mapping[str, Any]]) -> str:
     """
     methods = [result["method"] for result in results]
     reference = BASELINE if BASELINE in methods else methods[0]
-    header = (
-        "method",
-        f"processes {TIMES} threads",
-        "samples/s",
-        f"ratio to {reference}",
-        "peak memory",
-        "waiting",
-        "sent per step",
-        "other load",
-    )
+    header = ["method", f"processes {TIMES} threads", "samples/s", f"ratio to {reference}"]
+    header += ["peak memory", "waiting", "sent per step", "other load"]
     rows = (header, *(_row(result, reference) for result in results))
     num_rounds = results[0]["samples_per_second"]["n"]
     note = (

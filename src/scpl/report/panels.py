@@ -129,8 +129,8 @@ def _styled(extra: dict[str, str]) -> Iterator[None]:
     import matplotlib.style
 
     # "default": a user's own matplotlibrc must not change what a report looks like.
-    style = matplotlib.style.context(["default", _STYLE_SHEET, extra])
-    with style, warnings.catch_warnings():
+    style_sheets = ["default", _STYLE_SHEET, extra]
+    with matplotlib.style.context(style_sheets), warnings.catch_warnings():
         # A name in a script the font lacks is drawn as boxes; the page's text shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         # Twelve stages in a low picture: labels may touch, which is no reason to alarm anyone.
@@ -152,15 +152,12 @@ def _rows(panels: Iterable[Panel]) -> list[list[Panel]]:
 def _inline(document: str, prefix: str, alternative: str) -> str:
     """Make a stand-alone SVG file part of a page."""
     svg = re.sub(r"<!--.*?-->\s*", "", document[document.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"<[^>]+>", lambda tag: _prefix_ids(tag[0], prefix), svg)
+    ids = re.compile(r'(\bid="|href="#|url\(#)')
+    svg = re.sub(r"<[^>]+>", lambda tag: ids.sub(rf"\g<1>{prefix}", tag[0]), svg)
     opening, _, rest = svg.partition(">")
     opening = re.sub(r' (?:width|height)="[\d.]+pt"', "", opening)
     label = f'<svg role="img" aria-label="{escape(alternative)}"'
     return f"{opening.replace('<svg', label, 1)}>{rest}".strip()
-
-
-def _prefix_ids(tag: str, prefix: str) -> str:
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", tag)
 
 
 # Colours, axes and legends
@@ -219,12 +216,7 @@ def stage_colours(num_stages: int) -> list[str]:
 
 
 def method_styles(labels: Sequence[str], methods: Sequence[str]) -> Styles:
-    """Give every label a style, in the order of the labels.
-
-    Args:
-        labels: Labels of groups of runs.
-        methods: The method of each group.
-    """
+    """Give every label of a group of runs a style, in their order; ``methods`` one per label."""
     of_baseline, others = iter(_BASELINE_STYLES), cycle(_STYLES)
     chosen: Styles = {}
     for label, method in zip(labels, methods, strict=True):
@@ -245,13 +237,13 @@ def moved_apart(places: Sequence[float], gap: float) -> list[float]:
     clusters: list[tuple[list[int], float]] = []  # members, and the middle of their places
     for member in order:
         members, middle = [member], places[member]
-        while (
-            clusters and middle - clusters[-1][1] < gap * (len(members) + len(clusters[-1][0])) / 2
-        ):
-            before, centre = clusters.pop()
+        while clusters:
+            before, centre = clusters[-1]
             total = len(before) + len(members)
+            if middle - centre >= gap * total / 2:
+                break
             middle = (centre * len(before) + middle * len(members)) / total
-            members = before + members
+            members = clusters.pop()[0] + members
         clusters.append((members, middle))
     moved = list(places)
     for members, middle in clusters:
@@ -307,6 +299,7 @@ def lane_axis(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
     """Name horizontal lanes or bars on the vertical axis."""
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
 
 

@@ -90,10 +90,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            fix = "Choose another with --out"
-            raise InputError(
-                "A run folder must be writable", f"{self.path}: {error}", fix
-            ) from error
+            rule, fix = "A run folder must be writable", "Choose another with --out"
+            raise InputError(rule, f"{self.path}: {error}", fix) from error
 
     @staticmethod
     def free_name(path: Path) -> Path:
@@ -230,11 +228,11 @@ class RunFolder:
 
     def write_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the logged steps."""
-        self.write_text(self.steps, "".join(f"{json.dumps(row)}\n" for row in rows))
+        self.write_text(self.steps, _json_lines(rows))
 
     def append_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Log further steps."""
-        self._append(self.steps, "".join(f"{json.dumps(row)}\n" for row in rows))
+        self._append(self.steps, _json_lines(rows))
 
     def append_log(self, line: str) -> None:
         """Add a line to the log."""
@@ -276,6 +274,10 @@ class RunFolder:
     def _append(self, path: Path, text: str) -> None:
         with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(text)
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 @contextmanager
