@@ -40,6 +40,19 @@ Head: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
 _NARROWEST = 32  # channels of a convolutional head
 
 
+class _Sized:
+    """A factory whose fields are widths: whole numbers of at least 1."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(
+                    f"{name} of a head must be at least 1",
+                    f"Got {value}",
+                    "Use a positive whole number",
+                )
+
+
 @dataclass(frozen=True)
 class Identity:
     """No parameters: the features themselves, flattened to ``[N, prod(shape)]``."""
@@ -51,7 +64,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Sized):
     """Flatten, then one linear layer: ``[N, *shape] -> [N, out_features]``.
 
     Raises:
@@ -60,9 +73,6 @@ class Linear:
 
     out_features: int = 128
 
-    def __post_init__(self) -> None:
-        _check_width("out_features", self.out_features)
-
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
         _check_shape(shape)
@@ -70,7 +80,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(_Sized):
     """The paper's head: flatten, linear, ReLU, linear: ``[N, *shape] -> [N, out_features]``.
 
     Every entry of a feature map has its own row of weights, so the head grows with the image.
@@ -85,10 +95,6 @@ class MLP:
     hidden_features: int = 512
     out_features: int = 1024
 
-    def __post_init__(self) -> None:
-        _check_width("hidden_features", self.hidden_features)
-        _check_width("out_features", self.out_features)
-
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
         _check_shape(shape)
@@ -98,7 +104,7 @@ class MLP:
 
 
 @dataclass(frozen=True)
-class PooledMLP:
+class PooledMLP(_Sized):
     """Summarise positions, then linear, ReLU, linear: ``[N, *shape] -> [N, out_features]``.
 
     Feature maps ``[C, H, W]`` are averaged down to at most ``pool x pool``, sequences ``[L, C]``
@@ -124,10 +130,6 @@ class PooledMLP:
     hidden_features: int = 512
     out_features: int = 128
     pool: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_features", "out_features", "pool"):
-            _check_width(name, getattr(self, name))
 
     def __call__(self, shape: tuple[int, ...]) -> nn.Module:
         """Build the head for one sample's features of this shape."""
@@ -307,13 +309,6 @@ def _check_shape(shape: tuple[int, ...]) -> None:
             "A head needs the shape of one sample's features, with at least one positive size",
             f"Got {list(shape)}",
             "Pass the shape without the batch dimension, e.g. tuple(features.shape[1:])",
-        )
-
-
-def _check_width(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(
-            f"{name} of a head must be at least 1", f"Got {value}", "Use a positive whole number"
         )
 
 

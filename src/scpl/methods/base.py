@@ -143,8 +143,12 @@ class Objective(nn.Module, ABC):
         return None
 
     def predict(self, features: Tree) -> Tensor | None:
-        """Return logits ``[N, C]`` made of this stage's features, or None."""
-        return None
+        """Return logits ``[N, C]`` made of this stage's features, or None.
+
+        By default they are those of `exit_module`.
+        """
+        module = self.exit_module(())
+        return None if module is None else cast("Tensor", module(features))
 
     def share(self, received: Tree) -> Tree:
         """Tell the next stage's objective what it needs for its predictions.
@@ -206,10 +210,6 @@ class CrossEntropy(Objective):
         self.observed = observe_accuracy(logits, target)
         loss = cross_entropy_loss(logits, target, self.label_smoothing)
         return {"cross_entropy": self.weight * loss}
-
-    def predict(self, features: Tree) -> Tensor:  # noqa: D102
-        logits: Tensor = self.classifier(features)
-        return logits
 
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
         return self.classifier

@@ -55,9 +55,6 @@ class InformationRegularisation(Objective):
             terms["cross_entropy"] = self.weight * cross_entropy_loss(logits, target)
         return terms
 
-    def predict(self, features: Tree) -> Tensor | None:
-        return None if self.classifier is None else self.classifier(self.head(features))
-
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module | None:
         return None if self.classifier is None else nn.Sequential(self.head, self.classifier)
 

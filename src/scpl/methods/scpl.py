@@ -96,10 +96,6 @@ class ClassifiedContrast(Objective):
         loss = cross_entropy_loss(logits, target, self.label_smoothing)
         return {**terms, "local_cross_entropy": (1 - weight) * loss}
 
-    def predict(self, features: Tree) -> Tensor:
-        logits: Tensor = self.classifier(self.contrastive.head(features))
-        return logits
-
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:
         return nn.Sequential(self.contrastive.head, self.classifier)
 

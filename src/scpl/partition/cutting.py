@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -79,22 +79,17 @@ class Partition:
     def cuts(self) -> tuple[str, ...]:
         """The names of the layers that the second and later stages begin with."""
         after = [*self.names[1:], self.readout_names]
-        firsts = [name[0] if name else following[0] for name, following in pairwise(after)]
-        return tuple(firsts)
+        return tuple(name[0] if name else following[0] for name, following in pairwise(after))
 
     def merged(self) -> Partition:
         """The same network as one stage, for end-to-end training."""
         layers = [layer for body in self.bodies for layer in body]
-        names = tuple(name for stage in self.names for name in stage)
-        return Partition(
-            self.model,
-            (nn.Sequential(*layers),),
-            (names,),
-            self.readout,
-            self.readout_names,
-            self.feature_shapes[-1:],
-            self.num_outputs,
-            (sum(self.costs),),
+        return replace(
+            self,
+            bodies=(nn.Sequential(*layers),),
+            names=(tuple(name for stage in self.names for name in stage),),
+            feature_shapes=self.feature_shapes[-1:],
+            costs=(sum(self.costs),),
         )
 
 
@@ -256,11 +251,15 @@ def _explain_unknown(model: nn.Module, names: Sequence[str], cut: str) -> str:
                     f"{cut!r} lies inside {parent!r}, a {type(module).__name__}: only a "
                     "plain nn.Sequential can be cut inside"
                 )
-            close = difflib.get_close_matches(parts[depth], inner, n=1)
-            hint = f"; did you mean '{parent}.{close[0]}'?" if close else ""
-            return f"there is no layer {cut!r} in {parent!r}{hint}"
-    close = difflib.get_close_matches(cut, names, n=1)
-    return f"there is no layer {cut!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+            full = [
+                f"{parent}.{name}" for name in difflib.get_close_matches(parts[depth], inner, 1)
+            ]
+            return f"there is no layer {cut!r} in {parent!r}" + _hint(full)
+    return f"there is no layer {cut!r}" + _hint(difflib.get_close_matches(cut, names, 1))
+
+
+def _hint(close: Sequence[str]) -> str:
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_equality(
@@ -335,10 +334,9 @@ def _summarise(summary: Summary, features: Tensor, index: int) -> Tensor:
 
 
 def _sample_shape(features: Tensor, index: int) -> tuple[int, ...]:
-    tensors = tensors_of(features)
-    if not tensors:
-        raise PartitionError("A stage must hand on a tensor", f"Stage {index} hands on none")
-    return tuple(tensors[0].shape[1:])
+    for tensor in tensors_of(features):
+        return tuple(tensor.shape[1:])
+    raise PartitionError("A stage must hand on a tensor", f"Stage {index} hands on none")
 
 
 def _same(expected: Tensor, found: Tensor) -> bool:
