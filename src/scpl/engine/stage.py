@@ -19,7 +19,7 @@ from scpl.engine.messages import LocalLoss
 from scpl.engine.randomness import RandomState
 from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective
-from scpl.partition.features import summary_of
+from scpl.partition.layers import summary_of
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
 __all__ = [

@@ -21,7 +21,7 @@ from scpl.app.environment import choose_device, set_threads
 from scpl.app.network import load_stages
 from scpl.errors import InputError
 from scpl.partition import Partition
-from scpl.partition.features import summary_of
+from scpl.partition.layers import summary_of
 from scpl.partition.values import Tree
 from scpl.runs import RunFolder
 
