@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "runs": CORE,
     "report": CORE | {"runs"},
     "methods": CORE | {"losses", "heads", "partition"},
-    "engine": CORE | {"losses", "methods", "partition"},
+    "engine": CORE | {"methods", "partition"},
     "pipeline": CORE | {"engine", "methods", "partition"},
     "app": CORE
     | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report", "runs"},

@@ -93,8 +93,8 @@ class CheckpointWriter:
         self._waiting: list[Future[None]] = []
         self._step: int | None = None
 
-    def begin(self) -> None:
-        """A checkpoint is due here."""
+    def announce(self) -> None:
+        """Tell who wants to know that the stages are about to be saved."""
         self._checkpoints.before_saving()
 
     def write(self, index: int, mark: CheckpointMark, state: dict[str, Any]) -> None:

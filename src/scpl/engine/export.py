@@ -112,8 +112,8 @@ def build_exits(
             raise InputError(
                 f"Every stage must predict to be an early exit (method {method.name})",
                 f"Stage {stage} does not",
-                "Give every stage a classifier (scpl: `cross_entropy` above 0), or use a method that "
-                "does, such as early-exit",
+                "Give every stage a classifier (scpl: `cross_entropy` above 0), or use a method "
+                "that does, such as early-exit",
             )
         if module is parts.readout:
             exits[stage] = module

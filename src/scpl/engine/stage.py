@@ -1,4 +1,4 @@
-"""One stage: body, objective, optimizer. The only caller of ``backward()`` and ``step()``."""
+"""One stage: body, objective, optimizer; how it learns, and how its state is saved."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ class Stage:
         return torch.autocast(self.device.type, dtype=precision)
 
     def set_mode(self, *, training: bool) -> None:
-        """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""
+        """Look at every layer: the user may have called ``eval()`` on their network meanwhile."""
         if any(module.training != training for module in self._modules):
             self.body.train(training)
             self.objective.train(training)
