@@ -94,7 +94,7 @@ def comparison_timelines(runs: Mapping[str, Sequence[RunRecord]]) -> Iterator[Pa
     Args:
         runs: The runs of each method, by label; the first with a timeline is drawn.
     """
-    recorded = {}
+    recorded: dict[str, Sequence[Event]] = {}
     for label, records in runs.items():
         for events in (record.timeline for record in records):
             if any(event.activity == "forward" for event in events):
