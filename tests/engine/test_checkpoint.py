@@ -215,8 +215,8 @@ def test_steps_are_ordered_as_numbers(tmp_path):
 def test_a_full_disk_is_told_and_costs_no_older_checkpoint(tmp_path, monkeypatch, error):
     write(tmp_path, 10)
 
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise error
 
     monkeypatch.setattr(torch, "save", full)
