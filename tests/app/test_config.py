@@ -21,7 +21,7 @@ from scpl.methods.options import options_of
 
 def test_what_is_written_is_read_back(tmp_path):
     config = TrainConfig.of(
-        data="x", lr=3e-4, cuts=("a", "b"), stages=3, clip_norm=1.0, views=2, spread=(2, 1),
+        data="x", lr=3e-4, cuts=("a", "b"), stages=3, clip_norm=1.0, views=2, stages_per_process=(2, 1),
         data_dir=tmp_path, temperature=0.2,
     )  # fmt: skip
     path = tmp_path / "config.toml"
@@ -45,7 +45,7 @@ def test_an_unknown_key_is_answered_with_the_closest():
     "values",
     [
         {"lr": "1e-3"}, {"epochs": 1.5}, {"epochs": True}, {"force": 1}, {"cuts": "layer1"},
-        {"cuts": [1]}, {"spread": [1.5]}, {"head": "mpl"}, {"views": True}, {"views": 3},
+        {"cuts": [1]}, {"stages_per_process": [1.5]}, {"head": "mpl"}, {"views": True}, {"views": 3},
         {"data": 3}, {"out": 3}, {"clip_norm": "x"},
     ],
 )  # fmt: skip
@@ -66,7 +66,7 @@ def test_a_value_of_another_type_is_refused(values):
         *(("validation", bad) for bad in (-0.1, 1.0, float("nan"))),
         *(("test_share", bad) for bad in (0.0, 1.0, float("nan"))),
         ("seed", -1), ("seed", 2**63), ("max_restarts", -1), ("depth", 0), ("depth", 1),
-        ("spread", (4, 0)), ("spread", (1, 1)), ("processes", 5),
+        ("stages_per_process", (4, 0)), ("stages_per_process", (1, 1)), ("processes", 5),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_names_its_flag_and_itself(name, value):
@@ -116,9 +116,9 @@ def test_cuts_and_stages_must_agree():
 
 
 def test_spread_and_processes_must_agree():
-    TrainConfig.of(spread=(3, 1)).check()  # torchrun says how many processes
+    TrainConfig.of(stages_per_process=(3, 1)).check()  # torchrun says how many processes
     with pytest.raises(InputError, match="Got 2 numbers for 3 processes"):
-        TrainConfig.of(spread=(3, 1), processes=3).check()
+        TrainConfig.of(stages_per_process=(3, 1), processes=3).check()
 
 
 class TestRecipes:

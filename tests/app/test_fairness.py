@@ -5,11 +5,11 @@ from scpl.app.config import TrainConfig, method_names
 from scpl.errors import InputError
 from scpl.methods import METHODS
 
-SEVERAL = TrainConfig.of(processes=2, spread=(3, 1), threads=2)
+SEVERAL = TrainConfig.of(processes=2, stages_per_process=(3, 1), threads=2)
 
 
 @pytest.mark.parametrize(
-    ("method", "processes", "spread", "threads"),
+    ("method", "processes", "stages_per_process", "threads"),
     [
         ("scpl", 2, (3, 1), 2),
         ("early-exit", 2, (3, 1), 2),
@@ -20,11 +20,11 @@ SEVERAL = TrainConfig.of(processes=2, spread=(3, 1), threads=2)
         ("bp-wide", 1, (), 4),
     ],
 )
-def test_processes_and_threads_of_each_method(method, processes, spread, threads):
+def test_processes_and_threads_of_each_method(method, processes, hosted, threads):
     """One process has the threads of one of the others, or of all of them together."""
     own = config_for(SEVERAL, method)
     assert own == SEVERAL.changed(
-        method=method, processes=processes, spread=spread, threads=threads
+        method=method, processes=processes, stages_per_process=hosted, threads=threads
     )
 
 

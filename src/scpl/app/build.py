@@ -106,9 +106,9 @@ def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
 def connect_ranks(config: TrainConfig) -> Ranks:
     """Meet the other ranks that the environment names."""
     run = config.run
-    spread = run.spread or None
+    hosted = run.stages_per_process or None
     device = choose_device(run.device)
-    return connect(device, stages_per_rank=spread, depth=run.depth, timeout=run.timeout)
+    return connect(device, stages_per_rank=hosted, depth=run.depth, timeout=run.timeout)
 
 
 def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> LRScheduler:

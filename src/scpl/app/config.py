@@ -272,7 +272,7 @@ class RunConfig:
     """Seed of everything that is drawn: weights, order, augmentation, dropout."""
     processes: int = setting(1, POSITIVE, decides="speed")
     """Processes that share the stages; started here, or by torchrun on several machines."""
-    spread: tuple[int, ...] = setting((), decides="speed")
+    stages_per_process: tuple[int, ...] = setting((), decides="speed")
     """Stages on each process, e.g. 3 1; default: of about equal cost."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
@@ -413,7 +413,7 @@ class TrainConfig:
                 "--cuts must name one layer fewer than there are stages",
                 f"Got {len(cuts)} cuts and --stages {self.network.stages}",
             )
-        processes, spread = self.run.processes, self.run.spread
+        processes, wanted = self.run.processes, self.run.stages_per_process
         replicas = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
         if processes > stages and not replicas:
             raise InputError(
@@ -421,15 +421,15 @@ class TrainConfig:
                 f"Got {processes} processes for {stages} stages",
                 f"Use at most {stages}, or cut the network into more with --stages",
             )
-        if spread and (min(spread) < 1 or sum(spread) != stages):
+        if wanted and (min(wanted) < 1 or sum(wanted) != stages):
             raise InputError(
-                f"--spread must give every process at least one of the {stages} stages",
-                f"Got {' '.join(map(str, spread))}",
+                f"--stages-per-process must give every process at least one of the {stages} stages",
+                f"Got {' '.join(map(str, wanted))}",
             )
-        if spread and processes not in (1, len(spread)):
+        if wanted and processes not in (1, len(wanted)):
             raise InputError(
-                "--spread must have one number per process",
-                f"Got {len(spread)} numbers for {processes} processes",
+                "--stages-per-process must have one number per process",
+                f"Got {len(wanted)} numbers for {processes} processes",
             )
 
     def check_samples(self, samples: Samples) -> None:

@@ -174,11 +174,11 @@ def config_for(base: TrainConfig, method: str) -> TrainConfig:
     if layout == "stages" or processes == 1:
         return own
     if layout == "replicas":
-        return own.changed(spread=())  # every process has all stages
+        return own.changed(stages_per_process=())  # every process has all stages
     threads = _threads(base)
     if METHODS[method] is WideBackpropagation:
         threads *= processes
-    return own.changed(processes=1, spread=(), threads=threads)
+    return own.changed(processes=1, stages_per_process=(), threads=threads)
 
 
 def serve(connection: Connection, plan: BenchConfig) -> None:
