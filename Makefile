@@ -19,8 +19,8 @@ help: ## show this help
 
 SHELL := /bin/bash
 
-demo: .venv/installed ## train a 4-stage network with scpl, early-exit and bp; write a report
-	$(BIN)/scpl compare quick/digits --out runs/demo
+demo: .venv/installed ## scpl and early-exit on two processes against bp on one core; write a report
+	$(BIN)/scpl compare quick/demo --processes 2 --out runs/demo
 
 test: lint types unit ## everything that CI checks
 

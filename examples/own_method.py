@@ -56,9 +56,9 @@ class PredSim(scpl.Method):
     def objective(self, site: Site) -> scpl.Objective:
         """Build the objective of one stage."""
         # The network's own classifier stands at its end; other stages get one of their own.
-        classifier = site.readout or heads.PooledMLP(64, self.num_classes)(site.feature_shape)
+        classifier = site.readout or heads.PooledMLP(64, site.num_classes)(site.feature_shape)
         head = heads.PooledMLP(64, 64)(site.feature_shape)
-        return PredictAndMatch(head, classifier, self.num_classes, self.beta)
+        return PredictAndMatch(head, classifier, site.num_classes, self.beta)
 
 
 def main() -> None:
@@ -74,11 +74,9 @@ def main() -> None:
         parts,
         PredSim(),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
-        mesh=scpl.Mesh.from_env(),
     ) as pipeline:
         for epoch in range(5):
-            for _ in pipeline.steps(train):
-                pass
+            pipeline.train(train)
             scores = pipeline.evaluate(test).peek()
             if scores is not None:
                 stages = " | ".join(f"{accuracy:.1%}" for accuracy in scores.stage_accuracy)

@@ -60,11 +60,11 @@ def main() -> None:
 
     model = Network(columns=8, classes=4)
     parts = scpl.split(model, before=["block1", "block2"], example=train.tensors[0][:2])
+    # Alone, or one of the ranks that torchrun started: the environment says which.
     with scpl.Pipeline(
         parts,
         scpl.SCPL(),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=3e-3),
-        mesh=scpl.Mesh.from_env(),  # alone, or one of the ranks that torchrun started
     ) as pipeline:
         for epoch in range(5):
             reports = list(pipeline.steps(train_loader))

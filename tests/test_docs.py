@@ -126,7 +126,8 @@ def test_every_public_name_is_described():
     [
         "split",
         "Pipeline",
-        "Mesh",
+        "Checkpoints",
+        "connect",
         *(kind.__name__ for kind in METHODS.values() if kind.cuts_gradients),
     ],
 )

@@ -141,14 +141,13 @@ def measure(case: Case) -> dict[str, Any]:
     else:
         method = scpl.SCPL() if case.method == "scpl" else scpl.Backpropagation()
         parts = partition(case, network, inputs[:2].cpu())
-        pipeline = scpl.Pipeline(parts, method, optimizer, device=case.device)
+        pipeline = scpl.Pipeline(parts, method, optimizer, ranks=scpl.connect(case.device))
         modules = [m for stage in pipeline.stages for m in (stage.body, stage.objective)]
         names = [" ".join(part) for part in pipeline.parts.names]
         mark_stages(pipeline)
 
         def train(inputs: Tensor, target: Tensor) -> None:
-            for _ in pipeline.steps([(inputs, target)]):
-                pass
+            pipeline.train([(inputs, target)])
 
     train(inputs[:8], target[:8])  # optimizer state exists from here on
     state = sum(p.numel() * p.element_size() for m in modules for p in m.parameters()) * 3

@@ -144,7 +144,7 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
     )
     pipeline = scpl.Pipeline(parts, method, adam)
     by_hand = HandWritten(pipeline, adam)
-    steps = pipeline.train(cycle(batches))
+    steps = pipeline.steps(cycle(batches))
     feed = cycle(batches)
 
     def one_step_by_hand() -> list[Tensor]:

@@ -20,6 +20,7 @@ from scpl.app.bench.measure import Batch, Block, Contender, train_block
 from scpl.app.bench.workers import Serve, Timing, Workers, sending_failures
 from scpl.app.environment import peak_memory
 from scpl.engine.build import build_stages
+from scpl.engine.mesh import Mesh
 from scpl.engine.stage import StageOptions
 from scpl.errors import InputError
 from scpl.heads.projection import MeanOverPositions
@@ -188,7 +189,7 @@ def alone(job: Job, connection: Connection) -> None:
     """Run only this rank's stages, again and again on what they would receive first."""
     model, batches = build(job)
     parts = cut(job, model, batches[0][0][:2])
-    hosted = scpl.Mesh.from_env().hosted(parts.num_stages)
+    hosted = Mesh.from_env().hosted(parts.num_stages)
     features, target = batches[0]
     with torch.no_grad():
         for body in parts.bodies[: hosted.start]:
@@ -225,13 +226,12 @@ def engine(job: Job, connection: Connection) -> None:
         cut(job, model, recorded[0][0][:2]),
         chosen,
         adam,
-        mesh=scpl.Mesh.from_env(),
-        depth=job.depth,
+        ranks=scpl.connect(depth=job.depth),
         checkpoints=Path(job.folder) if job.checkpoint_every else None,
     )
     block = Block.of(job.steps, chosen, pipeline.mesh.num_ranks, job.depth)
     after_step = checkpoints(job, pipeline)
-    with sending_failures(connection, pipeline.control):
+    with sending_failures(connection, pipeline.ranks):
         connection.send(pipeline.parts.cuts)
         while True:
             connection.recv()

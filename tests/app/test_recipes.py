@@ -34,7 +34,7 @@ METHODS_OF = {
     "quick/vgg8-cifar10": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
     "quick/vgg8-fashion-mnist": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
 }
-QUICK = ["quick/cifar10", "quick/digits", "quick/fashion-mnist", *METHODS_OF]
+QUICK = ["quick/cifar10", "quick/demo", "quick/digits", "quick/fashion-mnist", *METHODS_OF]
 NAMES = sorted([*PAPER_IMAGES, *PAPER_TEXTS, *QUICK])
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -250,7 +250,8 @@ class TestPackage:
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_the_accuracy_it_promises(tmp_path):
-    config = CompareConfig.from_recipe(shipped()["quick/digits"]).train
+@pytest.mark.parametrize("name", ["quick/demo", "quick/digits"])
+def test_the_digits_reach_the_accuracy_they_promise(tmp_path, name):
+    config = CompareConfig.from_recipe(shipped()[name]).train
     summary = train(config.changed(out=tmp_path / "run", quiet=True, device="cpu"))
     assert summary["test_accuracy"] >= 0.97

@@ -225,7 +225,7 @@ def sending_failures(connection: Connection, ranks: Ranks | None = None) -> Iter
 
     Args:
         connection: To the benchmark.
-        ranks: The tie to the other ranks: only the one that fails first tells why.
+        ranks: All ranks: only the one that fails first tells why.
     """
     try:
         yield
@@ -237,7 +237,7 @@ def sending_failures(connection: Connection, ranks: Ranks | None = None) -> Iter
             traceback.print_exc()
         prefix = "" if expected else f"{type(error).__name__}: "
         try:
-            # A broken link learns what broke it while the ranks look for the first cause.
+            # A broken link learns what broke it while its rank looks for the first cause.
             if ranks is None or ranks.fail(error, f"{prefix}{error}"):
                 connection.send(CannotRun(f"{prefix}{error}"))
         finally:
