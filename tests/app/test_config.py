@@ -158,7 +158,7 @@ class TestRecipes:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--lrr", "1"], "--lr FLOAT"),
+        (["--lrr", "1"], "--lr "),
         (["--epochs", "x"], "'x'"),
         (["--head", "pooled"], "pooled-mlp"),
         (["--views", "3"], "--views"),

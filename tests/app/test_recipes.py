@@ -98,6 +98,7 @@ class TestEachRecipe:
             batch_size=1024,
             optimizer="adam",
             lr=1e-3,
+            warmup=0.0,
             end_lr=1e-5,
         )
         assert config == expected
@@ -127,6 +128,7 @@ class TestEachRecipe:
             batch_size=1024,
             optimizer="adam",
             lr=1e-3,
+            warmup=0.0,
             end_lr=1e-3,
         )
         assert config == expected

@@ -124,5 +124,5 @@ def test_exits_come_from_what_the_stages_can_do(method):
 def test_a_stage_that_does_not_predict_is_named():
     parts = split(cnn(), before=UNEVEN_CUTS, example=INPUTS[:2])
     pipeline = Pipeline(parts, SCPL(cross_entropy=0.0), Adam)
-    with pytest.raises(InputError, match=r"method scpl.*Stage 0 does not.*cross_entropy above 0"):
+    with pytest.raises(InputError, match=r"method scpl.*Stage 0 does not.*`cross_entropy` above 0"):
         pipeline.export_exits()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from scpl import models
 from scpl.app.config import MethodConfig, NetworkConfig, TrainConfig, flag
@@ -31,6 +32,7 @@ __all__ = [
     "build_pipeline",
     "cut_network",
     "laid_out",
+    "schedule",
 ]
 
 
@@ -121,6 +123,29 @@ def cut_network(config: NetworkConfig, model: nn.Module, inputs: Inputs) -> Part
     return split(model, num_stages=config.num_stages, readout=readout, example=example)
 
 
+def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> LRScheduler:
+    """Let the learning rate rise in a straight line, and then fall along a cosine.
+
+    Args:
+        optimizer: Its rate is the highest one.
+        steps: Of the whole run.
+        warmup: Share of them in which the rate rises.
+        end_lr: The rate at the end.
+    """
+    rising = round(warmup * steps)
+    if not rising:
+        return CosineAnnealingLR(optimizer, max(steps, 1), end_lr)
+    lowest: float = end_lr / optimizer.param_groups[0]["lr"]
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        done = min((step - rising) / max(steps - rising, 1), 1.0)
+        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)
+
+
 def build_pipeline(
     config: TrainConfig,
     parts: Partition,
@@ -133,7 +158,7 @@ def build_pipeline(
     chosen = config.optimizer
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        lr, decay = chosen.lr, chosen.weight_decay
+        lr, decay = config.learning_rate, chosen.weight_decay
         if chosen.optimizer == "sgd":
             return SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
         kind = Adam if chosen.optimizer == "adam" else AdamW
@@ -144,7 +169,7 @@ def build_pipeline(
         parts,
         method,
         optimizer,
-        scheduler=lambda opt: CosineAnnealingLR(opt, max(total_steps, 1), chosen.end_lr),
+        scheduler=lambda opt: schedule(opt, total_steps, chosen.warmup, chosen.end_lr),
         clip_norm=chosen.clip_norm,
         precision=getattr(torch, chosen.precision),
         seed=config.run.seed,

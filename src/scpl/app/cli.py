@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -168,7 +168,7 @@ def _compare(arguments: list[str]) -> int:
 
 def _bench(arguments: list[str]) -> int:
     recipe, flags = _recipe(arguments)
-    config = _parse(BenchConfig, "bench [RECIPE]", flags, BenchConfig.from_recipe(recipe))
+    config = _parse(BenchConfig, "bench [RECIPE]", flags, _bench_default(recipe, flags))
     from scpl.app.bench.bench import bench
     from scpl.report import throughput_table
 
@@ -178,6 +178,22 @@ def _bench(arguments: list[str]) -> int:
     else:
         sys.stdout.write(throughput_table(result["results"]))
     return 1 if result["failures"] else 0
+
+
+def _bench_default(recipe: Path | None, flags: list[str]) -> BenchConfig:
+    """Who names neither recipe nor data nor network is shown what the project is for.
+
+    That is a network whose steps last long enough to be shared, on two processes.
+    """
+    if recipe is not None or _value_of(flags, "--data") or _value_of(flags, "--model"):
+        return BenchConfig.from_recipe(recipe)
+    from scpl.app.recipes import find_recipe
+
+    wanted = _value_of(flags, "--processes") or ""
+    processes = int(wanted) if wanted.isdecimal() else 2
+    demo = BenchConfig.from_recipe(find_recipe("quick/demo"))
+    train = demo.train.changed(processes=processes, stages=max(processes, 2))
+    return replace(demo, train=train, repeats=5, steps=5)
 
 
 def _eval(arguments: list[str]) -> int:
@@ -369,7 +385,7 @@ examples:
   scpl train --data fashion-mnist --data-dir ~/data --epochs 3
   scpl train recipe.toml --lr 3e-4              # flags override the recipe
   scpl compare --methods scpl,early-exit,bp
-  scpl bench --model vgg8 --data cifar10 --synthetic --processes 2
+  scpl bench                                    # two processes against one, within two minutes
   scpl train --resume runs/digits-small-cnn-scpl
 
 `scpl COMMAND --help` explains one command.
@@ -385,6 +401,7 @@ EXAMPLES = {
   scpl compare quick/digits --seeds 0,1,2
   scpl compare --methods scpl,early-exit,bp --processes 2 --equal time""",
     "bench": """\
+  scpl bench
   scpl bench quick/digits
   scpl bench --model vgg8 --data cifar10 --synthetic --processes 2
   scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json""",

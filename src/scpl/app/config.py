@@ -116,7 +116,7 @@ class DataConfig:
     """Use only this many training samples (before the validation split), equally per class."""
     validation: float = setting(0.1, SHARE)
     """Share of the training samples that is held out to validate on."""
-    batch_size: int = setting(128, POSITIVE)
+    batch_size: int = setting(64, POSITIVE)
     """Samples per mini-batch."""
     image_size: int | None = setting(None, POSITIVE, samples="images")
     """images: resize them to this many pixels."""
@@ -245,8 +245,11 @@ class OptimizerConfig:
     """Passes over the training samples."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Each stage has its own; sgd has momentum 0.9."""
-    lr: float = setting(1e-3, POSITIVE)
-    """Learning rate at the start."""
+    lr: float | None = setting(None, POSITIVE)
+    """Highest learning rate; default: 0.005 for small-cnn, 0.003 for other networks on images,
+    0.001 on texts; 0.05 with sgd."""
+    warmup: float = setting(0.05, SHARE)
+    """Share of the steps in which the learning rate rises to --lr."""
     end_lr: float = setting(1e-5, NOT_NEGATIVE)
     """Learning rate at the end, reached along a cosine."""
     weight_decay: float = setting(0.0, NOT_NEGATIVE)
@@ -357,8 +360,27 @@ class TrainConfig:
         return f"{Path(self.data.data).name}-{self.network.model}-{self.method.method}"
 
     def resolved(self) -> TrainConfig:
-        """The same with every option of the method written out."""
-        return replace(self, method=self.method.resolved())
+        """The same with the learning rate and every option of the method written out."""
+        return replace(
+            self,
+            method=self.method.resolved(),
+            optimizer=replace(self.optimizer, lr=self.learning_rate),
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest rate: as given, or one that suits optimizer and network.
+
+        The same for all methods, and chosen on validation data (docs/guide.md, "Defaults").
+        """
+        if self.optimizer.lr is not None:
+            return self.optimizer.lr
+        model = self.network.model
+        if self.optimizer.optimizer == "sgd":
+            return 0.05
+        if model in models.known_text():
+            return 1e-3
+        return 5e-3 if model == "small-cnn" else 3e-3
 
     def check(self, methods: Iterable[str] | None = None) -> None:
         """Check the ranges of all values, and that the method and the network can use them.

@@ -25,6 +25,14 @@ from scpl.errors import LinkError
 __all__ = ["NoChannel", "Outbox", "Receiver", "Sender", "open_channels"]
 
 
+HEADER_BYTES = 8192
+"""Size of the first frame of every message, so that it can be received without knowing what comes.
+What does not fit follows in a second one."""
+SMALL_BYTES = 4096
+"""Tensors up to this size travel packed into one buffer, larger ones from their own memory."""
+_LENGTH = 4  # bytes at the start of a frame that hold the header's length
+
+
 class Outbox(Protocol):
     """Where a rank's last stage sends what it makes."""
 
@@ -243,11 +251,6 @@ def _lost(peer: int, error: Exception) -> LinkError:
     return lost
 
 
-HEADER_BYTES = 8192
-SMALL_BYTES = 4096
-_LENGTH = 4  # bytes at the start of a frame that hold the header's length
-
-
 def divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Pack the small tensors into one buffer of bytes; leave the large ones where they are."""
     small = [t for t in tensors if t.nbytes <= SMALL_BYTES and t.numel()]
@@ -263,7 +266,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 def make_frames(header: bytes) -> list[Tensor]:
     """Put a header into a frame, ``uint8 [HEADER_BYTES]``; what does not fit follows in a second.
 
-    The losses of every stage travel with each message, so a line of many stages has long headers.
+    The losses of every stage travel with each message, so many stages make headers long.
     """
     raw = len(header).to_bytes(_LENGTH, "little") + header
     frame = torch.zeros(HEADER_BYTES, dtype=torch.uint8)

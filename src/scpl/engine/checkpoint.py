@@ -108,7 +108,7 @@ class CheckpointWriter:
         Raises:
             CheckpointError: if an earlier part could not be written.
         """
-        # One checkpoint under way at most: a slow disk must slow the line, not fill the memory.
+        # One checkpoint under way at most: a slow disk must slow the stream, not fill the memory.
         if self._step not in (None, mark.step):
             self.wait()
         self._raise_failures()

@@ -28,6 +28,8 @@ __all__ = [
     "export_network",
 ]
 
+PREFIX = "exits"
+"""Keys of what is not the user's own begin with this, and the number of a stage."""
 Sources = dict[str, tuple[int, str]]
 """For each key of an exit its stage, and its key in the state of that stage's objective."""
 
@@ -110,8 +112,8 @@ def build_exits(
             raise InputError(
                 f"Every stage must predict to be an early exit (method {method.name})",
                 f"Stage {stage} does not",
-                "Give every stage a classifier (scpl: cross_entropy above 0), or use early-exit, "
-                "dascpl, dgl, predsim, deinforeg or al",
+                "Give every stage a classifier (scpl: `cross_entropy` above 0), or use a method that "
+                "does, such as early-exit",
             )
         if reader is parts.readout:
             exits[stage] = reader
@@ -155,10 +157,6 @@ def _with_exits(
             state[key].copy_(trained[stage][name])
         ranks.broadcast(state[key], owners[stage])
     return network.eval()
-
-
-PREFIX = "exits"
-"""Keys of what is not the user's own begin with this, and the number of a stage."""
 
 
 class EarlyExits(NamedTuple):

@@ -250,7 +250,7 @@ class ManyRanks(Ranks):
             "Every rank must stay until the end. "
             f"Rank {rank} (process {process} on {host}) left without a word: it was "
             "killed, ran out of memory, or its machine or link failed. Look at its log, then "
-            "continue from the newest checkpoint with --resume."
+            "continue from the newest checkpoint."
         )
 
     def close(self) -> None:  # noqa: D102

@@ -16,6 +16,9 @@ from scpl.errors import DataError
 __all__ = ["Counts", "Evaluation", "Scores"]
 
 
+COLUMNS = ("correct", "loss", "count")
+
+
 class Counts:
     """Running counts of an evaluation, for each stage of a rank.
 
@@ -111,9 +114,6 @@ class Scores:
         if not self._ranks.mesh.is_last:
             return None
         return Scores(self._counts, self._num_stages, OneRank()).result()
-
-
-COLUMNS = ("correct", "loss", "count")
 
 
 def _evaluate(table: Tensor) -> Evaluation:

@@ -124,7 +124,7 @@ class Watchdog:
         text = (
             f"Every rank must show a sign of life within {self._silence:g} s. "
             f"Rank {rank} (process {process} on {host}) did not. Check its machine and its link, "
-            "then continue from the newest checkpoint with --resume."
+            "then continue from the newest checkpoint."
         )
         if self.claim(self._store, text, silent=rank):
             sys.stderr.write(f"scpl: {text}\n")
@@ -149,5 +149,5 @@ class Watchdog:
             f"or the link to it ({first})."
         )
         if not self.failed.is_set():  # nobody else can have told the cause here
-            sys.stderr.write(f"scpl: {text} Continue from the newest checkpoint with --resume.\n")
+            sys.stderr.write(f"scpl: {text} Continue from the newest checkpoint.\n")
         self._know({"rank": self._rank, "text": text})

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scpl.app.config import TrainConfig
 from scpl.app.inputs.base import DataSummary, ImageInputs, Inputs, TextInputs
+from scpl.app.inputs.images import side_of
 from scpl.app.inputs.texts import network_sizes
 from scpl.data import images as data
 from scpl.data.images import EMBEDDED, IMAGE_SETS
@@ -77,5 +78,5 @@ def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
         advice = "A folder of images works too, or a table of texts, without --synthetic"
         raise unknown_name("--data", config.data.data, (*data.known(), *TEXT_SETS), advice)
     mean, std = (0.0,) * channels, (1.0,) * channels
-    inputs = ImageInputs(channels, config.data.image_size or size, mean, std, config.network.width)
+    inputs = ImageInputs(channels, side_of(size, config), mean, std, config.network.width)
     return tuple(map(str, range(num_classes))), inputs

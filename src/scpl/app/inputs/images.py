@@ -19,7 +19,7 @@ from scpl.errors import DataError
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = ["COLUMNS", "SAMPLES", "check_fit", "loaders", "pending", "test_loader"]
+__all__ = ["COLUMNS", "SAMPLES", "check_fit", "loaders", "pending", "side_of", "test_loader"]
 
 SAMPLES: Samples = "images"
 COLUMNS: tuple[str, ...] = ("path",)
@@ -27,6 +27,8 @@ COLUMNS: tuple[str, ...] = ("path",)
 
 Batch = tuple[list[dict[str, Any]], Tensor]
 
+_LEAST_SIDE = 16
+"""Smaller images leave the later layers of a network that pools nothing to pool."""
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
 
@@ -38,6 +40,12 @@ def loaders(config: TrainConfig) -> Loaders:
     """
     chosen, seed = config.data, config.run.seed
     source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=chosen.image_size)
+    notes: tuple[str, ...] = ()
+    size = side_of(source.image_size, config)
+    if size != source.image_size:
+        notes = (f"Images of {source.image_size} x {source.image_size} pixels are enlarged to "
+                 f"{size} x {size} (--image-size)",)  # fmt: skip
+        source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=size)
     train, valid = source.train, None
     if chosen.limit_train is not None and chosen.limit_train < len(train):
         train = data.limit(train, chosen.limit_train, derive_seed(seed, "limit"))
@@ -61,7 +69,15 @@ def loaders(config: TrainConfig) -> Loaders:
         ),
         None if valid is None else data.Loader(valid, plain, batch_size=chosen.batch_size),
         data.Loader(source.test, plain, batch_size=chosen.batch_size),
+        notes,
     )
+
+
+def side_of(published: int, config: TrainConfig) -> int:
+    """Choose how large images are for the network: as the user says, or at least 16 pixels."""
+    if config.data.image_size is not None:
+        return config.data.image_size
+    return published if config.network.model == "mlp" else max(published, _LEAST_SIDE)
 
 
 def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: str) -> None:
@@ -84,8 +100,7 @@ def test_loader(
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
-    size = trained.data.image_size if config.data is None else inputs.image_size
-    source = data.load(name, data_dir=data_dir, image_size=size)
+    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
     model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
     try:
         check_fit(source, channels=inputs.channels, image_size=inputs.image_size, name=model)
