@@ -31,8 +31,7 @@ from networks import (
     texts,
 )
 from scpl import SCPL, Backpropagation, EarlyExit, Pipeline, models, split
-from scpl.heads import Identity, Linear, PooledMLP
-from scpl.heads.auxiliary import Convolutional
+from scpl.heads import Convolutional, Identity, Linear, PooledMLP
 from scpl.losses.contrastive import supervised_contrastive_loss
 from scpl.methods.base import Objective
 from scpl.partition.values import tree_map

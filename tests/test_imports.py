@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "runs": CORE,
     "report": CORE | {"runs"},
     "methods": CORE | {"losses", "heads", "partition"},
-    "engine": CORE | {"losses", "methods", "partition"},
+    "engine": CORE | {"methods", "partition"},
     "pipeline": CORE | {"engine", "methods", "partition"},
     "app": CORE
     | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report", "runs"},
@@ -38,8 +38,8 @@ INSIDE = {
     "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
                {"ranks"}, {"channel", "scores", "checkpoint"}, {"trainers"}, {"worker"},
                {"build"}, {"export"}],
-    "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"fairness", "network"},
-            {"bench"}, {"train"}, {"use"}, {"compare"}, {"cli"}],
+    "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"network"},
+            {"bench"}, {"train"}, {"evaluate", "probe"}, {"compare"}, {"cli"}],
 }  # fmt: skip
 """Within a folder of folders: lowest first; what is not named here is below all."""
 ENTRY = {"__init__", "__main__"}

@@ -28,8 +28,7 @@ from scpl.heads.projection import MeanOverPositions
 from scpl.losses.contrastive import supervised_contrastive_loss
 from scpl.methods.base import CrossEntropy, Sum
 from scpl.methods.scpl import Contrastive
-from scpl.models.cnn import SmallCNN
-from scpl.models.mlp import MLP
+from scpl.models.small import MLP, SmallCNN
 
 NUM_CLASSES = 10
 NUM_BLOCKS = 5  # the pairs are taken in this many blocks, to see whether the machine drifts

@@ -263,14 +263,13 @@ class Pipeline:
             CheckpointError: if a checkpoint could not be written.
         """
         self._worker.close()
-        self.abort()
+        self._finish_writing()
         if self._owns_ranks:
             self.ranks.close()
 
     def abort(self) -> None:
         """Give up after an error: wait for nothing but the checkpoints that are being written."""
-        if self._writer is not None:
-            self._writer.close()
+        self._finish_writing()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -301,6 +300,10 @@ class Pipeline:
         if self.batch == 0:
             raise DataError("Training needs at least one batch", "The loader gave none")
         self._end_epoch()
+
+    def _finish_writing(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def _end_epoch(self) -> None:
         if not self._worker.stopped:

@@ -15,8 +15,8 @@ import scpl
 from cli_runs import TINY, refused, start
 from cli_runs import scpl as command
 from scpl.app.bench import bench as module
+from scpl.app.bench.bench import synthetic_batches, synthetic_data
 from scpl.app.bench.measure import Block, train_block
-from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
 from scpl.app.bench.workers import Workers
 from scpl.app.config import TrainConfig
 from scpl.engine.timeline import Timeline
@@ -241,22 +241,22 @@ class TestData:
     )
     def test_imitations_have_the_shape_of_the_set(self, name, shape, classes):
         config = TrainConfig.of(data=name, batch_size=4, views=2)
-        facts = synthetic_data(config)
-        inputs, target = synthetic_batches(config, facts)[0]
+        data = synthetic_data(config)
+        inputs, target = synthetic_batches(config, data)[0]
         assert inputs.shape == (8, *shape)
-        assert facts.num_classes == classes
+        assert data.num_classes == classes
         assert target.equal(target[:4].repeat(2))
-        assert all(int(t.max()) < classes for _, t in synthetic_batches(config, facts))
+        assert all(int(t.max()) < classes for _, t in synthetic_batches(config, data))
 
     def test_imitated_texts_are_as_long_as_can_be(self):
         config = TrainConfig.of(
             data="imdb", model="lstm", batch_size=4, max_tokens=30, vocab_size=9
         )
-        facts = synthetic_data(config)
-        inputs, target = synthetic_batches(config, facts)[0]
+        data = synthetic_data(config)
+        inputs, target = synthetic_batches(config, data)[0]
         assert (inputs.shape, inputs.dtype) == ((4, 30), torch.int64)
         assert 1 <= int(inputs.min()) <= int(inputs.max()) < 9
-        assert (facts.num_classes, target.shape) == (2, (4,))
+        assert (data.num_classes, target.shape) == (2, (4,))
 
     def test_a_folder_cannot_be_imitated(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("images")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scpl.app.bench.synthetic import synthetic_data
+from scpl.app.bench.bench import synthetic_data
 from scpl.app.build import build_partition, laid_out
 from scpl.app.config import TrainConfig
 
@@ -16,7 +16,8 @@ def maps(network):
 
 def test_on_a_cpu_convolutions_are_channels_last_with_the_same_values():
     config = TrainConfig.of(model="small-cnn", device="cpu")
-    parts = build_partition(config, synthetic_data(config))
+    data = synthetic_data(config)
+    parts = build_partition(config, data.inputs, data.num_classes)
     assert all(p.is_contiguous(memory_format=LAST) for p in maps(parts.model))
     plain = torch.nn.Conv2d(3, 4, 3)
     before = plain.weight.detach().clone()
@@ -35,6 +36,7 @@ def test_elsewhere_weights_stay_as_they_are():
 @pytest.mark.parametrize(("model", "largest"), [("vgg8", 0.34), ("resnet18", 0.29)])
 def test_without_cuts_no_stage_is_much_larger_than_it_must_be(model, largest):
     config = TrainConfig.of(model=model, data="cifar10", device="cpu", width=0.25)
-    parts = build_partition(config, synthetic_data(config))
+    data = synthetic_data(config)
+    parts = build_partition(config, data.inputs, data.num_classes)
     assert parts.num_stages == 4
     assert max(parts.costs) < largest * sum(parts.costs)

@@ -13,7 +13,7 @@ from test_report import check_page
 
 from cli_runs import NUM_STEPS, TINY, refused, result, scpl, train, tree
 from data_files import write_folder
-from scpl.app.compare import compare as module
+from scpl.app import compare as module
 from scpl.app.config import TrainConfig
 from scpl.errors import Interrupted
 from scpl.report import write_run_report

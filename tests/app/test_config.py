@@ -292,21 +292,14 @@ class TestOptions:
         sys.modules.pop("patient")
 
 
-def test_help_answers_at_once_and_without_torch():
+def test_help_does_not_load_torch():
     code = (
         "import sys\nfrom scpl.app.cli import run\n"
         "try:\n    run(['train', '--help'])\nexcept SystemExit:\n    pass\n"
-        "import resource\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(used.ru_utime + used.ru_stime, 'torch' in sys.modules)\n"
+        "print('torch' in sys.modules)\n"
     )
-    spent = []
-    for _ in range(3):  # the least of three: others may be busy on this machine
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds, torch = done.stdout.split()[-2:]
-        assert torch == "False"
-        spent.append(float(seconds))
-    assert min(spent) < 0.6
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split()[-1] == "False"
 
 
 def test_messages_of_the_library_name_flags_in_the_app():

@@ -4,8 +4,8 @@ import pytest
 from test_compare import compare, here  # noqa: F401  (a fixture)
 
 from cli_runs import refused, scpl
-from scpl.app.compare import compare as module
-from scpl.app.compare.compare import epochs_in_equal_time
+from scpl.app import compare as module
+from scpl.app.compare import epochs_in_equal_time
 from scpl.app.config import TrainConfig
 from scpl.errors import InputError
 

@@ -1,7 +1,7 @@
 import pytest
 
+from scpl.app.bench.bench import config_for
 from scpl.app.config import TrainConfig, method_names
-from scpl.app.fairness import config_for
 from scpl.errors import InputError
 from scpl.methods import METHODS
 
@@ -42,7 +42,7 @@ def test_each_method_gets_the_options_that_it_has():
 
 
 def test_cores_are_divided_where_no_threads_are_given(monkeypatch):
-    monkeypatch.setattr("scpl.app.fairness.share_of_cores", lambda processes: 8 // processes)
+    monkeypatch.setattr("scpl.app.bench.bench.share_of_cores", lambda processes: 8 // processes)
     two = SEVERAL.changed(threads=None)
     assert config_for(two, "bp").run.threads == 4
     assert config_for(two, "bp-wide").run.threads == 8

@@ -7,7 +7,7 @@ from torch import nn
 from cli_runs import refused, scpl
 from networks import NUM_CLASSES, mlp, rows
 from scpl import split
-from scpl.app.use.probe import probe_partition
+from scpl.app.probe import probe_partition
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,18 +165,27 @@ def test_two_ranks_on_one_disk_keep_as_many(tmp_path):
 
 
 def test_a_folder_removed_by_a_rank_far_ahead_is_made_again(tmp_path, monkeypatch):
-    save, calls = torch.save, []
+    make, removed = Path.mkdir, []
 
-    def removed_once(state, path):
-        calls.append(path)
-        if len(calls) == 1:
-            path.parent.rmdir()
-        save(state, path)
+    def removed_once(path, **options):
+        make(path, **options)
+        if path.name == "step-000000005" and not removed:
+            removed.append(path)
+            path.rmdir()
 
-    monkeypatch.setattr(torch, "save", removed_once)
+    monkeypatch.setattr(Path, "mkdir", removed_once)
     write(tmp_path, 5)
     assert newest(tmp_path) == 5
-    assert len(calls) == STAGES + 1
+    assert removed
+
+
+def test_the_same_state_gives_the_same_bytes_whoever_writes_it(tmp_path, monkeypatch):
+    """Torch writes the name of the file, once that of a process's draft, into the archive."""
+    for number, name in enumerate(("one", "other")):
+        monkeypatch.setattr(os, "getpid", lambda number=number: 1000 + number)
+        write(tmp_path / name, 5)
+    one, other = (tmp_path / name / "step-000000005" / "stage-0.pt" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_what_another_rank_is_writing_is_not_removed(tmp_path):
@@ -205,8 +215,8 @@ def test_steps_are_ordered_as_numbers(tmp_path):
 def test_a_full_disk_is_told_and_costs_no_older_checkpoint(tmp_path, monkeypatch, error):
     write(tmp_path, 10)
 
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise error
 
     monkeypatch.setattr(torch, "save", full)

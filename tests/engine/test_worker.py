@@ -63,7 +63,7 @@ class Writer(CheckpointWriter):
     def __init__(self):
         self.saved = []
 
-    def begin(self):
+    def announce(self):
         self.saved.append("begin")
 
     def write(self, index, mark, state):

@@ -67,8 +67,8 @@ def test_a_prediction_goes_through_the_decoders_that_were_shared():
     assert len(shared) == 2
     assert torch.equal(one.predict(x), one.decoder(one.bridge(x)))
     assert torch.equal(two.predict(x), one.decoder(two.decoder(two.bridge(x))))
-    assert torch.equal(two.reader([one])(x), two.predict(x))
-    assert torch.equal(Sum(two).reader([Sum(one)])(x), two.predict(x))
+    assert torch.equal(two.exit_module([one])(x), two.predict(x))
+    assert torch.equal(Sum(two).exit_module([Sum(one)])(x), two.predict(x))
 
 
 def test_shared_decoders_are_none_of_its_own_parameters():
@@ -90,5 +90,5 @@ def test_a_sum_shares_what_its_parts_do():
     one = first()
     both = Sum(CrossEntropy(nn.Linear(5, C)), one)
     assert both.share(None)[0].keys() == one.decoder.state_dict().keys()
-    assert both.reader([])[0] is one.bridge
+    assert both.exit_module([])[0] is one.bridge
     assert torch.equal(both.hand_on(TARGET, None), one.hand_on(TARGET, None))

@@ -146,7 +146,7 @@ def test_a_method_is_a_value():
 
 
 class Similarity(Objective):
-    """A made-up local method with everything a later one may need: a carry, and a read-out."""
+    """A made-up local method with everything a later one may need: a carry, and a readout."""
 
     def __init__(self, num_classes, width, readout):
         super().__init__()

@@ -105,11 +105,11 @@ def test_a_weight_is_a_factor():
 
 def test_the_reader_is_what_predicts():
     one, two = nn.Linear(5, 2), nn.Linear(5, 2)
-    assert CrossEntropy(one).reader([]) is one
-    assert Contrastive(nn.Linear(5, 3)).reader([]) is None
-    assert Sum(CrossEntropy(one), CrossEntropy(two)).reader([]) is two
-    assert Sum(CrossEntropy(one), Contrastive(nn.Linear(5, 3))).reader([]) is one
-    assert Sum(Contrastive(nn.Linear(5, 3))).reader([]) is None
+    assert CrossEntropy(one).exit_module([]) is one
+    assert Contrastive(nn.Linear(5, 3)).exit_module([]) is None
+    assert Sum(CrossEntropy(one), CrossEntropy(two)).exit_module([]) is two
+    assert Sum(CrossEntropy(one), Contrastive(nn.Linear(5, 3))).exit_module([]) is one
+    assert Sum(Contrastive(nn.Linear(5, 3))).exit_module([]) is None
 
 
 def test_by_default_what_is_shared_is_passed_on():

@@ -5,10 +5,10 @@ from torch.nn import functional as F
 
 from scpl.errors import InputError
 from scpl.losses.similarity import covariance_loss, similarity_matching_loss, variance_loss
-from scpl.methods.deinforeg import InformationRegularization
+from scpl.methods.deinforeg import InformationRegularisation
 from scpl.methods.predsim import (
+    DeviationOverPositions,
     SimilarityMatching,
-    SpreadOverPositions,
     local_classifier,
     similarity_head,
 )
@@ -23,13 +23,13 @@ def test_similarity_matching_is_the_weighted_loss_of_the_projection():
     assert terms.keys() == {"similarity"}
     assert torch.equal(terms["similarity"], 0.25 * similarity_matching_loss(head(x), TARGET, 3))
     assert SimilarityMatching(head, 3).predict(x) is None
-    assert SimilarityMatching(head, 3).reader([]) is None
+    assert SimilarityMatching(head, 3).exit_module([]) is None
 
 
 def test_regularisation_of_one_projection_with_a_classifier_on_it():
     head, classifier = nn.Linear(5, 4), nn.Linear(4, 3)
     x = torch.randn(4, 5, requires_grad=True)
-    objective = InformationRegularization(head, 3, classifier, weight=0.5)
+    objective = InformationRegularisation(head, 3, classifier, weight=0.5)
     terms, z = objective(x, TARGET, None), head(x)
     assert torch.equal(terms["variance"], variance_loss(z))
     assert torch.equal(terms["invariance"], similarity_matching_loss(z, TARGET, 3))
@@ -38,19 +38,19 @@ def test_regularisation_of_one_projection_with_a_classifier_on_it():
     terms["cross_entropy"].backward()
     assert x.grad.any()  # the classifier's gradient reaches the layers
     assert torch.equal(objective.predict(x), classifier(z))
-    assert torch.equal(objective.reader([])(x), classifier(z))
+    assert torch.equal(objective.exit_module([])(x), classifier(z))
 
 
 def test_without_a_classifier_it_cannot_predict():
-    objective, x = InformationRegularization(nn.Linear(5, 4), 3), torch.randn(4, 5)
+    objective, x = InformationRegularisation(nn.Linear(5, 4), 3), torch.randn(4, 5)
     assert objective(x, TARGET, None).keys() == {"variance", "invariance", "covariance"}
     assert objective.predict(x) is None
-    assert objective.reader([]) is None
+    assert objective.exit_module([]) is None
 
 
 def test_losses_are_float32_whatever_the_compute_type():
     x = torch.randn(4, 5)
-    objective = InformationRegularization(nn.Linear(5, 4), 3, nn.Linear(4, 3))
+    objective = InformationRegularisation(nn.Linear(5, 4), 3, nn.Linear(4, 3))
     with torch.autocast("cpu", torch.bfloat16):
         terms = {
             **objective(x, TARGET, None),
@@ -97,7 +97,7 @@ def test_what_is_compared_has_no_bias(shape):
 
 
 def test_the_spread_over_positions_is_computed_in_float32():
-    spread = SpreadOverPositions()
+    spread = DeviationOverPositions()
     features = torch.randn(4, 3, 8, 8).bfloat16()
     assert spread(features).dtype == torch.float32
     assert spread(features.double()).dtype == torch.float64

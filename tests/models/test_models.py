@@ -7,9 +7,8 @@ from torch import nn
 
 from scpl import models
 from scpl.errors import InputError
-from scpl.models.cnn import SmallCNN
-from scpl.models.mlp import MLP
 from scpl.models.resnet import ResidualBlock, ResNet
+from scpl.models.small import MLP, SmallCNN
 from scpl.models.vgg import VGG8
 
 BLOCKS = ["block1", "block2", "block3", "block4"]

@@ -5,7 +5,7 @@ from torch import nn
 from networks import rows, seeded_layers
 from scpl import SCPL, Pipeline, heads, split
 from scpl.errors import PartitionError
-from scpl.partition.features import Summarizing, summary_of
+from scpl.partition.layers import Summarizing, summary_of
 
 ROWS = rows()[0][0]
 

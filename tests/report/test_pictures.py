@@ -9,9 +9,8 @@ import pytest
 from run_folders import make_run, make_timeline
 from scpl.report import write_run_report
 from scpl.report.comparison_plots import comparison_panels, mean_curve
-from scpl.report.panels import panel_svg
+from scpl.report.panels import method_styles, moved_apart, panel_svg, stage_colours
 from scpl.report.run_plots import condense, run_panels
-from scpl.report.style import method_styles, moved_apart, stage_colours
 from scpl.report.timelines import (
     activity_shares,
     bars,

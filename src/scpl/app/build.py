@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,13 +12,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from scpl import models
-from scpl.app.config import MethodConfig, NetworkConfig, TrainConfig, flag
+from scpl.app.config import MethodConfig, TrainConfig, flag
 from scpl.app.environment import choose_device
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import Inputs, Loaders
 from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.randomness import RandomState
-from scpl.engine.ranks import OneRank, Ranks
+from scpl.engine.ranks import OneRank, Ranks, connect
 from scpl.errors import InputError
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.partition import Partition, split
@@ -30,7 +30,7 @@ __all__ = [
     "build_method",
     "build_partition",
     "build_pipeline",
-    "cut_network",
+    "connect_ranks",
     "laid_out",
     "schedule",
 ]
@@ -49,11 +49,7 @@ def build_loaders(config: TrainConfig) -> Loaders:
 
 
 def build_method(config: MethodConfig, rows: int | None = None) -> Method:
-    """Build the method.
-
-    Args:
-        config: Its name and options.
-        rows: Rows of a mini-batch, if one is to be trained on.
+    """Build the method; ``rows`` are those of a mini-batch, if one is to be trained on.
 
     Raises:
         InputError: for an unknown name, an option that it does not have, or a value out of range.
@@ -69,35 +65,31 @@ def build_method(config: MethodConfig, rows: int | None = None) -> Method:
     return method
 
 
-class Outline(Protocol):
-    """What a network depends on."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-
-    @property
-    def inputs(self) -> Inputs:
-        """What goes into it."""
-
-
 def build_partition(
-    config: TrainConfig, outline: Outline, initial: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    inputs: Inputs,
+    num_classes: int,
+    initial: Mapping[str, Any] | None = None,
 ) -> Partition:
     """Build the network with seeded weights and cut it.
 
     Args:
         config: Which network, and how to cut it.
-        outline: The data in numbers, or what of it the network depends on.
+        inputs: What goes into it.
+        num_classes: Number of classes.
         initial: What to begin with instead of drawn weights, on the rank that has the data.
 
     Raises:
-        InputError: for an unknown network or cuts that do not fit it.
+        InputError: for an unknown network, or cuts that do not fit it (PartitionError).
     """
     with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
-        model = outline.inputs.build(config.network.model, outline.num_classes, **(initial or {}))
+        model = inputs.build(config.network.model, num_classes, **(initial or {}))
     network = laid_out(model, choose_device(config.run.device))
-    return cut_network(config.network, network, outline.inputs)
+    example, readout = inputs.example(), models.readout(config.network.model)
+    if config.network.cuts:
+        return split(network, before=config.network.cuts, readout=readout, example=example)
+    stages = config.network.num_stages
+    return split(network, num_stages=stages, readout=readout, example=example)
 
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
@@ -111,16 +103,12 @@ def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def cut_network(config: NetworkConfig, model: nn.Module, inputs: Inputs) -> Partition:
-    """Cut a network as configured.
-
-    Raises:
-        PartitionError: for cuts that do not fit it.
-    """
-    example, readout = inputs.example(), models.readout(config.model)
-    if config.cuts:
-        return split(model, before=config.cuts, readout=readout, example=example)
-    return split(model, num_stages=config.num_stages, readout=readout, example=example)
+def connect_ranks(config: TrainConfig) -> Ranks:
+    """Meet the other ranks that the environment names."""
+    run = config.run
+    spread = run.spread or None
+    device = choose_device(run.device)
+    return connect(device, stages_per_rank=spread, depth=run.depth, timeout=run.timeout)
 
 
 def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> LRScheduler:

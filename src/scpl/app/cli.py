@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,7 +28,6 @@ from scpl.app.config import (
     method_options,
 )
 from scpl.errors import (
-    InputError,
     Interrupted,
     LinkError,
     RemoteError,
@@ -56,10 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: What follows the program's name.
+    """Run the command line with what follows the program's name.
 
     Returns:
         Exit status: 0, 1 (the network's own code failed), 2 (bad input), or 128 + signal.
@@ -78,21 +74,16 @@ def run(arguments: list[str]) -> int:
     except Interrupted as error:
         sys.stderr.write(f"{error}\n")
         return 128 + error.signal
-    except StageError as error:
-        if error.__cause__ is not None:
+    except RemoteError:
+        return 1  # the rank that failed has said why
+    except ScplError as error:
+        if isinstance(error, StageError) and error.__cause__ is not None:
             import traceback
 
             traceback.print_exception(error.__cause__)
-        _complain(error)
-        return 1
-    except RemoteError:
-        return 1  # the rank that failed has said why
-    except LinkError as error:
-        _complain(error)
-        return 1
-    except ScplError as error:
-        _complain(error)
-        return 2
+        # What the library calls an argument is a flag here.
+        sys.stderr.write(f"scpl: {in_flags(str(error))}\n")
+        return 1 if isinstance(error, (StageError, LinkError)) else 2
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return 130
@@ -107,16 +98,10 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
-def _complain(error: Exception) -> None:
-    """Say what is wrong; what the library calls an argument is a flag here."""
-    sys.stderr.write(f"scpl: {in_flags(str(error))}\n")
-
-
 def _train(arguments: list[str]) -> int:
     config = _train_config(arguments)
     from scpl.app.launch import is_rank
-    from scpl.app.train.resume import resumed_config
-    from scpl.app.train.run import dry_run, train
+    from scpl.app.train.run import dry_run, resumed_config, train
 
     run = config.run
     if run.resume is not None:
@@ -128,8 +113,13 @@ def _train(arguments: list[str]) -> int:
     summary = train(config)
     if summary is None:
         return 0
-    _report(Path(summary["run"]), quiet=run.quiet)
-    return _show(summary if run.json else None, as_json=True)
+    from scpl.report import write_run_report
+
+    folder = Path(summary["run"])
+    paths = write_run_report(folder)
+    if not run.quiet:
+        sys.stderr.write(f"{folder}: {', '.join(path.name for path in paths)}\n")
+    return _show(summary, as_json=True) if run.json else 0
 
 
 def _launch(config: TrainConfig, arguments: list[str]) -> int:
@@ -159,10 +149,11 @@ def _train_config(arguments: list[str]) -> TrainConfig:
 def _compare(arguments: list[str]) -> int:
     recipe, flags = _recipe(arguments)
     config = _parse(CompareConfig, "compare [RECIPE]", flags, CompareConfig.from_recipe(recipe))
-    from scpl.app.compare.compare import compare
+    from scpl.app.compare import compare
 
     result = compare(config)
-    _show(result if config.train.run.json else None, as_json=True)
+    if config.train.run.json:
+        _show(result, as_json=True)
     return 1 if result["failures"] else 0
 
 
@@ -198,8 +189,8 @@ def _bench_default(recipe: Path | None, flags: list[str]) -> BenchConfig:
 
 def _eval(arguments: list[str]) -> int:
     config = _parse(EvalConfig, "eval RUN", arguments)
-    from scpl.app.use.evaluate import evaluate
-    from scpl.app.use.probe import probe
+    from scpl.app.evaluate import evaluate
+    from scpl.app.probe import probe
 
     probes = {"readout_accuracy": probe(config)} if config.probe else {}
     return _show({**evaluate(config), **probes}, as_json=config.json)
@@ -207,7 +198,7 @@ def _eval(arguments: list[str]) -> int:
 
 def _predict(arguments: list[str]) -> int:
     config = _parse(PredictConfig, "predict RUN INPUT...", arguments)
-    from scpl.app.use.predict import predict
+    from scpl.app.evaluate import predict
 
     predict(config, sys.stdout)
     return 0
@@ -215,7 +206,7 @@ def _predict(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     config = _parse(ExportConfig, "export RUN --to FILE", arguments)
-    from scpl.app.use.evaluate import export
+    from scpl.app.evaluate import export
 
     return _show(export(config), as_json=config.json)
 
@@ -337,25 +328,11 @@ def _value_of(arguments: list[str], name: str) -> str | None:
     return None
 
 
-def _report(folder: Path, *, quiet: bool) -> None:
-    from scpl.report import write_run_report
-
-    paths = write_run_report(folder)
-    if not quiet:
-        sys.stderr.write(f"{folder}: {', '.join(path.name for path in paths)}\n")
-
-
-def _show(value: Any, *, as_json: bool) -> int:
+def _show(value: Mapping[str, Any], *, as_json: bool) -> int:
     """Print a result: one JSON object, or aligned lines."""
-    if value is None:
-        return 0
     if as_json:
         sys.stdout.write(json.dumps(value) + "\n")
         return 0
-    if is_dataclass(value):
-        value = {f.name: getattr(value, f.name) for f in fields(value)}
-    if not isinstance(value, dict):
-        raise InputError("A result must be a dictionary", f"Got {type(value).__name__}")
     width = max(map(len, value))
     for name, item in value.items():
         if isinstance(item, list) and item and isinstance(item[0], str):

@@ -15,7 +15,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tomli_w
 import tyro
@@ -56,14 +66,8 @@ Samples: TypeAlias = Literal["images", "texts"]
 Decides: TypeAlias = Literal["numbers", "speed", "nothing"]
 
 
-@dataclass(frozen=True)
-class Range:
-    """Which numbers a setting takes.
-
-    Attributes:
-        rule: What is required, as it follows the setting's name.
-        holds: Whether a number is one of them; NaN never is.
-    """
+class Range(NamedTuple):
+    """Which numbers a setting takes: what is required, as it follows the name, and a test of it."""
 
     rule: str
     holds: Callable[[float], bool]
@@ -324,16 +328,15 @@ class TrainConfig:
             InputError: for a name that is no setting.
         """
         parts: dict[str, dict[str, Any]] = {}
+        options = {name: value for name, value in settings.items() if name not in _HOME}
         for name, value in settings.items():
-            if name not in _HOME and name not in method_options():
+            if name in _HOME:
+                parts.setdefault(_HOME[name], {})[name] = value
+            elif name not in method_options():
                 raise unknown_name("A setting", name, [*_HOME, *method_options()])
-            parts.setdefault(_HOME.get(name, "options"), {})[name] = value
-        options = parts.pop("options", None)
-        new = {part: replace(getattr(self, part), **own) for part, own in parts.items()}
-        if options is not None:
-            method = new.get("method", self.method)
-            new["method"] = replace(method, options={**method.options, **options})
-        return replace(self, **new)
+        if options:
+            parts.setdefault("method", {})["options"] = {**self.method.options, **options}
+        return replace(self, **{k: replace(getattr(self, k), **own) for k, own in parts.items()})
 
     def settings(self) -> dict[str, Any]:
         """Every setting by name, and the options of the method that were given."""
@@ -383,10 +386,7 @@ class TrainConfig:
         return 5e-3 if model == "small-cnn" else 3e-3
 
     def check(self, methods: Iterable[str] | None = None) -> None:
-        """Check the ranges of all values, and that the method and the network can use them.
-
-        Args:
-            methods: Those that share the configuration in a comparison; default: its own.
+        """Check all values; ``methods`` are those that share them in a comparison.
 
         Raises:
             InputError: naming the flag, its value and what is allowed.
@@ -403,17 +403,17 @@ class TrainConfig:
                     "Leave it out, or choose that network",
                 )
         self.method.check([self.method.method] if methods is None else methods)
-        cuts, stages = self.network.cuts, self.network.stages
-        if cuts and stages not in (len(cuts) + 1, None):
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Check what needs no network; ranks under torchrun check the rest."""
+        cuts, stages = self.network.cuts, self.network.num_stages
+        if cuts and self.network.stages not in (stages, None):
             raise InputError(
                 "--cuts must name one layer fewer than there are stages",
-                f"Got {len(cuts)} cuts and --stages {stages}",
+                f"Got {len(cuts)} cuts and --stages {self.network.stages}",
             )
-        self._check_spread()
-
-    def _check_spread(self) -> None:
-        """Check what needs no network; ranks under torchrun check the rest."""
-        stages, processes, spread = self.network.num_stages, self.run.processes, self.run.spread
+        processes, spread = self.run.processes, self.run.spread
         replicas = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
         if processes > stages and not replicas:
             raise InputError(
@@ -463,11 +463,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str) -> TrainConfig:
-        """Build a configuration from the keys of a recipe.
-
-        Args:
-            values: Settings by name, hyphens allowed.
-            origin: The file, for messages.
+        """Build a configuration from the keys of a recipe; ``origin`` is its file.
 
         Raises:
             InputError: for an unknown key or a value of the wrong type.
@@ -481,7 +477,7 @@ class TrainConfig:
             if name not in types:
                 raise unknown_name(f"A key of {origin}", key, types)
             accepted[name] = _convert(value, types[name], f"{key!r} in {origin}")
-        return cls.of(**accepted)
+        return cls().changed(**accepted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the keys of a recipe that gives this configuration; absent means None."""
@@ -778,38 +774,23 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _convert(value: Any, hint: Any, what: str) -> Any:
-    """Check a recipe's value against the type of its field.
-
-    Args:
-        value: As it stands in the recipe.
-        hint: The type of the field.
-        what: Key and file, for messages.
-
-    Raises:
-        InputError: if the value is of another type.
-    """
-    options = get_args(hint)
-    if get_origin(hint) is Literal:
-        if value not in options or isinstance(value, bool):
-            raise InputError(
-                f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}"
-            )
-        return value
+    """Check a recipe's value against the type of its field; ``what`` names it in messages."""
+    options, kind = get_args(hint), get_origin(hint) or hint
     if type(None) in options:
         return _convert(value, next(o for o in options if o is not type(None)), what)
-    if get_origin(hint) is tuple:
-        kind = options[0]
-        if not isinstance(value, (list, tuple)) or not all(type(v) is kind for v in value):
-            raise InputError(f"{what} must be a list of {kind.__name__}", f"Got {value!r}")
-        return tuple(value)
-    if hint is Path and isinstance(value, (str, Path)):
+    if kind is Literal:
+        if value in options and not isinstance(value, bool):
+            return value
+        raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
+    if kind is tuple:
+        if isinstance(value, (list, tuple)) and all(type(each) is options[0] for each in value):
+            return tuple(value)
+        raise InputError(f"{what} must be a list of {options[0].__name__}", f"Got {value!r}")
+    if kind is Path and isinstance(value, (str, Path)):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or not isinstance(value, bool))
-    ):
-        return value
+    if isinstance(value, bool) == (kind is bool):  # to Python a bool is a number
+        if kind is float and isinstance(value, int):
+            return float(value)
+        if isinstance(kind, type) and isinstance(value, kind):
+            return value
     raise InputError(f"{what} must be of type {getattr(hint, '__name__', hint)}", f"Got {value!r}")

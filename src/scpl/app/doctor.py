@@ -133,13 +133,12 @@ def _processor(report: _Report) -> None:
 
 
 def _optional_packages(report: _Report) -> None:
-    extras = sorted(_extras().items())
-    present = [f"{package} {version}" for package, _ in extras if (version := _version(package))]
-    missing = [
-        f"{package} (pip install 'scpl[{extra}]')"
-        for package, extra in extras
-        if not _version(package)
-    ]
+    present, missing = [], []
+    for package, extra in sorted(_extras().items()):
+        if version := _version(package):
+            present.append(f"{package} {version}")
+        else:
+            missing.append(f"{package} (pip install 'scpl[{extra}]')")
     report.findings["optional packages"] = ", ".join(present) or "none"
     report.findings["not installed"] = ", ".join(missing) or "none"
 
@@ -248,11 +247,7 @@ _CHECKS: tuple[Callable[[_Report], None], ...] = (
 
 
 def _run_python(code: str) -> tuple[str, str]:
-    """Run code in a Python of its own.
-
-    Returns:
-        Why it failed, or an empty string; and what it printed.
-    """
+    """Run code in a Python of its own; returns why it failed, or nothing, and what it printed."""
     # Without the current folder: a file torch.py in it is not what `scpl` imports.
     code = f"import sys; sys.path = [p for p in sys.path if p]\n{code}"
     child = subprocess.Popen(
@@ -289,10 +284,9 @@ def _extras() -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _size(num_bytes: int) -> str:

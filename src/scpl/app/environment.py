@@ -8,19 +8,14 @@ import platform
 import resource
 import shlex
 import sys
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from scpl.errors import InputError
 
-__all__ = [
-    "choose_device",
-    "describe_environment",
-    "peak_memory",
-    "set_threads",
-    "share_of_cores",
-]
+__all__ = ["choose_device", "describe_environment", "peak_memory", "set_threads", "share_of_cores"]
 
 PACKAGES = ("scpl", "torch", "numpy", "kornia", "pillow", "pyarrow", "matplotlib")
 
@@ -57,9 +52,8 @@ def set_threads(threads: int | None, processes: int) -> int:
 
 def share_of_cores(processes: int) -> int:
     """Cores for each of several processes of this machine, at least one."""
-    available = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    )
+    limited = hasattr(os, "sched_getaffinity")  # to some of the cores
+    available = len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
     return max(1, available // processes)
 
 
@@ -93,18 +87,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

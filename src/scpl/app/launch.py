@@ -29,13 +29,11 @@ def launch(arguments: list[str], processes: int, max_restarts: int) -> int:
     If a rank is lost, all are started again, and `after_restart` finds where they go on. Bad input
     and interruptions are no reason to: they would only come again.
 
-    Args:
-        arguments: What follows ``scpl``.
-        processes: How many ranks.
-        max_restarts: How often to restart them all if one fails.
-
     Returns:
         Exit status: 0, or that of the first rank that failed.
+
+    Raises:
+        InputError: if there are too many for this machine.
     """
     available = os.cpu_count() or 1
     if processes > 64 * available:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +21,6 @@ from scpl.app.config import TrainConfig
 from scpl.app.inputs.base import DataSummary, inputs_of
 from scpl.engine.export import ExitNetwork, build_exits
 from scpl.errors import CheckpointError, InputError
-from scpl.methods import Method
 from scpl.partition import Partition
 from scpl.runs import RunFolder
 
@@ -40,14 +38,15 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def describe_network(config: TrainConfig, data: DataSummary, parts: Partition) -> dict[str, Any]:
     """Say all that is needed to build the network again, without its data set."""
-    recipe = {
-        "model": config.network.model,
-        "method": config.method.method,
-        "stages": parts.num_stages,
-        "cuts": list(parts.cuts),
+    model, method = config.network.model, config.method.resolved()
+    cut = {"stages": parts.num_stages, "cuts": list(parts.cuts)}
+    return {
+        "model": model,
+        "num_classes": data.num_classes,
+        **data.inputs.describe(),
+        "classes": list(data.classes),
+        "recipe": {"model": model, "method": method.method, **cut, **method.options},
     }
-    recipe |= config.method.resolved().options
-    return {**data.describe_model(config.network.model), "recipe": recipe}
 
 
 def save_network(network: nn.Module, folder: RunFolder) -> None:
@@ -87,7 +86,7 @@ def load_stages(folder: RunFolder) -> Partition:
             "Train it again",
         )
     with torch.random.fork_rng(devices=[]):
-        parts = _parts(_configured(description)[0], description)
+        parts = _parts(description)
     parts.model.load_state_dict(network.state_dict(), strict=False)
     parts.model.eval()
     return parts
@@ -140,27 +139,25 @@ def _load(
 
 def _network(description: dict[str, Any]) -> nn.Module:
     if "recipe" in description:  # earlier versions had no method that replaces the readout
-        config, method = _configured(description)
+        method = build_method(_recipe(description).method)
         if method.replaces_readout:
-            parts = _parts(config, description)
+            parts = _parts(description)
             return build_exits(parts, method, [parts.num_stages - 1])[0]
     return inputs_of(description).build(description["model"], description["num_classes"])
 
 
 def _exits(description: dict[str, Any]) -> ExitNetwork:
-    config, method = _configured(description)
-    parts = _parts(config, description)
+    method, parts = build_method(_recipe(description).method), _parts(description)
     return build_exits(parts, method, range(parts.num_stages))[0]
 
 
-def _configured(description: dict[str, Any]) -> tuple[TrainConfig, Method]:
-    config = TrainConfig.from_dict(description["recipe"], "the recipe in model.json")
-    return config, build_method(config.method)
+def _recipe(description: dict[str, Any]) -> TrainConfig:
+    return TrainConfig.from_dict(description["recipe"], "the recipe in model.json")
 
 
-def _parts(config: TrainConfig, description: dict[str, Any]) -> Partition:
-    outline = SimpleNamespace(num_classes=description["num_classes"], inputs=inputs_of(description))
-    return build_partition(config, outline)
+def _parts(description: dict[str, Any]) -> Partition:
+    inputs = inputs_of(description)
+    return build_partition(_recipe(description), inputs, description["num_classes"])
 
 
 def _write(state: Mapping[str, Tensor], folder: RunFolder, path: Path) -> None:

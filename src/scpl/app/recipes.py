@@ -72,7 +72,9 @@ def recipes(arguments: list[str]) -> str:
         return HELP
     match arguments:
         case ["ls"]:
-            return _list()
+            known = shipped()
+            width = max(map(len, known), default=0)
+            return "".join(f"{name:<{width}}  {_describe(file)}\n" for name, file in known.items())
         case ["ls", "--json"]:
             return json.dumps({name: _describe(file) for name, file in shipped().items()}) + "\n"
         case ["show", name]:
@@ -84,12 +86,6 @@ def recipes(arguments: list[str]) -> str:
             raise InputError(f"The usage is {usage}", f"Got {' '.join(arguments)!r}")
         case _:
             raise unknown_name("What to do with recipes", arguments[0], ("ls", "show", "cp"))
-
-
-def _list() -> str:
-    known = shipped()
-    width = max(map(len, known), default=0)
-    return "".join(f"{name:<{width}}  {_describe(file)}\n" for name, file in known.items())
 
 
 def _describe(file: Path) -> str:

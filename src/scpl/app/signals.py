@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 
 __all__ = ["GracefulStop", "end_signals"]
 
@@ -65,7 +65,7 @@ class GracefulStop:
         self._active = ExitStack()
         self._depth = 0
         self._time = 0.0
-        self._listener = None if on_arrival is None else _Listener(on_arrival)
+        self._on_arrival = on_arrival
 
     def on_signal(self, callback: Callable[[str], None]) -> None:
         """Have ``callback`` called with the signal's name when the first one comes."""
@@ -75,16 +75,11 @@ class GracefulStop:
         self._depth += 1
         if self._depth == 1:
             handled = self._active.enter_context(end_signals(self._receive))
-            if handled and self._listener is not None:
-                self._active.enter_context(self._listener)
+            if handled and self._on_arrival is not None:
+                self._active.enter_context(_on_arrival(self._on_arrival))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
             self._active.close()
@@ -99,33 +94,23 @@ class GracefulStop:
             raise KeyboardInterrupt
 
 
-class _Listener:
-    """Hears of signals when they arrive: the interpreter writes them into a pipe at once."""
+@contextmanager
+def _on_arrival(act: Callable[[], None]) -> Iterator[None]:
+    """Hear of signals when they arrive: the interpreter writes them into a pipe at once."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
 
-    def __init__(self, act: Callable[[], None]) -> None:
-        self._act = act
-        self._thread: threading.Thread | None = None
-        self._before = -1
+    def listen() -> None:
+        while os.read(read, 64):
+            act()
 
-    def __enter__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
-        self._thread.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.set_wakeup_fd(self._before)
-        os.close(self._write)
-        assert self._thread is not None
-        self._thread.join()
-        os.close(self._read)
-
-    def _run(self) -> None:
-        while os.read(self._read, 64):
-            self._act()
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        thread.join()
+        os.close(read)

@@ -17,10 +17,10 @@ def is_here(name: str, data_dir: Path | None = None) -> bool:
     Raises:
         DataError: ``data_dir`` does not exist, or a shard is missing.
     """
-    from scpl.data.images.load import lies_here as images_here
-    from scpl.data.known import IMAGE_SETS, TEXT_SETS
-    from scpl.data.text.splits import lies_here as texts_here
+    from scpl.data.images.load import locate as locate_images
+    from scpl.data.known import IMAGE_SETS, TEXT_SETS, roots
+    from scpl.data.text.splits import locate as locate_texts
 
     if name in TEXT_SETS:
-        return texts_here(name, data_dir)
-    return name not in IMAGE_SETS or images_here(name, data_dir)
+        return any(locate_texts(root, name) for root in roots(data_dir))
+    return name not in IMAGE_SETS or any(locate_images(root, name) for root in roots(data_dir))

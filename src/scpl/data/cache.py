@@ -31,13 +31,10 @@ _MIN_IMAGES = 5000  # fewer decode in less than a second
 def remember(
     files: Sequence[Path], image_size: int | None, num_images: int, decode: Callable[[], Tensor]
 ) -> Tensor:
-    """Return ``decode()``, or what it returned for the same unchanged files before.
+    """Return ``decode()``, ``uint8 [N, C, H, W]``, or what it returned for these files before.
 
-    Args:
-        files: What the images are decoded from: path, size and time of change are the key.
-        image_size: The size decoded to, which is part of the key.
-        num_images: How many there are; a few are not worth a file.
-        decode: Makes the images, ``uint8 [N, C, H, W]``.
+    The key is the path, size and time of change of each file, and the size decoded to. A few images
+    are not worth a file.
     """
     if _folder() is None or num_images < _MIN_IMAGES:
         return decode()
@@ -53,9 +50,7 @@ def remember(
 def recall(kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Return the tensors and texts kept under a key; None if there are none, or damaged ones.
 
-    Args:
-        kind: What they are, the beginning of the file's name.
-        key: A digest, as hexadecimal digits, of all that they depend on.
+    The kind begins the file's name; the key is a hexadecimal digest of all that they depend on.
     """
     from safetensors import SafetensorError, safe_open
 

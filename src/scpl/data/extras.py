@@ -11,16 +11,7 @@ __all__ = ["import_extra"]
 
 
 def import_extra(module: str, extra: str, purpose: str) -> Any:
-    """Import ``module`` or say which extra installs it.
-
-    Args:
-        module: Dotted name, e.g. ``"PIL.Image"``.
-        extra: Name of the extra of this package that installs it.
-        purpose: What needs it, as the subject of a sentence.
-
-    Raises:
-        InputError: The module is not installed.
-    """
+    """Import ``module``, or raise InputError: ``purpose`` needs it, ``extra`` installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

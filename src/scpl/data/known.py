@@ -228,11 +228,7 @@ TEXT_SETS: Mapping[str, TextSet] = {
 
 
 def roots(data_dir: Path | None) -> list[Path]:
-    """List the folders that may hold data sets: ``data_dir``, then that of ``SCPL_DATA``.
-
-    Raises:
-        DataError: ``data_dir`` does not exist.
-    """
+    """List the folders that may hold data sets: ``data_dir`` (it must exist), ``SCPL_DATA``."""
     if data_dir is not None and not data_dir.expanduser().is_dir():
         raise DataError("`data_dir` must be an existing folder", f"Got {data_dir}")
     settings = [data_dir, os.environ.get("SCPL_DATA")]
@@ -253,14 +249,11 @@ def find(
     Args:
         name: Name of the set.
         known: What is known of it.
-        look: Finds the set below a folder; the second argument tells whether the folder is the
-            hub's own, so that all in it belongs to the set.
+        look: Finds the set below a folder, all of which belongs to the set if the second argument
+            is true: the hub's own.
         files: Which files a folder must hold, for messages.
         data_dir: Folder that holds data sets.
         download: Whether the hub may be asked.
-
-    Returns:
-        What ``look`` returned.
 
     Raises:
         DataError: ``data_dir`` does not exist, or the set is nowhere.
@@ -289,7 +282,7 @@ def find(
 
 
 def _fetch(name: str, known: KnownSet, advice: str) -> Path:
-    """Download the files of a set, or find them in the hub's own cache folder (``HF_HOME``)."""
+    """Download the files of a set, or find them in the hub's own cache."""
     rule = f"The data set {name} must be on this machine or be downloadable from {known.repo}"
     try:
         hub = import_extra("huggingface_hub", "hub", "Downloading")

@@ -80,14 +80,10 @@ def check(holds: bool, rule: str, got: int) -> None:
 
 
 def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Yield ``items``, taken by a thread that is at most ``depth`` items ahead.
+    """Yield ``items``, taken by a thread that is at most ``depth`` (1 or more) items ahead.
 
     The thread starts with the first item asked for. It ends when the items do, when they raise (the
     error is raised here), and when this iterator is closed or no longer referenced.
-
-    Args:
-        items: Only the thread touches it from here on.
-        depth: Size of the queue; at least 1.
     """
     source = _Source(items, depth)
     source.thread.start()
@@ -131,8 +127,7 @@ class _Source(Generic[T]):
     def stop(self) -> None:
         """End the thread and wait for it.
 
-        After ``stopped`` is set the thread puts at most one item more, and for that one the emptied
-        queue has room; so it cannot stay blocked.
+        Once ``stopped`` is set it puts at most one item more, for which the emptied queue has room.
         """
         self.stopped.set()
         if threading.current_thread() is self.thread:

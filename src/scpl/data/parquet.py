@@ -27,11 +27,7 @@ def shards(folder: Path, split: str) -> list[Path]:
 
 
 def check_shards(files: Sequence[Path]) -> None:
-    """Check that all files are there that the numbers in their names promise.
-
-    Raises:
-        DataError: Naming the missing ones.
-    """
+    """Raise DataError unless all files are there that the numbers in their names promise."""
     numbers = [(int(m[1]), int(m[2])) for file in files if (m := _SHARD.search(file.name))]
     promised = range(max((of for _, of in numbers), default=0))
     missing = sorted(set(promised) - {number for number, _ in numbers})
@@ -44,12 +40,7 @@ def check_shards(files: Sequence[Path]) -> None:
 
 
 def open_parquet(path: Path) -> Any:
-    """Open a file as ``pyarrow.parquet.ParquetFile``.
-
-    Raises:
-        DataError: It is damaged.
-        InputError: pyarrow is not installed.
-    """
+    """Open a file as ``pyarrow.parquet.ParquetFile``; DataError if it is damaged."""
     parquet = import_extra("pyarrow.parquet", "parquet", "Reading parquet files")
     with reading(path):
         return parquet.ParquetFile(path)

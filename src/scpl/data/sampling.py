@@ -13,10 +13,7 @@ __all__ = ["one_per_class", "stratified"]
 def stratified(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
     """Choose ``count`` rows, each class within one of its exact share; bool ``[N]``.
 
-    Args:
-        labels: Class of each row, ``int64 [N]``.
-        count: How many rows to choose.
-        draws: Decides which; the global random state is not used.
+    ``labels`` are ``int64 [N]``; the global random state is not used.
     """
     sizes = torch.bincount(labels)
     quota = sizes * count // len(labels)

@@ -1,4 +1,4 @@
-"""Build a rank's stages: bodies from the partition, objectives from the method."""
+"""Build what one rank works with: which stages it hosts, the stages, and their trainer."""
 
 from __future__ import annotations
 

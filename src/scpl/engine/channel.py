@@ -37,7 +37,7 @@ class Outbox(Protocol):
     """Where a rank's last stage sends what it makes."""
 
     def send(self, message: Message) -> int:
-        """Send on; returns at once unless `depth` messages are still in flight.
+        """Send on; waits while the message before is still on its way.
 
         Returns:
             Bytes sent.
@@ -59,7 +59,7 @@ class NoChannel:
 
 
 class Sender:
-    """Sends messages to the next rank, behind the sender's back.
+    """Sends messages to the next rank, in the background.
 
     Args:
         peer: The next rank.

@@ -93,8 +93,8 @@ class CheckpointWriter:
         self._waiting: list[Future[None]] = []
         self._step: int | None = None
 
-    def begin(self) -> None:
-        """A checkpoint is due here."""
+    def announce(self) -> None:
+        """Tell who wants to know that the stages are about to be saved."""
         self._checkpoints.before_saving()
 
     def write(self, index: int, mark: CheckpointMark, state: dict[str, Any]) -> None:
@@ -250,15 +250,18 @@ def read_part(directory: Path, step: int, index: int) -> dict[str, Any]:
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(state, path)
-    except RuntimeError:
-        if path.parent.is_dir():
-            raise
-        # Another rank, far ahead, removed the folder in this moment.
+    for again in (True, False):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, path)
+        try:
+            # Into an open file: torch would write the file's name, a draft's, into the archive, and
+            # the same state would not give the same bytes.
+            with path.open("wb") as file:
+                torch.save(state, file)
+            return
+        except (RuntimeError, OSError):
+            # Another rank, far ahead, may have removed the folder in this moment.
+            if path.parent.is_dir() or not again:
+                raise
 
 
 def _manifests(folder: Path) -> set[str]:

@@ -15,7 +15,7 @@ from scpl.engine.stage import Stage
 from scpl.errors import InputError
 from scpl.methods.base import Method, Objective
 from scpl.partition import Partition
-from scpl.partition.features import summary_of
+from scpl.partition.layers import summary_of
 from scpl.partition.values import Tree, tree_map
 
 __all__ = [
@@ -78,8 +78,8 @@ def export_exits(
 def has_exits(parts: Partition, method: Method) -> bool:
     """Whether there are several stages, and each can predict under this method."""
     objectives = _objectives(parts, method)
-    readers = (each.reader(objectives[:stage]) for stage, each in enumerate(objectives))
-    return parts.num_stages > 1 and all(reader is not None for reader in readers)
+    exits = (each.exit_module(objectives[:stage]) for stage, each in enumerate(objectives))
+    return parts.num_stages > 1 and all(each is not None for each in exits)
 
 
 def build_exits(
@@ -107,20 +107,20 @@ def build_exits(
     exits: dict[int, nn.Module] = {}
     sources: Sources = {}
     for stage in stages:
-        reader = objectives[stage].reader(objectives[:stage])
-        if reader is None:
+        module = objectives[stage].exit_module(objectives[:stage])
+        if module is None:
             raise InputError(
                 f"Every stage must predict to be an early exit (method {method.name})",
                 f"Stage {stage} does not",
-                "Give every stage a classifier (scpl: `cross_entropy` above 0), or use a method that "
-                "does, such as early-exit",
+                "Give every stage a classifier (scpl: `cross_entropy` above 0), or use a method "
+                "that does, such as early-exit",
             )
-        if reader is parts.readout:
-            exits[stage] = reader
+        if module is parts.readout:
+            exits[stage] = module
             continue
-        for key, value in reader.state_dict(keep_vars=True).items():
+        for key, value in module.state_dict(keep_vars=True).items():
             sources[f"{PREFIX}.{stage}.{key}"] = owner[id(value)]
-        exits[stage] = copy.deepcopy(reader)  # exits may have modules in common; keys have not
+        exits[stage] = copy.deepcopy(module)  # exits may have modules in common; keys have not
     return ExitNetwork(parts, exits), sources
 
 

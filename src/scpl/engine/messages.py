@@ -50,7 +50,11 @@ class LocalLoss:
 
 
 Losses: TypeAlias = tuple[LocalLoss, ...]
-"""Of stage 0, 1, ...; a rank knows those of its own stages and of all stages before."""
+"""The losses of stage 0, 1, ...; a rank knows its own stages' and those of all stages before."""
+
+
+_KINDS: dict[str, type[Message]] = {}
+"""Every kind of message by its name, which is what travels."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class Message:
     """
 
     step: int
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.__name__] = cls
 
 
 @dataclass(frozen=True)
@@ -174,21 +181,6 @@ class Stop(Message):
     """
 
     reason: str = ""
-
-
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (
-        TrainBatch,
-        ScheduledBatch,
-        EvalBatch,
-        EvaluationBegins,
-        EvaluationEnds,
-        EpochEnds,
-        CheckpointMark,
-        Stop,
-    )
-}
 
 
 def encode(message: Message) -> tuple[bytes, list[Tensor]]:

@@ -1,4 +1,4 @@
-"""One stage: body, objective, optimizer. The only caller of ``backward()`` and ``step()``."""
+"""One stage: body, objective, optimizer; how it learns, and how its state is saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scpl.engine.messages import LocalLoss
 from scpl.engine.randomness import RandomState
 from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective
-from scpl.partition.features import summary_of
+from scpl.partition.layers import summary_of
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
 __all__ = [
@@ -325,7 +325,7 @@ class Stage:
         return torch.autocast(self.device.type, dtype=precision)
 
     def set_mode(self, *, training: bool) -> None:
-        """Look at every layer: the user may have called ``eval()`` on his network meanwhile."""
+        """Look at every layer: the user may have called ``eval()`` on their network meanwhile."""
         if any(module.training != training for module in self._modules):
             self.body.train(training)
             self.objective.train(training)

@@ -210,11 +210,11 @@ class Worker:
     def _save(self, mark: CheckpointMark) -> None:
         if self._writer is None:
             return
-        self._writer.begin()
+        self._writer.announce()
         for stage in self._trainer.stages if self._trainer.saves else ():
             with self._trainer.timeline.during("snapshot", stage.index, mark.step):
                 self._writer.write(stage.index, mark, stage.snapshot(mark.step))
 
 
 def _ignore(report: Report) -> None:
-    """Nobody wants to know."""
+    """For a caller who asked for no reports."""

@@ -1,28 +1,30 @@
-"""Between a stage and its loss: projection heads, local classifiers and auxiliary networks.
+"""Between a stage and its loss: projection heads, and layers that local classifiers are made of.
 
 May import: errors.
 """
 
 from scpl.heads.projection import (
     MLP,
+    Convolutional,
     Head,
     Identity,
     Linear,
     PooledMLP,
     by_name,
     known,
-    local_classifier,
     pooled,
+    projection_length,
 )
 
 __all__ = [
     "MLP",
+    "Convolutional",
     "Head",
     "Identity",
     "Linear",
     "PooledMLP",
     "by_name",
     "known",
-    "local_classifier",
     "pooled",
+    "projection_length",
 ]

@@ -1,18 +1,19 @@
-"""Loss formulas: pure functions of tensors that know nothing of stages, heads or devices."""
+"""The supervised contrastive loss, and what is observed beside it."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from scpl.errors import InputError, unknown_name
-from scpl.losses.rows import check_projections, check_target, standardised, unit_rows
+from scpl.losses.projections import check, standardised, unit_length
 
 __all__ = [
     "Compared",
+    "Normalization",
     "compare",
     "contrastive_loss",
     "observe_accuracy",
@@ -22,19 +23,22 @@ __all__ = [
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
+Normalization: TypeAlias = Literal["paper", "supcon"]
+
 
 def supervised_contrastive_loss(
     projections: Tensor,
     target: Tensor,
     *,
     temperature: float = 0.1,
-    normalization: Literal["paper", "supcon"] = "paper",
+    normalization: Normalization = "paper",
     standardise: bool = False,
 ) -> Tensor:
-    r"""Pull rows of the same class together on the unit sphere, push all others apart.
+    r"""Pull projections of the same class together on the unit sphere, push all others apart.
 
-    With unit rows :math:`z_a`, similarities :math:`s_{ab} = z_a \cdot z_b / T` and the positives
-    :math:`P(a) = \{b \ne a : y_b = y_a\}` of anchor :math:`a`, the loss of one anchor is
+    With projections of unit length :math:`z_a`, similarities :math:`s_{ab} = z_a \cdot z_b / T`
+    and the positives :math:`P(a) = \{b \ne a : y_b = y_a\}` of anchor :math:`a`, the loss of one
+    anchor is
 
     .. math::
         L_a = \frac{1}{d_a} \sum_{p \in P(a)} \Big( \log \sum_{c \ne a} e^{s_{ac}} - s_{ap} \Big).
@@ -47,19 +51,19 @@ def supervised_contrastive_loss(
     =============  =======================  ==============================================
 
     So where every anchor has P positives, ``"paper"`` is P / (P + 1) times ``"supcon"``. A batch
-    without a single positive pair gives zero, and zero gradients. An all-zero row has no direction:
-    its similarity to every row is 0, and it receives no gradient.
+    without a single positive pair gives zero, and zero gradients. A projection of zeros has no
+    direction: its similarity to all others is 0, and it receives no gradient.
 
-    The rows are scaled to unit length here, and all arithmetic is float32 (float64 for float64
+    Projections are scaled to unit length here, and all arithmetic is float32 (float64 for float64
     input) whatever the input type and under autocast. Nothing waits for the device.
 
     Args:
-        projections: Output of a projection head, ``[N, D]``, floating point, any row length.
-        target: Class of each row, ``[N]``, an integer type.
-        temperature: T, without unit; above zero. Smaller values weigh near rows more.
+        projections: Output of a projection head, ``[N, D]``, floating point, of any length.
+        target: Class of each sample, ``[N]``, an integer type.
+        temperature: T, without unit; above zero. Smaller values weigh near samples more.
         normalization: Divisor of an anchor's loss, see the table.
-        standardise: Give every column mean 0 and deviation 1 over the mini-batch before rows are
-            scaled: what all projections have in common tells no class.
+        standardise: Give every column mean 0 and deviation 1 over the mini-batch before projections
+            are scaled: what all of them have in common tells no class.
 
     Returns:
         The loss, a scalar; at least zero up to rounding.
@@ -77,19 +81,19 @@ def supervised_contrastive_loss(
         (:math:`L_{out}`). ``"paper"``: the divisor of the published SCPL code, whose mask of
         positives contains the anchor itself.
     """
-    if normalization not in ("paper", "supcon"):
-        raise unknown_name("normalization", normalization, ("paper", "supcon"))
+    if normalization not in get_args(Normalization):
+        raise unknown_name("normalization", normalization, get_args(Normalization))
     compared = compare(projections, target, temperature=temperature, standardise=standardise)
     return contrastive_loss(compared, normalization)
 
 
 class Compared(NamedTuple):
-    """The rows of a mini-batch compared with each other, in at least float32.
+    """The samples of a mini-batch compared with each other, in at least float32.
 
     Attributes:
-        similarity: Of each pair of rows, divided by the temperature, ``[N, N]``.
-        num_positives: For each row, how many others are of its class, ``[N]``.
-        positive_sum: For each row, the sum of its similarities to those, ``[N]``.
+        similarity: Of each pair of samples, divided by the temperature, ``[N, N]``.
+        num_positives: For each sample, how many others are of its class, ``[N]``.
+        positive_sum: For each sample, the sum of its similarities to those, ``[N]``.
     """
 
     similarity: Tensor
@@ -100,13 +104,19 @@ class Compared(NamedTuple):
 def compare(
     projections: Tensor, target: Tensor, *, temperature: float = 0.1, standardise: bool = False
 ) -> Compared:
-    """Compare all rows, for the loss and for what is observed of it.
+    """Compare all samples, for the loss and for what is observed of it.
 
     Args and raises: as `supervised_contrastive_loss`.
     """
-    _check(projections, target, temperature)
+    check(projections, target)
+    if not 0 < temperature < math.inf:
+        raise InputError(
+            "The temperature must be a finite number above zero",
+            f"Got {temperature}",
+            "Values from 0.05 to 0.5 are usual; 0.1 is the paper's",
+        )
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = unit_rows(standardised(projections) if standardise else projections)
+        unit_ND = unit_length(standardised(projections) if standardise else projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
         positive_NN = (target[:, None] == target).fill_diagonal_(False)
         num_positives_N = positive_NN.sum(dim=1)
@@ -114,8 +124,8 @@ def compare(
     return Compared(similarity_NN, num_positives_N, positive_sum_N)
 
 
-def contrastive_loss(compared: Compared, normalization: Literal["paper", "supcon"]) -> Tensor:
-    """Compute the loss of rows that were compared; see `supervised_contrastive_loss`.
+def contrastive_loss(compared: Compared, normalization: Normalization) -> Tensor:
+    """Compute the loss of samples that were compared; see `supervised_contrastive_loss`.
 
     It uses up the similarities: the diagonal is overwritten.
     """
@@ -124,36 +134,29 @@ def contrastive_loss(compared: Compared, normalization: Literal["paper", "supcon
         # The least finite number, not -inf: a row of nothing else (N = 1) keeps finite gradients.
         similarity_NN.fill_diagonal_(torch.finfo(similarity_NN.dtype).min)
         loss_N = num_positives_N * similarity_NN.logsumexp(dim=1) - compared.positive_sum
-        if normalization == "paper":
-            return (loss_N / (num_positives_N + 1)).mean()
-        num_anchors = (num_positives_N > 0).sum().clamp(min=1)
-        return (loss_N / num_positives_N.clamp(min=1)).sum() / num_anchors
+        return _mean_over_anchors(loss_N, num_positives_N, normalization)
 
 
-def _check(projections: Tensor, target: Tensor, temperature: float) -> None:
-    """Raise for arguments the loss is not defined for; looks at shapes and types, not at values."""
-    check_projections(projections)
-    check_target(projections, target)
-    if not 0 < temperature < math.inf:
-        raise InputError(
-            "The temperature must be a finite number above zero",
-            f"Got {temperature}",
-            "Values from 0.05 to 0.5 are usual; 0.1 is the paper's",
-        )
-
-
-# Shape suffixes: N = mini-batch, D = projected features.
+def _mean_over_anchors(
+    sum_N: Tensor, num_positives_N: Tensor, normalization: Normalization
+) -> Tensor:
+    """Divide each anchor's sum over its positives, and average over the anchors that count."""
+    if normalization == "paper":
+        return (sum_N / (num_positives_N + 1)).mean()
+    num_anchors = (num_positives_N > 0).sum().clamp(min=1)
+    return (sum_N / num_positives_N.clamp(min=1)).sum() / num_anchors
 
 
 @torch.no_grad()
 def observe_contrast(
-    compared: Compared, projections: Tensor, normalization: Literal["paper", "supcon"] = "paper"
+    compared: Compared, projections: Tensor, normalization: Normalization = "paper"
 ) -> dict[str, Tensor]:
     r"""Observe what a supervised contrastive loss compares; nothing waits for the device.
 
     The *chance level* is the loss that the same projections have on average if the positives of
     each anchor are drawn at random, as many as it has: they are then as similar to it as all other
-    rows are. With :math:`P(a)`, :math:`d_a` and :math:`s_{ab}` as for the loss, it is the mean of
+    samples are. With :math:`P(a)`, :math:`d_a` and :math:`s_{ab}` as for the loss, it is the mean
+    of
 
     .. math::
         \frac{|P(a)|}{d_a} \Big( \log \sum_{c \ne a} e^{s_{ac}}
@@ -171,8 +174,8 @@ def observe_contrast(
     Returns:
         Scalars: ``above_chance`` (loss minus chance level: zero for a stage that knows nothing, the
         more negative the better), ``positives`` (mean number per anchor), ``without_positives``
-        (share of the anchors) and ``spread``, the standard deviation of unit projections (before
-        they are standardised) relative to :math:`1 / \sqrt D`, which is
+        (share of the anchors) and ``spread``, the standard deviation of projections of unit length
+        (before they are standardised) relative to :math:`1 / \sqrt D`, which is
         :math:`\sqrt{1 - |\bar z|^2}`: 1 if they point in all directions, 0 if they have
         collapsed to one.
     """
@@ -181,12 +184,8 @@ def observe_contrast(
         other_N = similarity_NN.sum(dim=1) - similarity_NN.diagonal()
         chance_N = other_N * positives_N / max(len(positives_N) - 1, 1)
         excess_N = chance_N - compared.positive_sum.detach()
-        if normalization == "paper":
-            above = (excess_N / (positives_N + 1)).mean()
-        else:
-            anchors = (positives_N > 0).sum().clamp(min=1)
-            above = (excess_N / positives_N.clamp(min=1)).sum() / anchors
-        mean_D = unit_rows(projections.detach()).mean(dim=0)
+        above = _mean_over_anchors(excess_N, positives_N, normalization)
+        mean_D = unit_length(projections.detach()).mean(dim=0)
         return {
             "above_chance": above,
             "positives": positives_N.mean(dtype=above.dtype),

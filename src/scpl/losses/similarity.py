@@ -1,4 +1,4 @@
-"""Loss formulas of the other local methods: pure functions of tensors, like those beside it."""
+"""Loss formulas of the other local methods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scpl.errors import InputError
-from scpl.losses.rows import check_projections, check_target, describe, precise, unit_rows
+from scpl.losses.projections import check, describe, precise, unit_length
 
 __all__ = ["covariance_loss", "similarity_matching_loss", "squared_error", "variance_loss"]
 
@@ -15,22 +15,23 @@ __all__ = ["covariance_loss", "similarity_matching_loss", "squared_error", "vari
 
 
 def similarity_matching_loss(projections: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    r"""Bring the similarity of every two rows to that of their classes.
+    r"""Bring the similarity of every two projections to that of their classes.
 
-    With rows centred over their own entries and scaled to unit length, :math:`z_a`, similarities
-    are :math:`s_{ab} = z_a \cdot z_b`. The one-hot rows of C classes, treated alike, have
-    :math:`t_{ab} = 1` within a class and :math:`t_{ab} = -1 / (C - 1)` between two. The loss is
+    With projections centred over their own entries and scaled to unit length, :math:`z_a`,
+    similarities are :math:`s_{ab} = z_a \cdot z_b`. One-hot labels of C classes, treated alike,
+    have :math:`t_{ab} = 1` within a class and :math:`t_{ab} = -1 / (C - 1)` between two. The loss
+    is
 
     .. math::
         L = \frac{1}{N^2} \sum_{a, b} (s_{ab} - t_{ab})^2.
 
-    A row whose entries are all equal has no direction: its similarity to every row is 0, and it
-    receives no gradient. Arithmetic is float32 (float64 for float64
-    input) whatever the input type and under autocast, and nothing waits for the device.
+    A projection whose entries are all equal has no direction: its similarity to all others is 0,
+    and it receives no gradient. Arithmetic is float32 (float64 for float64 input) whatever the
+    input type and under autocast, and nothing waits for the device.
 
     Args:
         projections: ``[N, D]``, floating point.
-        target: Class of each row, ``[N]``, an integer type.
+        target: Class of each sample, ``[N]``, an integer type.
         num_classes: C, at least 2.
 
     Returns:
@@ -44,27 +45,26 @@ def similarity_matching_loss(projections: Tensor, target: Tensor, num_classes: i
         DeInfoReg (arXiv 2506.18193), invariance term. Both clamp similarities to -1 .. 1, which
         only undoes rounding.
     """
-    check_projections(projections)
-    check_target(projections, target)
+    check(projections, target)
     if num_classes < 2:
         raise InputError("num_classes must be at least 2", f"Got {num_classes}")
     with torch.autocast(projections.device.type, enabled=False):
-        rows_ND = precise(projections)
-        unit_ND = unit_rows(rows_ND - rows_ND.mean(dim=1, keepdim=True))
+        precise_ND = precise(projections)
+        unit_ND = unit_length(precise_ND - precise_ND.mean(dim=1, keepdim=True))
         same_NN = (target[:, None] == target).to(unit_ND.dtype)
         apart = 1 / (num_classes - 1)
         return F.mse_loss(unit_ND @ unit_ND.T, same_NN * (1 + apart) - apart)
 
 
 def variance_loss(projections: Tensor) -> Tensor:
-    r"""Penalise entries of unit rows that vary too little over the mini-batch.
+    r"""Penalise entries of unit projections that vary too little over the mini-batch.
 
     .. math::
         L = \frac{1}{N D} \sum_d \max\big(0,\; 1 - \sqrt{\operatorname{Var}_d + 10^{-7}}\big),
 
-    where :math:`\operatorname{Var}_d` is the population variance of entry d of the unit rows. (Unit
-    rows have variances that add up to at most 1, so the hinge is always active, and the loss is
-    near 1 / N: the published method has it so.)
+    where :math:`\operatorname{Var}_d` is the population variance of entry d of the projections,
+    scaled to unit length. (Their variances add up to at most 1, so the hinge is always active, and
+    the loss is near 1 / N: the published method has it so.)
 
     Args:
         projections: ``[N, D]``, floating point.
@@ -78,19 +78,19 @@ def variance_loss(projections: Tensor) -> Tensor:
     Source:
         DeInfoReg (arXiv 2506.18193), variance term of the published code.
     """
-    check_projections(projections)
+    check(projections)
     with torch.autocast(projections.device.type, enabled=False):
-        variance_D = unit_rows(projections).var(dim=0, correction=0)
+        variance_D = unit_length(projections).var(dim=0, correction=0)
         return F.relu(1 - (variance_D + 1e-7).sqrt()).mean() / len(projections)
 
 
 def covariance_loss(projections: Tensor) -> Tensor:
-    r"""Penalise entries of unit rows that vary together over the mini-batch.
+    r"""Penalise entries of unit projections that vary together over the mini-batch.
 
     .. math::
         L = \frac{1}{D} \sum_{i \ne j} C_{ij}^2, \qquad C = \frac{1}{N} Z^\top Z,
 
-    with unit rows centred over the mini-batch, :math:`Z`.
+    with projections of unit length, centred over the mini-batch, :math:`Z`.
 
     Args:
         projections: ``[N, D]``, floating point.
@@ -104,9 +104,9 @@ def covariance_loss(projections: Tensor) -> Tensor:
     Source:
         DeInfoReg (arXiv 2506.18193), covariance term of the published code.
     """
-    check_projections(projections)
+    check(projections)
     with torch.autocast(projections.device.type, enabled=False):
-        unit_ND = unit_rows(projections)
+        unit_ND = unit_length(projections)
         centred_ND = unit_ND - unit_ND.mean(dim=0)
         covariance_DD = centred_ND.T @ centred_ND / len(centred_ND)
         squares_DD = covariance_DD.square()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scpl.methods.dgl import DGL
     from scpl.methods.early_exit import EarlyExit
     from scpl.methods.predsim import PredSim
-    from scpl.methods.scpl import SCPL, HeadFactory
+    from scpl.methods.scpl import SCPL
 
 __all__ = [
     "DASCPL",
@@ -43,7 +43,6 @@ __all__ = [
     "DeInfoReg",
     "EarlyExit",
     "GPipe",
-    "HeadFactory",
     "Layout",
     "Method",
     "MicroBatched",
@@ -101,7 +100,6 @@ METHODS = Methods(
 """Every method. A new one is its own file, and a line here."""
 
 _OTHERS = {
-    "HeadFactory": "scpl.methods.scpl",
     "Layout": "scpl.methods.base",
     "Method": "scpl.methods.base",
     "MicroBatched": "scpl.methods.bp",

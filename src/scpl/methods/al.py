@@ -23,8 +23,8 @@ __all__ = ["AssociatedLearning", "Association"]
 class AssociatedLearning(Method):
     """Features and label meet half way (Kao & Chen 2021).
 
-    The label is encoded stage by stage, and each stage's code travels down the line beside the
-    features. The network's own read-out is not trained and not used: a prediction goes over the
+    The label is encoded stage by stage, and each stage's code goes on to the next stage beside the
+    features. The network's own readout is not trained and not used: a prediction goes over the
     last stage's bridge and through all decoders, which `Pipeline.export` puts in its place.
     """
 
@@ -79,12 +79,12 @@ class Association(Objective):
     which is a constant to it, and the decoder brings the code back to the one it was made of.
 
     A prediction goes from the features over the bridge to a code, and through the decoders of this
-    and all earlier stages back to logits. As nothing travels up the line, the decoders travel down
-    it, at the beginning of every evaluation.
+    and all earlier stages back to logits. As nothing goes back to earlier stages, they share
+    their decoders with later ones, at the beginning of every evaluation.
 
     Args:
         bridge: Maps features to ``[N, D]``, where this stage's code lives.
-        encoder: Maps the code before, ``[N, D']`` (on the first stage one-hot rows), to ``[N, D]``.
+        encoder: Maps the code before, ``[N, D']`` (on the first stage one-hot), to ``[N, D]``.
         decoder: Maps ``[N, D]`` back to ``[N, D']``, on the first stage to logits ``[N, C]``.
         num_classes: C.
         earlier: Decoders like those of the stages before, in order. Only their structure is used.
@@ -137,7 +137,7 @@ class Association(Objective):
             code = functional_call(decoder, weights, (code,))
         return code
 
-    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+    def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
         before = [m for each in earlier for m in each.modules() if isinstance(m, Association)]
         decoders = [self.decoder, *(each.decoder for each in reversed(before))]
         return nn.Sequential(self.bridge, *decoders)

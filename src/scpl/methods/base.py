@@ -1,21 +1,33 @@
-"""What a method is: which objective each stage gets, and how predictions are read out."""
+"""What a method is: which objective each stage gets, and how a stage predicts."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scpl import heads
 from scpl.errors import InputError
 from scpl.losses.contrastive import observe_accuracy
 from scpl.partition.values import Tree, tree_map
 
-__all__ = ["CrossEntropy", "Layout", "Method", "Nothing", "Objective", "Site", "Sum"]
+__all__ = [
+    "CrossEntropy",
+    "Layout",
+    "LocalClassifiers",
+    "Method",
+    "Nothing",
+    "Objective",
+    "Site",
+    "Sum",
+]
+
+Answer = TypeVar("Answer")
 
 Layout: TypeAlias = Literal["stages", "one", "replicas"]
 """Who holds the network: each rank some of its stages, one rank all of it, or every rank all."""
@@ -60,7 +72,7 @@ class Method(ABC):
     layout: ClassVar[Layout] = "stages"
     """Who holds the network when there are several ranks."""
     replaces_readout: ClassVar[bool] = False
-    """Whether the last stage's `reader` predicts instead of the network's own read-out."""
+    """Whether the last stage's `exit_module` predicts instead of the network's own readout."""
 
     @abstractmethod
     def objective(self, site: Site) -> Objective:
@@ -77,6 +89,25 @@ class Method(ABC):
             What to do, with the names of options in backticks, or an empty string.
         """
         return ""
+
+
+@dataclass(frozen=True)
+class LocalClassifiers(Method):
+    """What methods have in common that give every stage but the last a classifier of its own."""
+
+    hidden_features: int = 512
+    """Width of the hidden layer of local classifiers."""
+    classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)
+    """Builds a local classifier from feature shape and number of classes; default: a pooled
+    two-layer network."""
+
+    def classifier_of(self, site: Site) -> nn.Module:
+        """Take the network's own classifier on the last stage, and build one on the others."""
+        if site.readout is not None:
+            return site.readout
+        if self.classifier is not None:
+            return self.classifier(site.feature_shape, site.num_classes)
+        return heads.PooledMLP(self.hidden_features, site.num_classes)(site.feature_shape)
 
 
 class Objective(nn.Module, ABC):
@@ -112,8 +143,12 @@ class Objective(nn.Module, ABC):
         return None
 
     def predict(self, features: Tree) -> Tensor | None:
-        """Return logits ``[N, C]`` read out of this stage's features, or None."""
-        return None
+        """Return logits ``[N, C]`` made of this stage's features, or None.
+
+        By default they are those of `exit_module`.
+        """
+        module = self.exit_module(())
+        return None if module is None else cast("Tensor", module(features))
 
     def share(self, received: Tree) -> Tree:
         """Tell the next stage's objective what it needs for its predictions.
@@ -126,10 +161,10 @@ class Objective(nn.Module, ABC):
         """
         return received
 
-    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:
-        """Return the module from this stage's features to logits that `predict` applies, or None.
+    def exit_module(self, earlier: Sequence[Objective]) -> nn.Module | None:
+        """Return the module that `predict` applies to this stage's features, or None.
 
-        It is put together of modules of this objective and of earlier ones, for export.
+        It is made of modules of this objective and of earlier ones; export takes it as the exit.
 
         Args:
             earlier: The objectives of all stages before, in order.
@@ -174,13 +209,9 @@ class CrossEntropy(Objective):
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
         self.observed = observe_accuracy(logits, target)
         loss = cross_entropy_loss(logits, target, self.label_smoothing)
-        return {"cross_entropy": loss if self.weight == 1.0 else self.weight * loss}
+        return {"cross_entropy": self.weight * loss}
 
-    def predict(self, features: Tree) -> Tensor:  # noqa: D102
-        logits: Tensor = self.classifier(features)
-        return logits
-
-    def reader(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
+    def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
         return self.classifier
 
 
@@ -200,48 +231,40 @@ class Sum(Objective):
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         terms: dict[str, Tensor] = {}
         self.observed = {}
-        for part in self.parts:
-            assert isinstance(part, Objective)
-            for name, term in part(features, target, carry).items():
+        for objective in self._objectives:
+            for name, term in objective(features, target, carry).items():
                 if name in terms:
                     raise InputError(
                         "Terms of a loss must have different names", f"Got {name!r} twice"
                     )
                 terms[name] = term
-            self.observed |= part.observed
+            self.observed |= objective.observed
         return terms
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:  # noqa: D102
-        for part in reversed(self.parts):
-            assert isinstance(part, Objective)
-            onward = part.hand_on(target, carry)
-            if onward is not None:
-                return onward
-        return None
+        return self._last_answer(lambda objective: objective.hand_on(target, carry))
 
     def predict(self, features: Tree) -> Tensor | None:  # noqa: D102
-        for part in reversed(self.parts):
-            assert isinstance(part, Objective)
-            logits = part.predict(features)
-            if logits is not None:
-                return logits
-        return None
+        return self._last_answer(lambda objective: objective.predict(features))
 
     def share(self, received: Tree) -> Tree:  # noqa: D102
-        for part in self.parts:
-            assert isinstance(part, Objective)
-            received = part.share(received)
+        for objective in self._objectives:
+            received = objective.share(received)
         return received
 
-    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:  # noqa: D102
-        for part in reversed(self.parts):
-            assert isinstance(part, Objective)
-            reader = part.reader(earlier)
-            if reader is not None:
-                return reader
-        return None
+    def exit_module(self, earlier: Sequence[Objective]) -> nn.Module | None:  # noqa: D102
+        return self._last_answer(lambda objective: objective.exit_module(earlier))
+
+    @property
+    def _objectives(self) -> list[Objective]:
+        return cast("list[Objective]", list(self.parts))
+
+    def _last_answer(self, ask: Callable[[Objective], Answer | None]) -> Answer | None:
+        answers = map(ask, reversed(self._objectives))
+        return next((answer for answer in answers if answer is not None), None)
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits ``[N, C]`` and class indices ``[N]``, in float32 under autocast."""
     with torch.autocast(logits.device.type, enabled=False):
         return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)

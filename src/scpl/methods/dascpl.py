@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from scpl import heads
-from scpl.methods.base import CrossEntropy, Objective, Site, Sum
+from scpl.methods.base import CrossEntropy, LocalClassifiers, Objective, Site, Sum
 from scpl.methods.scpl import ContrastiveMethod
 
 __all__ = ["DASCPL"]
 
 
 @dataclass(frozen=True)
-class DASCPL(ContrastiveMethod):
+class DASCPL(LocalClassifiers, ContrastiveMethod):
     """Contrast trains the layers as in SCPL, and every stage can predict (Ho 2023).
 
     All layers learn from contrast alone. The local classifiers learn from cross-entropy on detached
@@ -26,15 +22,5 @@ class DASCPL(ContrastiveMethod):
 
     name: ClassVar[str] = "dascpl"
 
-    hidden_features: int = 512
-    """Width of the hidden layer of local classifiers."""
-    classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)
-    """Builds a local classifier from feature shape and number of classes; default: a pooled
-    two-layer network."""
-
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        contrastive = self.contrast(site)
-        local = site.readout or heads.local_classifier(
-            site.feature_shape, site.num_classes, self.hidden_features, self.classifier
-        )
-        return Sum(contrastive, CrossEntropy(local, detach=True))
+        return Sum(self.contrast(site), CrossEntropy(self.classifier_of(site), detach=True))

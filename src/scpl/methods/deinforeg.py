@@ -6,27 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from scpl import heads
 from scpl.errors import InputError
 from scpl.losses.similarity import covariance_loss, similarity_matching_loss, variance_loss
-from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum
+from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum, cross_entropy_loss
 from scpl.partition.values import Tree
 
 __all__ = ["DeInfoReg"]
 
 
 @final
-class InformationRegularization(Objective):
+class InformationRegularisation(Objective):
     """Variance, invariance and covariance of a projection, and a classifier on it (DeInfoReg).
 
     Args:
         head: Maps features to ``[N, D]``.
         num_classes: Number of classes.
-        classifier: Maps the projection to logits ``[N, C]``; None where the network's own read-out
+        classifier: Maps the projection to logits ``[N, C]``; None where the network's own readout
             is trained beside this objective.
         weight: Factor on the classifier's cross-entropy, whose gradient reaches the layers.
     """
@@ -54,15 +52,10 @@ class InformationRegularization(Objective):
         }
         if self.classifier is not None:
             logits = self.classifier(projections)
-            with torch.autocast(logits.device.type, enabled=False):
-                loss = functional.cross_entropy(logits.float(), target)
-            terms["cross_entropy"] = self.weight * loss
+            terms["cross_entropy"] = self.weight * cross_entropy_loss(logits, target)
         return terms
 
-    def predict(self, features: Tree) -> Tensor | None:
-        return None if self.classifier is None else self.classifier(self.head(features))
-
-    def reader(self, earlier: Sequence[Objective]) -> nn.Module | None:
+    def exit_module(self, earlier: Sequence[Objective]) -> nn.Module | None:
         return None if self.classifier is None else nn.Sequential(self.head, self.classifier)
 
 
@@ -72,7 +65,7 @@ class DeInfoReg(Method):
 
     Each stage minimises variance + invariance + covariance of a projection, and a little
     cross-entropy of a classifier on the projection. On the last stage that classifier is the
-    network's own read-out, on the features. (The published code reports the best of all stages'
+    network's own readout, on the features. (The published code reports the best of all stages'
     classifiers on the test data; here the last stage predicts.)
     """
 
@@ -94,19 +87,11 @@ class DeInfoReg(Method):
         head = self.head(site.feature_shape)
         if site.readout is not None:
             return Sum(
-                InformationRegularization(head, site.num_classes),
+                InformationRegularisation(head, site.num_classes),
                 CrossEntropy(site.readout, weight=self.classifier_weight),
             )
-        width = _width(head, site.feature_shape)
-        local = nn.Sequential(nn.ReLU(), nn.Linear(width, site.num_classes))
-        return InformationRegularization(
+        length = heads.projection_length(head, site.feature_shape)
+        local = nn.Sequential(nn.ReLU(), nn.Linear(length, site.num_classes))
+        return InformationRegularisation(
             head, site.num_classes, local, weight=self.classifier_weight
         )
-
-
-def _width(head: nn.Module, shape: tuple[int, ...]) -> int:
-    """Find the length of a projection, whatever the user's head is made of."""
-    with torch.no_grad():
-        width: int = head.eval()(torch.zeros(1, *shape)).shape[1]
-    head.train()
-    return width

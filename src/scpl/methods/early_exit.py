@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from scpl import heads
-from scpl.methods.base import CrossEntropy, Method, Objective, Site
+from scpl.methods.base import CrossEntropy, LocalClassifiers, Objective, Site
 
 __all__ = ["EarlyExit"]
 
 
 @dataclass(frozen=True)
-class EarlyExit(Method):
+class EarlyExit(LocalClassifiers):
     """Local classifiers with gradients cut between stages.
 
     The classifier of the last stage is the network's own, and its cross-entropy trains the
@@ -25,17 +21,5 @@ class EarlyExit(Method):
 
     name: ClassVar[str] = "early-exit"
 
-    hidden_features: int = 512
-    """Width of the hidden layer of local classifiers."""
-    classifier: Callable[[tuple[int, ...], int], nn.Module] | None = field(default=None)
-    """Builds a local classifier from feature shape and number of classes; default: a pooled
-    two-layer network."""
-
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        if site.readout is not None:
-            return CrossEntropy(site.readout)
-        return CrossEntropy(
-            heads.local_classifier(
-                site.feature_shape, site.num_classes, self.hidden_features, self.classifier
-            )
-        )
+        return CrossEntropy(self.classifier_of(site))

@@ -54,7 +54,7 @@ class _Field:
 def options_of(method: str) -> tuple[Option, ...]:
     """Read the options of a method: the fields of plain types of its class and its base classes.
 
-    Of a type such as ``Literal["conv", "mlp"] | HeadFactory`` the literal is the option. Fields of
+    Of a type such as ``Literal["conv", "mlp"] | Head`` the literal is the option. Fields of
     other types are for users of the library alone.
 
     Args:

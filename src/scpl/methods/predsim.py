@@ -1,4 +1,4 @@
-"""PredSim: every stage learns from a local classifier and from similarities of its rows."""
+"""PredSim: every stage learns from a local classifier and from similarities of its projections."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from scpl.partition.values import Tree
 
 __all__ = ["PredSim"]
 
-
-MOST_FEATURES = 4096
-"""What a local classifier of PredSim sees of a map at most."""
+_MOST_FEATURES = 4096  # what a local classifier sees of a map at most
 
 
 @final
@@ -63,7 +61,7 @@ def similarity_head(shape: tuple[int, ...]) -> nn.Module:
     layers, width = pooled(shape, 1)
     if len(shape) == 3 and shape[1] * shape[2] > 1:
         convolution = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        return nn.Sequential(convolution, SpreadOverPositions())
+        return nn.Sequential(convolution, DeviationOverPositions())
     return nn.Sequential(*layers, nn.Linear(width, width, bias=False))
 
 
@@ -84,7 +82,7 @@ def local_classifier(shape: tuple[int, ...], num_classes: int) -> nn.Module:
         The classifier of the published PredSim code; there, sides are halved in turn.
     """
     rows, columns = shape[1:] if len(shape) == 3 else (1, 1)
-    while math.prod((*shape[:1], rows, columns)) > MOST_FEATURES and rows * columns > 1:
+    while math.prod((*shape[:1], rows, columns)) > _MOST_FEATURES and rows * columns > 1:
         if rows >= columns:
             rows = (rows + 1) // 2
         else:
@@ -95,7 +93,7 @@ def local_classifier(shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return nn.Sequential(*layers, linear)
 
 
-class SpreadOverPositions(nn.Module):
+class DeviationOverPositions(nn.Module):
     """Standard deviation of each channel over its map, in at least float32."""
 
     def forward(self, features: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ class PredSim(Method):
     """Prediction and similarity matching (Nokland & Eidnes 2019).
 
     Each stage minimises ``(1 - w) * cross-entropy + w * similarity matching``. On the last stage
-    the network's own read-out takes the place of the local classifier.
+    the network's own readout takes the place of the local classifier.
     """
 
     name: ClassVar[str] = "predsim"
@@ -130,7 +128,7 @@ class PredSim(Method):
         similarity = SimilarityMatching(
             self.head(site.feature_shape), site.num_classes, weight=self.similarity_weight
         )
-        local = site.readout
-        if local is None:
-            local = local_classifier(site.feature_shape, site.num_classes)
-        return Sum(similarity, CrossEntropy(local, weight=1 - self.similarity_weight))
+        classifier = site.readout
+        if classifier is None:
+            classifier = local_classifier(site.feature_shape, site.num_classes)
+        return Sum(similarity, CrossEntropy(classifier, weight=1 - self.similarity_weight))

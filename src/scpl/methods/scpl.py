@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, final, get_args
+from typing import ClassVar, Literal, final, get_args
 
-import torch
 from torch import Tensor, nn
 
 from scpl import heads
 from scpl.errors import InputError, unknown_name
-from scpl.heads.auxiliary import Convolutional
-from scpl.losses.contrastive import compare, contrastive_loss, observe_accuracy, observe_contrast
+from scpl.losses.contrastive import (
+    Normalization,
+    compare,
+    contrastive_loss,
+    observe_accuracy,
+    observe_contrast,
+)
 from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum, cross_entropy_loss
 from scpl.partition.values import Tree
 
-__all__ = ["SCPL", "ContrastiveMethod", "HeadFactory"]
-
-HeadFactory: TypeAlias = Callable[[tuple[int, ...]], nn.Module]
-
-
-Normalization: TypeAlias = Literal["paper", "supcon"]
+__all__ = ["SCPL", "ContrastiveMethod"]
 
 
 @final
@@ -97,11 +96,7 @@ class ClassifiedContrast(Objective):
         loss = cross_entropy_loss(logits, target, self.label_smoothing)
         return {**terms, "local_cross_entropy": (1 - weight) * loss}
 
-    def predict(self, features: Tree) -> Tensor:
-        logits: Tensor = self.classifier(self.contrastive.head(features))
-        return logits
-
-    def reader(self, earlier: Sequence[Objective]) -> nn.Module:
+    def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:
         return nn.Sequential(self.contrastive.head, self.classifier)
 
 
@@ -114,7 +109,7 @@ class ContrastiveMethod(Method):
     normalization: Literal["paper", "supcon"] = "paper"
     """Divide an anchor's loss by its positives + 1 (paper: the authors' code) or by its positives
     (supcon: Khosla et al. 2020)."""
-    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] | HeadFactory = "conv"
+    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] | heads.Head = "conv"
     """Projection head; conv: strided convolutions, then pooled-mlp; mlp: the paper's, on flattened
     feature maps."""
     head_depth: int = 1
@@ -151,11 +146,11 @@ class ContrastiveMethod(Method):
         seen = "above_chance" in observed and "accuracy" in observed
         return "let its objective see more with `head_depth` 2" if seen else ""
 
-    def _head_factory(self) -> HeadFactory:
+    def _head_factory(self) -> heads.Head:
         if not isinstance(self.head, str):
             return self.head
         if self.head == "conv":
-            return Convolutional(self.head_depth, self.head_width)
+            return heads.Convolutional(self.head_depth, self.head_width)
         return heads.by_name(self.head)
 
 
@@ -218,30 +213,6 @@ class SCPL(ContrastiveMethod):
         contrast = self.contrast(site, 1 - self.cross_entropy)
         if self.cross_entropy == 0:
             return contrast
-        return ClassifiedContrast(
-            contrast,
-            nn.Linear(_width(contrast.head, site.feature_shape), site.num_classes),
-            label_smoothing=self.label_smoothing,
-        )
-
-
-def _width(head: nn.Module, shape: tuple[int, ...]) -> int:
-    """Find D, the length of a head's projections, without changing the head.
-
-    Raises:
-        InputError: The head does not take plain tensors to rows.
-    """
-    training = head.training
-    try:
-        with torch.no_grad():
-            projections = head.eval()(torch.zeros(1, *shape))
-        _, width = projections.shape
-    except Exception as error:
-        raise InputError(
-            "For a local classifier the head must map features [N, *shape] to projections [N, D]",
-            f"On zeros of the shape {[1, *shape]} it failed: {type(error).__name__}: {error}",
-            "Change the head, or use contrast alone (`cross_entropy` 0)",
-        ) from error
-    finally:
-        head.train(training)
-    return int(width)
+        length = heads.projection_length(contrast.head, site.feature_shape)
+        classifier = nn.Linear(length, site.num_classes)
+        return ClassifiedContrast(contrast, classifier, label_smoothing=self.label_smoothing)

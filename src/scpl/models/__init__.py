@@ -18,22 +18,13 @@ from scpl.errors import InputError, unknown_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from scpl.models.resnet import Shortcut
-
 __all__ = ["build", "build_text", "known", "known_text", "paper_cuts", "readout", "text_sizes"]
-
-_READOUT = "classifier"
 
 
 class _Entry(NamedTuple):
-    make: Callable[[int, int, int, float], nn.Sequential]
-    cuts: tuple[str, ...]
-
-
-class _TextEntry(NamedTuple):
     make: Callable[..., nn.Sequential]
     cuts: tuple[str, ...]
-    sizes: tuple[str, ...]
+    sizes: tuple[str, ...] = ()  # which a user may give; text networks only
 
 
 # Each network is imported by its own function, so that the names are known before torch is loaded.
@@ -46,27 +37,21 @@ def _vgg8(num_classes: int, in_channels: int, image_size: int, width: float) -> 
 
 
 def _resnet(
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
-    width: float,
-    *,
-    depth: int,
-    shortcut: Shortcut = "projection1x1",
+    num_classes: int, in_channels: int, image_size: int, width: float, **variant: Any
 ) -> nn.Sequential:
     from scpl.models.resnet import ResNet
 
-    return ResNet(num_classes, in_channels, image_size, depth=depth, shortcut=shortcut, width=width)
+    return ResNet(num_classes, in_channels, image_size, width=width, **variant)
 
 
 def _small_cnn(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Sequential:
-    from scpl.models.cnn import SmallCNN
+    from scpl.models.small import SmallCNN
 
     return SmallCNN(num_classes, in_channels, image_size, width=max(1, round(8 * width)))
 
 
 def _mlp(num_classes: int, in_channels: int, image_size: int, width: float) -> nn.Sequential:
-    from scpl.models.mlp import MLP
+    from scpl.models.small import MLP
 
     return MLP(num_classes, in_channels * image_size**2, hidden=max(1, round(256 * width)))
 
@@ -97,8 +82,8 @@ _MODELS = {
 _TEXT_CUTS = ("layer1", "layer2", "layer3")
 _SIZES = ("depth", "width", "dropout", "vectors")
 _TEXT_MODELS = {
-    "lstm": _TextEntry(_lstm, _TEXT_CUTS, (*_SIZES, "embedding_size", "hand_over")),
-    "transformer": _TextEntry(_transformer, _TEXT_CUTS, (*_SIZES, "heads", "feed_forward")),
+    "lstm": _Entry(_lstm, _TEXT_CUTS, (*_SIZES, "embedding_size", "hand_over")),
+    "transformer": _Entry(_transformer, _TEXT_CUTS, (*_SIZES, "heads", "feed_forward")),
 }
 
 
@@ -192,9 +177,8 @@ def readout(name: str) -> str:
     Raises:
         InputError: An unknown name.
     """
-    if name not in _TEXT_MODELS:
-        _entry(name)
-    return _READOUT
+    paper_cuts(name)  # raises where the name is unknown
+    return "classifier"
 
 
 def _entry(name: str) -> _Entry:

@@ -66,17 +66,10 @@ class LSTM(nn.Sequential):
 class LSTMLayer(nn.Module):
     """One bidirectional LSTM layer: ``(hidden [N, L, C], mask)`` to ``(hidden [N, L, 2 H], mask)``.
 
-    The backward direction reads every text from its own end: it is given each text reversed, with
-    the padding still behind it. (``pack_padded_sequence`` would serve the same end. On a CPU its
-    gradient takes time in the square of L, 32 s instead of 3 s a step for 64 texts of up to 350
-    tokens; on an accelerator it waits for the lengths.)
-
-    Args:
-        inputs: C.
-        width: H.
-        dropout: Share of input entries that are dropped while training.
-        hand_over: Append the final cell states ``[N, 2, H]`` to what is returned, and begin in the
-            final states of a layer before that did so. (Its final hidden states are in `hidden`.)
+    C is `inputs`, H is `width`. The backward direction is given each text reversed, with the
+    padding still behind it. (``pack_padded_sequence`` is ten times as slow on a CPU and waits for
+    the lengths on an accelerator.) With `hand_over` the layer appends its final cell states
+    ``[N, 2, H]``, and begins in the final states of a layer before that did so.
     """
 
     def __init__(self, inputs: int, width: int, dropout: float, *, hand_over: bool) -> None:
@@ -132,8 +125,7 @@ def final_states(hidden: Tensor, mask: Tensor) -> Tensor:
 def _hold(lstm: nn.LSTM) -> None:
     """Make the last input, 1 at padding, keep the cell as it is: so it ends as the text ends.
 
-    Input gate shut and forget gate open, both to the last bit. The gradient of these weights is
-    exactly zero, so they stay.
+    Input gate shut, forget gate open: the gradient of these weights is exactly zero, so they stay.
     """
     with torch.no_grad():
         shut, opened, *others = lstm.get_parameter("weight_ih_l0")[:, -1].chunk(4)

@@ -16,7 +16,6 @@ Activation = Literal["leaky_relu", "relu"]
 Shortcut = Literal["projection1x1", "projection3x3"]
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks per layer
-_BOTTLENECK = {50}
 _EXPANSION = 4  # of a bottleneck block
 _CHANNELS = (64, 128, 256, 512)
 _KERNEL = {"projection1x1": 1, "projection3x3": 3}
@@ -70,7 +69,6 @@ class ResNet(nn.Sequential):
         children["stem"] = nn.Sequential(
             *_convolution(in_channels, channels, 3), _activation(activation)
         )
-        bottleneck = depth in _BOTTLENECK
         for number, num_blocks in enumerate(_BLOCKS[depth]):
             blocks = []
             for index in range(num_blocks):
@@ -78,7 +76,7 @@ class ResNet(nn.Sequential):
                     channels,
                     scaled(_CHANNELS[number], width),
                     stride=2 if number > 0 and index == 0 else 1,
-                    bottleneck=bottleneck,
+                    bottleneck=depth == 50,
                     shortcut=shortcut,
                     activation=activation,
                 )
@@ -134,14 +132,10 @@ class ResidualBlock(nn.Module):
                 _activation(activation),
                 *_convolution(channels, channels, 3),
             )
-        same_shape = stride == 1 and in_channels == self.out_channels
-        self.shortcut = nn.Sequential(
-            *(
-                ()
-                if same_shape
-                else _convolution(in_channels, self.out_channels, _KERNEL[shortcut], stride)
-            )
-        )
+        projection: tuple[nn.Module, ...] = ()
+        if stride != 1 or in_channels != self.out_channels:
+            projection = _convolution(in_channels, self.out_channels, _KERNEL[shortcut], stride)
+        self.shortcut = nn.Sequential(*projection)
         self.activation = _activation(activation)
 
     def forward(self, features: Tensor) -> Tensor:

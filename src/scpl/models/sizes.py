@@ -8,11 +8,7 @@ __all__ = ["check_image_size", "check_positive", "scaled"]
 
 
 def check_positive(network: str, **sizes: float) -> None:
-    """Require every size to be above zero.
-
-    Raises:
-        InputError: One is not; the message names all that are not.
-    """
+    """Raise InputError, naming all that are not, unless every size is above zero."""
     wrong = [f"{name}={size}" for name, size in sizes.items() if not size > 0]
     if wrong:
         raise InputError(
@@ -21,11 +17,7 @@ def check_positive(network: str, **sizes: float) -> None:
 
 
 def check_image_size(network: str, image_size: int, smallest: int) -> None:
-    """Require images of at least ``smallest`` pixels a side.
-
-    Raises:
-        InputError: The image is smaller.
-    """
+    """Raise InputError unless images have at least ``smallest`` pixels a side."""
     if image_size < smallest:
         raise InputError(
             f"{network} needs images of at least {smallest} x {smallest} pixels",

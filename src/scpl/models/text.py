@@ -106,11 +106,7 @@ def classifier(width: int, num_classes: int) -> nn.Sequential:
 
 
 def check_text_sizes(network: str, vocab_size: int, dropout: float, **sizes: int) -> None:
-    """Require sizes a text network can be built with.
-
-    Raises:
-        InputError: One is not.
-    """
+    """Raise InputError unless a text network can be built with these sizes."""
     check_positive(network, **sizes)
     if vocab_size < 2:
         raise InputError(

@@ -83,16 +83,9 @@ class Transformer(nn.Sequential):
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each normalised before and added to its input.
 
-    A last normalisation makes every layer's output a fit input for a local objective.
-
-    Args:
-        width: C, entries of a token's vector.
-        heads: Attention heads.
-        feed_forward: Width of the hidden layer.
-        dropout: Share of entries that are dropped while training.
-        positions: Add sinusoids of the positions to the input, as the first layer must. (Not the
-            embedding: the mean of its vectors is what its own stage learns from. And not learned
-            ones: those have a longest text.)
+    A last normalisation makes every layer's output a fit input for a local objective. The first
+    layer adds sinusoids of the positions to its input: not the embedding, for the mean of its
+    vectors is what its own stage learns from, and not learned ones, which have a longest text.
     """
 
     def __init__(
@@ -131,13 +124,7 @@ class EncoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a text's tokens to each other, never to padding.
-
-    Args:
-        width: C, entries of a token's vector.
-        heads: Attention heads, a divisor of `width`.
-        dropout: Share of attention weights that are dropped while training.
-    """
+    """Multi-head attention of a text's tokens to each other, never to padding."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -150,12 +137,7 @@ class SelfAttention(nn.Module):
         """Attend: ``[N, L, C]`` and ``[N, L]`` to ``[N, L, C]``."""
         split = self.query_key_value(hidden).unflatten(2, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [N, heads, L, C / heads]
-        attended = scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        attended = scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout)
         merged: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return merged

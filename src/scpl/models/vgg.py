@@ -47,7 +47,8 @@ class VGG8(nn.Sequential):
         for number, block in enumerate(_BLOCKS, start=1):
             layers: list[nn.Module] = []
             for out_channels in (scaled(base, width) for base in block):
-                layers += _unit(channels, out_channels)
+                convolution = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
                 channels = out_channels
             if size >= 2:
                 layers.append(nn.MaxPool2d(2))
@@ -59,11 +60,3 @@ class VGG8(nn.Sequential):
             nn.Linear(channels * size**2, hidden), nn.Sigmoid(), nn.Linear(hidden, num_classes)
         )
         super().__init__(children)
-
-
-def _unit(in_channels: int, out_channels: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    )

@@ -1,4 +1,4 @@
-"""Choose cuts, and who hosts what, so that the most expensive part is as cheap as possible.
+"""Choose cuts, and who hosts which stages, so that the most expensive part costs least.
 
 Cost is counted in floating-point operations on an example, not timed: every rank must find the
 same cuts by itself, on any hardware, every time.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scpl.errors import PartitionError
-from scpl.partition.chain import children, is_chain
+from scpl.partition.layers import Chain, children, is_chain, last_with_parameters, undisturbed
 
 __all__ = ["balanced_cuts", "count_operations", "minmax_partition", "stages_per_rank"]
 
@@ -32,7 +32,7 @@ def balanced_cuts(
     A stage begins with a layer that computes (a convolution, a linear layer, a block), so
     normalisation, activation and pooling stay with the layer they follow. Nested
     ``nn.Sequential`` layers are opened, one level at a time, only where that makes the most
-    expensive stage cheaper by more than a tenth: it decides the speed of the line, and else cuts
+    expensive stage cheaper by more than a tenth: it decides the speed of all, and otherwise cuts
     between a network's own blocks are easier to read.
 
     Args:
@@ -66,24 +66,24 @@ def balanced_cuts(
     return next(cuts for largest, cuts in found if largest <= _WORTH_OPENING * least)
 
 
-def _levels(
-    chain: list[tuple[str, nn.Module]], readout: str | None
-) -> Iterator[list[tuple[str, nn.Module]]]:
+def _levels(chain: Chain, readout: str | None) -> Iterator[Chain]:
     """Yield the layers before the classifier, each time with one more level of nesting opened."""
     while True:
-        body = _without_readout(chain, readout)
+        names = [name for name, _ in chain]
+        end = names.index(readout) if readout in names else last_with_parameters(chain) or 0
+        body = chain[:end]
         yield body
-        tail = chain[len(body) :]
+        tail = chain[end:]
         opened = _open_one_level(body)
         if len(opened) == len(body) and not readout:
             tail = _open_one_level(tail)  # the classifier may be the end of a longer Sequential
         if len(opened) + len(tail) == len(chain):
             return
-        chain = opened + tail
+        chain = [*opened, *tail]
 
 
 def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
-    """Cut a row of costs into contiguous parts, the largest as small as possible.
+    """Cut a sequence of costs into contiguous parts, the largest as small as possible.
 
     Args:
         costs: Cost of each element, in order.
@@ -127,15 +127,12 @@ def count_operations(model: nn.Module, example: Tensor) -> dict[str, float]:
     Raises:
         PartitionError: if the network does not accept the example.
     """
-    modes = {module: module.training for module in model.modules()}
     # A Transformer layer would take a fused path in which the counter sees no operation.
     fast = torch.backends.mha.get_fastpath_enabled()
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        model.eval()
-        devices = [example.device] if example.is_cuda else []
-        counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-        with torch.no_grad(), torch.random.fork_rng(devices), counter:
+        with undisturbed(model, example), counter:
             model(example.clone())
     except Exception as error:
         raise PartitionError(
@@ -144,8 +141,6 @@ def count_operations(model: nn.Module, example: Tensor) -> dict[str, float]:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes.items():
-            module.training = mode
     # The counter prefixes every name with the class of the root module.
     root = type(model).__name__
     return {
@@ -163,7 +158,7 @@ def _lookup(*_: Any, out_shape: Shape, **__: Any) -> int:
 
 
 def _recurrent(inputs: Shape, first: Any, second: Any, *_: Any, **__: Any) -> int:
-    """Count every matrix of a recurrent layer once per time step and row.
+    """Count every matrix of a recurrent layer once per time step and sample.
 
     Matrices and biases come as a list (CUDA), or the two matrices of one direction (CPU).
     """
@@ -186,21 +181,7 @@ _FORMULAS = {
 """Operations that torch counts as none."""
 
 
-def _without_readout(
-    chain: Sequence[tuple[str, nn.Module]], readout: str | None
-) -> list[tuple[str, nn.Module]]:
-    end = 0
-    for index, (name, module) in enumerate(chain):
-        if name == readout:
-            return list(chain[:index])
-        if any(True for _ in module.parameters()):
-            end = index
-    return list(chain[:end])
-
-
-def _units(
-    chain: Sequence[tuple[str, nn.Module]], costs: dict[str, float]
-) -> list[tuple[str, float]]:
+def _units(chain: Chain, costs: dict[str, float]) -> list[tuple[str, float]]:
     """Join each layer that does not compute to the one before it."""
     units: list[tuple[str, float]] = []
     for name, _ in chain:
@@ -212,7 +193,7 @@ def _units(
     return units
 
 
-def _open_one_level(chain: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+def _open_one_level(chain: Chain) -> Chain:
     opened: list[tuple[str, nn.Module]] = []
     for name, module in chain:
         if is_chain(module):

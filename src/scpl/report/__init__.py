@@ -11,11 +11,10 @@ from pathlib import Path
 from scpl.files import write_whole
 from scpl.report.comparison import Absent, Comparison
 from scpl.report.comparison_plots import comparison_panels
-from scpl.report.formats import text
+from scpl.report.formats import text, throughput_table
 from scpl.report.pages import comparison_page, run_page
 from scpl.report.panels import Panel, can_draw, panels_png
 from scpl.report.run_plots import run_panels
-from scpl.report.tables import throughput_table
 from scpl.runs import RunRecord
 
 __all__ = [

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scpl.errors import InputError
-from scpl.report.formats import DASH, count, memory, percent, traffic
+from scpl.report.formats import DASH, aligned, count, memory, one_line, percent, traffic, widths_of
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
-from scpl.report.tables import aligned, one_line, widths_of
 from scpl.runs import RunRecord
 from scpl.runs.columns import SECONDS, VALID_ACCURACY
 
@@ -121,7 +120,11 @@ class Comparison:
         runs = [RunRecord.read(folder) for folder in folders]
         chosen = choose_target(runs, target)
         if chosen is not None:
-            runs = [_with_time(run, chosen) for run in runs]
+            runs = [
+                replace(run, summary={**run.summary, SECONDS_TO_TARGET: seconds})
+                for run in runs
+                for seconds in (seconds_to(run, chosen.accuracy),)
+            ]
         return cls(title, tuple(runs), chosen, tuple(absent), command)
 
     @property
@@ -146,10 +149,6 @@ class Comparison:
 def choose_target(runs: Sequence[RunRecord], wanted: float | None = None) -> Target | None:
     """Take the accuracy that was asked for, or one that plain backpropagation surely reaches.
 
-    Args:
-        runs: All runs of a comparison.
-        wanted: The accuracy that was asked for.
-
     Returns:
         The target; None if no run was validated.
     """
@@ -170,11 +169,7 @@ def choose_target(runs: Sequence[RunRecord], wanted: float | None = None) -> Tar
 
 
 def seconds_to(run: RunRecord, accuracy: float) -> float | None:
-    """Find when a run's validation accuracy first reached ``accuracy``.
-
-    Returns:
-        Wall-clock seconds since training began, validation included; None if it never did.
-    """
+    """Seconds from the start until a run's validation accuracy was that high; None for never."""
     curve = _accuracy_curve(run)
     if curve and curve[0][1] >= accuracy:
         return curve[0][0]
@@ -182,12 +177,6 @@ def seconds_to(run: RunRecord, accuracy: float) -> float | None:
         if low < accuracy <= high:
             return begin + (end - begin) * (accuracy - low) / (high - low)
     return None
-
-
-def _with_time(run: RunRecord, target: Target) -> RunRecord:
-    """Add to the summary how many seconds the run needed, None if it never got there."""
-    seconds = seconds_to(run, target.accuracy)
-    return replace(run, summary={**run.summary, SECONDS_TO_TARGET: seconds})
 
 
 def _accuracy_curve(run: RunRecord) -> list[tuple[float, float]]:
@@ -230,9 +219,6 @@ class ComparisonTable:
         clean = [list(map(one_line, row)) for row in (self.header, *self.rows)]
         widths = widths_of(clean)
         tables = [aligned(clean, widths, columns) for columns in _fitting(widths, width)]
-        return "\n\n".join([*tables, *self._missing(width)]) + "\n"
-
-    def _missing(self, width: int | None) -> Iterator[str]:
         names = [one_line(absent.run) for absent in self.absent]
         indent = max(map(len, names), default=0) + 2
         lines = [
@@ -245,13 +231,13 @@ class ComparisonTable:
             )
             for name, absent in zip(names, self.absent, strict=True)
         ]
-        if lines:
-            yield "\n".join(lines)
+        missing = ["\n".join(lines)] if lines else []
+        return "\n\n".join([*tables, *missing]) + "\n"
 
 
 def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column]:
     def median(key: str, write: Callable[[float], str]) -> Callable[[Group], str]:
-        return lambda group: median_with_range(group.sample(key), write)
+        return lambda group: _median_with_range(group.sample(key), write)
 
     rivals = baseline(groups)
     yield _Column("runs", lambda group: str(len(group.summaries)))
@@ -263,7 +249,7 @@ def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column
         )
     yield _Column(
         "test accuracy",
-        lambda group: mean_with_deviation(group.sample("test_accuracy")),
+        lambda group: _mean_with_deviation(group.sample("test_accuracy")),
         "Accuracy: mean ± standard deviation over the seeds, of the last epoch.",
     )
     yield _Column(
@@ -288,15 +274,19 @@ def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column
             f"Ratio: samples/s against {BASELINE}, run by run with the same data, network and "
             "seed.",
         )
-    yield _Column("peak memory", _memory, "Memory: largest process (all processes together).")
+    yield _Column(
+        "peak memory",
+        lambda group: _two(group.memory(), memory),
+        "Memory: largest process (all processes together).",
+    )
     yield _Column(
         "sent per step",
-        lambda group: median_with_range(group.traffic(), traffic),
+        lambda group: _median_with_range(group.traffic(), traffic),
         "Sent: bytes from process to process per training step, all processes together.",
     )
     yield _Column(
         "waiting",
-        _waiting,
+        lambda group: _two(group.waiting(), lambda share: percent(share, 0)),
         "Waiting: share of the time in which a stage had nothing to do, mean (most) of the stages.",
     )
 
@@ -308,35 +298,29 @@ def _time_to_target(group: Group) -> str:
     if not len(sample):
         return "not reached"
     share = "" if len(sample) == runs else f", {len(sample)} of {runs}"
-    return f"{median_with_range(sample, _seconds)}{share}"
+    return f"{_median_with_range(sample, _seconds)}{share}"
 
 
 def _ratio(group: Group, rivals: Sequence[Group]) -> str:
     if group.method == BASELINE:
         return "1 (reference)"
-    return median_with_range(paired_ratio(group, rivals), lambda value: f"{value:.2f}")
+    return _median_with_range(paired_ratio(group, rivals), lambda value: f"{value:.2f}")
 
 
-def _memory(group: Group) -> str:
-    largest, together = group.memory()
-    one = memory(largest.median)
-    return f"{one} ({memory(together.median)})" if together.median > largest.median else one
+def _two(samples: tuple[Sample, Sample], write: Callable[[float], str]) -> str:
+    """Write the median of one sample, and that of another where it is larger."""
+    one, other = (sample.median for sample in samples)
+    return f"{write(one)} ({write(other)})" if other > one else write(one)
 
 
-def _waiting(group: Group) -> str:
-    mean, most = group.waiting()
-    one = percent(mean.median, 0)
-    return f"{one} ({percent(most.median, 0)})" if most.median > mean.median else one
-
-
-def mean_with_deviation(sample: Sample) -> str:
+def _mean_with_deviation(sample: Sample) -> str:
     """Write mean and standard deviation of shares: ``91.20 ± 0.30 %``."""
     if math.isnan(sample.sd):
         return percent(sample.mean, 2)
     return f"{100 * sample.mean:.2f} ± {100 * sample.sd:.2f} %"
 
 
-def median_with_range(sample: Sample, write: Callable[[float], str]) -> str:
+def _median_with_range(sample: Sample, write: Callable[[float], str]) -> str:
     """Write the median, and the range where there is more than one value."""
     if not len(sample):
         return DASH
@@ -364,7 +348,6 @@ def _fitting(widths: Sequence[int], width: int | None) -> Iterator[list[int]]:
 
 
 _SETTINGS = ("method", "data", "model", "stages", "processes", "epochs", "micro_batches")
-_NOT_MEASURED = frozenset({*_SETTINGS, "seed"})
 
 
 def comparison_results(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -389,7 +372,8 @@ def _result(group: Group, groups: Sequence[Group]) -> dict[str, Any]:
     measured = {
         key: found
         for key in keys
-        if key not in _NOT_MEASURED and (found := _statistics(group.summaries, key)) is not None
+        if key not in (*_SETTINGS, "seed")
+        and (found := _statistics(group.summaries, key)) is not None
     }
     return {
         "label": group.label,

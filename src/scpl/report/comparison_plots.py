@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from scpl.report.comparison import SECONDS_TO_TARGET, Target
 from scpl.report.formats import TIMES, count, duration, memory, percent, time_axis, traffic
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
-from scpl.report.panels import Panel, balanced
-from scpl.report.style import (
+from scpl.report.panels import (
     INK,
     MUTED,
+    Panel,
     Style,
     Styles,
+    balanced,
     band,
     lane_axis,
     method_styles,
@@ -51,10 +53,8 @@ def comparison_panels(runs: Sequence[RunRecord], target: Target | None = None) -
         *_throughput_panels(groups, styles),
         *_depth_panels(groups, styles),
         *comparison_timelines(by_group),
-        *_target_panels(groups, styles, target),
-        *_memory_panels(groups, styles),
-        *_traffic_panels(groups, styles),
-        *_waiting_panels(groups, styles),
+        *(_target_panels(groups, styles, target) if target else ()),
+        *_cost_panels(groups, styles),
     ]
     return balanced(panels)
 
@@ -62,13 +62,12 @@ def comparison_panels(runs: Sequence[RunRecord], target: Target | None = None) -
 def mean_curve(runs: Sequence[Points]) -> Points:
     """Average runs epoch by epoch, over the epochs that all of them have."""
     common = [epoch for epoch in runs[0] if all(epoch in run for run in runs)]
-    return {
-        epoch: (
-            statistics.fmean(run[epoch][0] for run in runs),
-            statistics.fmean(run[epoch][1] for run in runs),
-        )
-        for epoch in common
-    }
+    return {epoch: _middle([run[epoch] for run in runs]) for epoch in common}
+
+
+def _middle(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    xs, ys = zip(*points, strict=True)
+    return statistics.fmean(xs), statistics.fmean(ys)
 
 
 # Accuracy
@@ -119,11 +118,7 @@ def _accuracy_panels(
 
 
 def _floor(curves: Curves, ends: Ends) -> float | None:
-    """Choose where to cut pictures off below, so that the ends of the runs can be told apart.
-
-    Returns:
-        Accuracy in percent; None if nothing has to be cut off.
-    """
+    """Choose where to cut pictures off (in percent), so that the ends can be told apart."""
     every = [[y for _, y in run.values()] for runs in curves.values() for run in runs]
     final = [ys[-1] for ys in every] + [y for marks in ends.values() for _, y in marks]
     if not every or not final:
@@ -171,14 +166,12 @@ def _draw_against_time(
     percent_axis(axes, floor)
     axes.set_xlabel(f"wall-clock time ({unit})")
     axes.set_xlim(left=0)
-    final = {label: Sample.of(y for _, y in ends[label]) for label in drawn}
-    drawn.sort(
-        key=lambda label: final[label].mean if len(final[label]) else -math.inf, reverse=True
-    )
+    final = {label: [y for _, y in ends[label]] for label in drawn}
+    mean = {label: statistics.fmean(ys) for label, ys in final.items() if ys}
     handles = []
-    for label in drawn:
+    for label in sorted(drawn, key=lambda label: mean.get(label, -math.inf), reverse=True):
         times = f" {TIMES}{len(final[label])}" if len(final[label]) > 1 else ""
-        end = f"  {percent(final[label].mean / 100)}" if len(final[label]) else ""
+        end = f"  {percent(mean[label] / 100)}" if label in mean else ""
         colour, line, mark = styles[label]
         look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": mark, "linewidth": 2}
         handles.append(Line2D([], [], label=f"{short_label(label)}{times}{end}", **look))
@@ -208,7 +201,7 @@ def _end_marks(axes: Any, style: Style, ends: Sequence[tuple[float, float]], sca
         xs, ys = [x / scale for x, _ in ends], [y for _, y in ends]
         axes.scatter(xs, ys, s=16, alpha=0.5, linewidths=0, zorder=4, **look)
     if ends:
-        x, y = (statistics.fmean(column) for column in zip(*ends, strict=True))
+        x, y = _middle(ends)
         axes.scatter([x / scale], [y], s=95, zorder=6, edgecolors="white", linewidths=1.0, **look)
 
 
@@ -223,9 +216,8 @@ def _draw_against_epochs(
         _mean_line(axes, styles[label], mean)
     percent_axis(axes, floor)
     whole_axis(axes, "epoch")
-    _name_ends(
-        axes, {label: list(mean.values())[-1] for label, mean in means.items()}, styles, height
-    )
+    last = {label: list(mean.values())[-1] for label, mean in means.items()}
+    _name_ends(axes, last, styles, height)
 
 
 def _name_ends(
@@ -308,136 +300,114 @@ def _throughput_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Pane
         compared = group.method != BASELINE and len(ratio)
         against = f"  ({ratio.median:.2f} {TIMES} {BASELINE})" if compared else ""
         notes.append(count(sample.median) + against)
-    yield from _bar_panel(
+    yield from _Bars(styles, samples, notes, "samples per second").panels(
         "throughput",
         "Training throughput",
         "Median over the runs; the whisker goes from the lowest to the highest.",
-        _Bars(groups, samples, styles, notes, "samples per second"),
     )
 
 
-def _target_panels(
-    groups: Sequence[Group], styles: Styles, target: Target | None
-) -> Iterator[Panel]:
-    if target is None:
-        return
+def _target_panels(groups: Sequence[Group], styles: Styles, target: Target) -> Iterator[Panel]:
     samples = [group.sample(SECONDS_TO_TARGET) for group in groups]
     notes = []
     for group, sample in zip(groups, samples, strict=True):
-        missed = len(group.summaries) - len(sample)
-        share = f"  ({len(sample)} of {len(group.summaries)} runs)" if missed else ""
+        num_runs = len(group.summaries)
+        share = f"  ({len(sample)} of {num_runs} runs)" if len(sample) < num_runs else ""
         notes.append(duration(sample.median) + share if len(sample) else "not reached")
-    yield from _bar_panel(
+    yield from _Bars(styles, samples, notes, "seconds").panels(
         "target",
         f"Time to {target.words} validation accuracy",
         f"The target is {target.origin}. Between the ends of two epochs accuracy is taken to move "
         "along a straight line; shorter than the first epoch nothing can be measured.",
-        _Bars(groups, samples, styles, notes, "seconds"),
     )
 
 
-def _memory_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Panel]:
-    largest = [group.memory()[0] for group in groups]
-    together = [group.memory()[1] for group in groups]
-    notes = [
-        memory(one.median)
-        + (f"  ({memory(all_.median)} in all)" if all_.median > one.median else "")
-        for one, all_ in zip(largest, together, strict=True)
-    ]
-    yield from _bar_panel(
+def _cost_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Panel]:
+    """Draw memory, traffic and waiting."""
+    largest, together = zip(*(group.memory() for group in groups), strict=True)
+    notes = _notes_of_two(largest, together, memory, "{} in all")
+    yield from _Bars(styles, largest, notes, "peak memory", _BYTES, together).panels(
         "memory",
         "Peak memory",
         "Filled: the largest process, which is what one device must hold. "
         "Outline: all processes together.",
-        _Bars(groups, largest, styles, notes, "peak memory", _BYTES, together),
     )
-
-
-def _traffic_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Panel]:
-    samples = [group.traffic() for group in groups]
-    notes = [traffic(sample.median) for sample in samples]
-    if any(sample.high > 0 for sample in samples):  # a single process sends nothing
-        yield from _bar_panel(
+    sent = [group.traffic() for group in groups]
+    if any(sample.high > 0 for sample in sent):  # a single process sends nothing
+        notes = [traffic(sample.median) for sample in sent]
+        yield from _Bars(styles, sent, notes, "sent per step", _BYTES).panels(
             "traffic",
             "Traffic",
             "Bytes that all processes together send to each other per training step.",
-            _Bars(groups, samples, styles, notes, "sent per step", _BYTES),
         )
-
-
-def _waiting_panels(groups: Sequence[Group], styles: Styles) -> Iterator[Panel]:
-    mean = [Sample.of(100 * v for v in group.waiting()[0].values) for group in groups]
-    most = [Sample.of(100 * v for v in group.waiting()[1].values) for group in groups]
-    notes = [
-        percent(one.median / 100)
-        + (f"  (most {percent(worst.median / 100)})" if worst.median > one.median else "")
-        for one, worst in zip(mean, most, strict=True)
-    ]
+    mean, most = zip(*(group.waiting() for group in groups), strict=True)
     if any(sample.high > 0 for sample in most):
-        yield from _bar_panel(
+        notes = _notes_of_two(mean, most, percent, "most {}")
+        yield from _Bars(styles, mean, notes, "share of time", (("%", 0.01),), most).panels(
             "waiting",
             "Time spent waiting",
             "Share of the time in which a stage had nothing to do. Filled: mean of the stages. "
             "Outline: the stage that waits most.",
-            _Bars(groups, mean, styles, notes, "share of time (%)", outline=most),
         )
 
 
-def _bar_panel(name: str, title: str, caption: str, bars: _Bars) -> Iterator[Panel]:
-    """Make the panel, unless there is nothing to show."""
-    if any(map(len, bars.samples)):
-        said = "; ".join(
-            f"{label} {note}" for label, note in zip(bars.labels, bars.notes, strict=True)
-        )
-        yield Panel(
-            name=name,
-            title=title,
-            caption=caption,
-            alternative=f"Bar chart: {title.lower()}: {said}.",
-            draw=bars,
-            height=max(2.6, 1.2 + 0.34 * len(bars.labels)),
-        )
+def _notes_of_two(
+    samples: Sequence[Sample], above: Sequence[Sample], write: Callable[[float], str], words: str
+) -> list[str]:
+    """Write the median of each sample, and of the one above it where that is larger."""
+    return [
+        write(one.median)
+        + (f"  ({words.format(write(other.median))})" if other.median > one.median else "")
+        for one, other in zip(samples, above, strict=True)
+    ]
 
 
+@dataclass(frozen=True)
 class _Bars:
     """One bar per group: the median, a whisker from lowest to highest, a note, maybe an outline."""
 
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        samples: Sequence[Sample],
-        styles: Styles,
-        notes: Sequence[str],
-        quantity: str,
-        units: Sequence[tuple[str, float]] = (("", 1.0),),
-        outline: Sequence[Sample] = (),
-    ) -> None:
-        self.labels = [group.label for group in groups]
-        self.samples, self.styles, self.notes = samples, styles, notes
-        self.quantity, self.outline = quantity, outline
-        reach = max((sample.high for sample in samples if len(sample)), default=0.0)
-        self.unit, self.scale = next((u for u in units if reach >= u[1]), units[-1])
+    styles: Styles
+    samples: Sequence[Sample]
+    notes: Sequence[str]
+    quantity: str
+    units: Sequence[tuple[str, float]] = (("", 1.0),)
+    outline: Sequence[Sample] = ()
 
-    def __call__(self, axes: Any) -> None:
-        ends = [self._bar(axes, place) for place in range(len(self.labels))]
-        lane_axis(axes, range(len(self.labels)), [short_label(label) for label in self.labels])
-        axes.set_ylim(len(self.labels) - 0.5, -0.5)
+    def panels(self, name: str, title: str, caption: str) -> Iterator[Panel]:
+        """Make the panel, unless there is nothing to show."""
+        if any(map(len, self.samples)):
+            said = "; ".join(map(" ".join, zip(self.styles, self.notes, strict=True)))
+            yield Panel(
+                name=name,
+                title=title,
+                caption=caption,
+                alternative=f"Bar chart: {title.lower()}: {said}.",
+                draw=self._draw,
+                height=max(2.6, 1.2 + 0.34 * len(self.styles)),
+            )
+
+    def _draw(self, axes: Any) -> None:
+        reach = max((sample.high for sample in self.samples if len(sample)), default=0.0)
+        unit, scale = next((u for u in self.units if reach >= u[1]), self.units[-1])
+        ends = [self._bar(axes, place, scale) for place in range(len(self.styles))]
+        lane_axis(axes, range(len(self.styles)), list(map(short_label, self.styles)))
+        axes.set_ylim(len(self.styles) - 0.5, -0.5)
         axes.set_xlim(0, max(ends) * 1.45 or 1)
-        axes.spines["left"].set_color(MUTED)
-        axes.set_xlabel(f"{self.quantity} ({self.unit})" if self.unit else self.quantity)
+        axes.spines["left"].set(visible=True, color=MUTED)
+        axes.set_xlabel(f"{self.quantity} ({unit})" if unit else self.quantity)
 
-    def _bar(self, axes: Any, place: int) -> float:
+    def _bar(self, axes: Any, place: int, scale: float) -> float:
         """Draw a bar and its note; returns how far it reaches."""
         sample, end = self.samples[place], 0.0
         if len(sample):
-            middle, low, end = (v / self.scale for v in (sample.median, sample.low, sample.high))
-            colour = self.styles[self.labels[place]].colour
+            middle, low, end = (v / scale for v in (sample.median, sample.low, sample.high))
+            colour = list(self.styles.values())[place].colour
             axes.barh(place, middle, height=0.56, color=colour, alpha=0.85)
             if end > low:
                 whisker = [[middle - low], [end - middle]]
                 axes.errorbar(middle, place, xerr=whisker, color=INK, linewidth=1.1, capsize=3)
             if self.outline and len(self.outline[place]):
-                end = max(end, self.outline[place].median / self.scale)
+                end = max(end, self.outline[place].median / scale)
                 axes.barh(place, end, height=0.56, fill=False, edgecolor=colour, linewidth=1.0)
         offset = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(self.notes[place], (end, place), color=INK, fontsize=8.5, **offset)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scpl.runs.record import as_number, as_numbers
+from scpl.runs.folder import as_number, as_numbers
 
 __all__ = ["BASELINE", "Group", "Sample", "baseline", "group_runs", "paired_ratio"]
 
@@ -63,13 +63,8 @@ class Sample:
 
     def statistics(self) -> dict[str, float | int | None]:
         """Give all of it as JSON values; None where there are too few values."""
-        found = {
-            "mean": self.mean,
-            "sd": self.sd,
-            "median": self.median,
-            "min": self.low,
-            "max": self.high,
-        }
+        found = {"mean": self.mean, "sd": self.sd, "median": self.median}
+        found |= {"min": self.low, "max": self.high}
         return {k: v if math.isfinite(v) else None for k, v in found.items()} | {"n": len(self)}
 
 
@@ -129,8 +124,7 @@ def group_runs(summaries: Sequence[Mapping[str, Any]]) -> list[Group]:
     """
     members: dict[tuple[str, ...], list[int]] = {}
     for index, summary in enumerate(summaries):
-        key = _settings(summary, "method", *_NAMING)
-        members.setdefault(key, []).append(index)
+        members.setdefault(_settings(summary, "method", *_NAMING), []).append(index)
     return [
         Group(_label(key, members), key[0], tuple(indices), tuple(summaries[i] for i in indices))
         for key, indices in members.items()

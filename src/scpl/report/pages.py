@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scpl.report.comparison import Comparison
@@ -40,12 +40,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def run_page(run: RunRecord, panels: Sequence[Panel]) -> str:
-    """Write the page of one run.
-
-    Args:
-        run: The run.
-        panels: Its pictures.
-    """
+    """Write the page of one run, with its pictures."""
     return _render(
         "run.html",
         panels,
@@ -61,12 +56,7 @@ def run_page(run: RunRecord, panels: Sequence[Panel]) -> str:
 
 
 def comparison_page(comparison: Comparison, panels: Sequence[Panel]) -> str:
-    """Write the page of a comparison.
-
-    Args:
-        comparison: The runs.
-        panels: Its pictures.
-    """
+    """Write the page of a comparison, with its pictures."""
     runs, groups = comparison.runs, comparison.groups
     settings = [_parsed(run.config) for run in runs]
     environments = [_environment(run) for run in runs]
@@ -113,17 +103,12 @@ def _render(template: str, panels: Sequence[Panel], **content: Any) -> str:
 
 def _description(run: RunRecord) -> str:
     words = [text(run.summary.get("model"))]
-    for key, one, many in (
-        ("stages", "stage", "stages"),
-        ("processes", "process", "processes"),
-        ("epochs", "epoch", "epochs"),
-    ):
-        number = run.number(key)
+    for many, one in (("stages", "stage"), ("processes", "process"), ("epochs", "epoch")):
+        number = run.number(many)
         if math.isfinite(number):
             words.append(f"{number:.0f} {one if number == 1 else many}")
-    return " · ".join(
-        [*words, f"seed {text(run.summary.get('seed'))}", f"folder {run.folder.name}"]
-    )
+    words += [f"seed {text(run.summary.get('seed'))}", f"folder {run.folder.name}"]
+    return " · ".join(words)
 
 
 def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -224,22 +209,17 @@ def _sentence(note: str) -> str:
 
 
 def _run_table(runs: Sequence[RunRecord]) -> Table:
-    header = ("run", "method", "seed", "test accuracy", "validation accuracy", "wall clock",
-              "samples/s", "peak memory")  # fmt: skip
-    rows = [
-        (
-            run.folder.name,
-            text(run.summary.get("method")),
-            text(run.summary.get("seed")),
-            percent(run.number("test_accuracy"), 2),
-            percent(run.number("valid_accuracy"), 2),
-            duration(run.number("wall_seconds")),
-            count(run.number("samples_per_second")),
-            memory(max(run.numbers("peak_memory_bytes"), default=math.nan)),
-        )
-        for run in runs
-    ]
-    return header, rows
+    columns: dict[str, Callable[[RunRecord], str]] = {
+        "run": lambda run: run.folder.name,
+        "method": lambda run: text(run.summary.get("method")),
+        "seed": lambda run: text(run.summary.get("seed")),
+        "test accuracy": lambda run: percent(run.number("test_accuracy"), 2),
+        "validation accuracy": lambda run: percent(run.number("valid_accuracy"), 2),
+        "wall clock": lambda run: duration(run.number("wall_seconds")),
+        "samples/s": lambda run: count(run.number("samples_per_second")),
+        "peak memory": lambda run: memory(max(run.numbers("peak_memory_bytes"), default=math.nan)),
+    }
+    return list(columns), [[cell(run) for cell in columns.values()] for run in runs]
 
 
 def _different(trees: Sequence[Mapping[str, str]]) -> list[str]:
@@ -275,11 +255,12 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
     """
     flat: dict[str, str] = {}
     for key, value in tree.items():
+        is_list = isinstance(value, list | tuple)
+        if is_list and any(isinstance(v, Mapping) for v in value):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{key}."))
-        elif isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
-            flat.update(flatten(dict(enumerate(value)), f"{prefix}{key}."))
-        elif isinstance(value, list | tuple):
+        elif is_list:
             flat[f"{prefix}{key}"] = ", ".join(map(str, value)) or DASH
         else:
             flat[f"{prefix}{key}"] = text(value)

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from scpl.report.formats import duration, percent, time_axis
-from scpl.report.panels import Panel, balanced
-from scpl.report.style import (
+from scpl.report.panels import (
     INK,
     MUTED,
+    Panel,
+    balanced,
     percent_axis,
     side_legend,
     small_marks,
@@ -44,11 +45,13 @@ def condense(curve: Curve, num_points: int = NUM_POINTS) -> Curve:
     size = math.ceil(len(curve[0]) / num_points)
     if size <= 1:
         return curve
-    xs, ys = (
-        [math.fsum(values[i : i + size]) / len(values[i : i + size]) for i in starts]
-        for values, starts in ((v, range(0, len(v), size)) for v in map(_finite_or_nan, curve))
-    )
-    return xs, ys
+
+    def average(values: Sequence[float]) -> list[float]:
+        known = [value if math.isfinite(value) else math.nan for value in values]
+        parts = [known[i : i + size] for i in range(0, len(known), size)]
+        return [math.fsum(part) / len(part) for part in parts]
+
+    return average(curve[0]), average(curve[1])
 
 
 def _loss_panels(run: RunRecord) -> Iterator[Panel]:
@@ -81,18 +84,17 @@ def _draw_losses(by_stage: Mapping[int, Curve], num_stages: int, axes: Any) -> N
 
 def _loss_curves(run: RunRecord) -> tuple[dict[str, dict[int, Curve]], str]:
     """Collect term to stage to curve, from the steps if they were logged, else from the epochs."""
-    found: dict[str, dict[int, tuple[list[float], list[float]]]] = {}
+    found: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
     for row in run.steps:
         for stage, terms in enumerate(row.losses):
             for term, value in terms.items():
-                xs, ys = found.setdefault(term, {}).setdefault(stage, ([], []))
+                xs, ys = found.setdefault((term, stage), ([], []))
                 xs.append(row.step)
                 ys.append(value)
-    curves: dict[str, dict[int, Curve]] = {
-        term: {k: curve for k, curve in by_stage.items() if any(map(math.isfinite, curve[1]))}
-        for term, by_stage in found.items()
-    }
-    curves = {term: by_stage for term, by_stage in curves.items() if by_stage}
+    curves: dict[str, dict[int, Curve]] = {}
+    for (term, stage), curve in found.items():
+        if any(map(math.isfinite, curve[1])):
+            curves.setdefault(term, {})[stage] = curve
     if curves:
         size = math.ceil(len(run.steps) / NUM_POINTS)
         every = f"a point is the mean of {size} logged steps" if size > 1 else "every logged step"
@@ -228,10 +230,6 @@ def _draw_observation(run: RunRecord, by_stage: Mapping[int, str], label: str, a
     axes.set_ylabel(label)
     if run.num_stages > 1:
         side_legend(axes, title="stage")
-
-
-def _finite_or_nan(values: Sequence[float]) -> list[float]:
-    return [value if math.isfinite(value) else math.nan for value in values]
 
 
 def _last(values: Sequence[float]) -> float:

@@ -11,8 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from scpl.report.formats import percent
-from scpl.report.panels import Panel
-from scpl.report.style import INK, MUTED, lane_axis, short_label, side_legend
+from scpl.report.panels import INK, MUTED, Panel, lane_axis, short_label, side_legend
 from scpl.runs import Event, RunRecord
 
 __all__ = [
@@ -95,12 +94,11 @@ def comparison_timelines(runs: Mapping[str, Sequence[RunRecord]]) -> Iterator[Pa
     Args:
         runs: The runs of each method, by label; the first with a timeline is drawn.
     """
-    recorded = {}
+    recorded: dict[str, Sequence[Event]] = {}
     for label, records in runs.items():
-        timelines = (record.timeline for record in records)
-        found = (t for t in timelines if any(event.activity == "forward" for event in t))
-        if events := next(found, None):
-            recorded[label] = events
+        for events in (record.timeline for record in records):
+            if any(event.activity == "forward" for event in events):
+                recorded.setdefault(label, events)
     if not recorded:
         return
     windows = _equal_windows(recorded)
@@ -122,11 +120,8 @@ def comparison_timelines(runs: Mapping[str, Sequence[RunRecord]]) -> Iterator[Pa
 
 def in_order(activities: Iterable[str]) -> list[str]:
     """List each activity once: computing, then what is unknown, then waiting, then messages."""
-    known = list(_COLOURS)
-    place = {name: (known.index(name), name) for name in known}
-    return sorted(
-        set(activities), key=lambda name: place.get(name, (known.index("wait") - 1, name))
-    )
+    place = {name: index for index, name in enumerate(_COLOURS)}
+    return sorted(set(activities), key=lambda name: (place.get(name, place["wait"] - 1), name))
 
 
 def activity_shares(events: Sequence[Event]) -> dict[str, dict[str, float]]:
@@ -169,14 +164,9 @@ def _lanes(events: Iterable[Event]) -> dict[str, list[Event]]:
 def steady_window(
     events: Sequence[Event], num_steps: int = NUM_STEPS, length: float | None = None
 ) -> Window:
-    """Choose a time span of a few steps: away from filling and draining, near the middle.
+    """Choose a time span of a few steps, or of ``length`` seconds, near the middle of a run.
 
-    Evaluations and checkpoints are avoided where the recording is long enough.
-
-    Args:
-        events: One run.
-        num_steps: How many steps to show.
-        length: Seconds to show instead, whatever number of steps that is.
+    Filling and draining, evaluations and checkpoints are avoided if the recording is long enough.
 
     Returns:
         Begin and end in seconds; all there is if that is less than asked for.
@@ -231,10 +221,9 @@ def _equal_windows(recorded: Lanes) -> dict[str, Window]:
 
 def _num_steps(events: Sequence[Event], window: Window) -> int:
     """Count the steps that begin within a time span."""
-    begin, end = window
-    rounding = 1e-9
+    begin, end = window[0], window[1] - 1e-9  # for rounding
     starts = _step_starts(events, (-math.inf, math.inf))
-    return sum(begin <= moment < end - rounding for moment in starts.values())
+    return sum(begin <= moment < end for moment in starts.values())
 
 
 # Drawing
@@ -245,7 +234,7 @@ def _draw_timeline(lanes: Lanes, window: Window, axes: Any) -> None:
         bars(axes, place, events, window)
     axes.set_xlim(0, (window[1] - window[0]) * 1000 or 1)
     axes.set_ylim(len(lanes) - 0.45, -0.45)
-    _without_spine(axes, range(len(lanes)), list(lanes))
+    lane_axis(axes, range(len(lanes)), list(lanes))
     axes.set_xlabel("milliseconds since the first step shown")
     _activity_legend(axes, in_order(e.activity for events in lanes.values() for e in events))
 
@@ -273,20 +262,15 @@ def _draw_methods(recorded: Lanes, windows: Mapping[str, Window], axes: Any) -> 
             place += 1
         axes.set_xlim(0, (end - begin) * 1000 or 1)
     axes.set_ylim(place - 0.45, -0.5)
-    _without_spine(axes, places, names)
+    lane_axis(axes, places, names)
     axes.set_xlabel("milliseconds")
     _activity_legend(axes, in_order(shown))
 
 
 def bars(axes: Any, lane: float, events: Iterable[Event], window: Window, origin: int = 0) -> None:
-    """Draw what was done in a time span as one lane of bars.
+    """Draw what was done in a time span as one lane of bars, in milliseconds since it began.
 
-    Args:
-        axes: Where to draw; milliseconds since the span began.
-        lane: The lane's height on the axes.
-        events: What was done.
-        window: Begin and end of the span, in seconds.
-        origin: Is taken from the number of a step before it is written on its bar.
+    ``lane`` is the height of the lane; ``origin`` is taken from the numbers written on bars.
     """
     begin, end = window
     inside: dict[str, list[tuple[float, float]]] = {}
@@ -319,18 +303,13 @@ def _draw_shares(shares: Mapping[str, Mapping[str, float]], axes: Any) -> None:
             left += width
     labels = [f"{k}: waits {percent(s.get('wait', 0.0))}" for k, s in shares.items()]
     axes.set_ylim(len(shares) - 0.5, -0.5)
-    _without_spine(axes, range(len(shares)), labels)
+    lane_axis(axes, range(len(shares)), labels)
     axes.set_xlabel("share of time (%)")
     if only_waiting:
         axes.set_xlim(0, max(10.0, *(105 * s.get("wait", 0.0) for s in shares.values())))
     else:
         axes.set_xlim(0, 100)
         _activity_legend(axes, activities)
-
-
-def _without_spine(axes: Any, places: Sequence[float], names: Sequence[str]) -> None:
-    lane_axis(axes, places, names)
-    axes.spines["left"].set_visible(False)
 
 
 def _activity_legend(axes: Any, activities: Sequence[str]) -> None:

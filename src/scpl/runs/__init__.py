@@ -3,7 +3,6 @@
 May import: errors.
 """
 
-from scpl.runs.folder import RunFolder
-from scpl.runs.record import Event, LoggedStep, RunRecord
+from scpl.runs.folder import Event, LoggedStep, RunFolder, RunRecord
 
 __all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord"]

@@ -19,7 +19,6 @@ __all__ = [
     "SECONDS",
     "STEP",
     "TRAIN",
-    "TRAIN_SECONDS",
     "VALID",
     "VALID_ACCURACY",
     "VALID_LOSS",
@@ -34,7 +33,6 @@ __all__ = [
 EPOCH = "epoch"
 STEP = "step"
 SECONDS = "seconds"
-TRAIN_SECONDS = "train_seconds"
 SAMPLES_PER_SECOND = "samples_per_second"
 LEARNING_RATE = "lr"
 VALID_LOSS = "valid_loss"
@@ -92,41 +90,26 @@ def stage_accuracies(row: Mapping[str, Any], num_stages: int) -> list[Any]:
 
 def epoch_row(
     *,
-    epoch: int,
-    step: int,
-    seconds: float,
-    train_seconds: float,
-    samples_per_second: float,
-    lr: float,
     losses: Sequence[Mapping[str, float]],
     observed: Sequence[Mapping[str, float]],
     validation: Validation | None,
+    **numbers: float,
 ) -> dict[str, Any]:
     """Make the row of an epoch.
 
     Args:
-        epoch: From 1.
-        step: Steps done since the run began.
-        seconds: Wall-clock time since the run began.
-        train_seconds: The part of it that was spent on training.
-        samples_per_second: Training throughput of the epoch.
-        lr: The learning rate at its end.
         losses: The terms of each stage's loss, means over the epoch.
         observed: What each stage's objective noticed besides, means over the epoch.
         validation: Its validation; None leaves cells empty.
+        **numbers: The first columns: ``epoch`` (from 1), ``step`` (steps since the run began),
+            ``seconds`` (since then), ``train_seconds`` (the part of them spent on training),
+            ``samples_per_second`` (of the epoch) and ``lr`` (at its end).
 
     Returns:
         Cells by column. The losses of a stage are summed up; its terms are listed as well where it
         has several.
     """
-    row: dict[str, Any] = {
-        EPOCH: epoch,
-        STEP: step,
-        SECONDS: seconds,
-        TRAIN_SECONDS: train_seconds,
-        SAMPLES_PER_SECOND: samples_per_second,
-        LEARNING_RATE: lr,
-    }
+    row: dict[str, Any] = dict(numbers)
     for stage, terms in enumerate(losses):
         row[stage_column(TRAIN, LOSS, stage)] = sum(terms.values())
     for stage, terms in enumerate(losses):

@@ -1,4 +1,4 @@
-"""The run folder: its files, how they are written without losing anything, and how they are read.
+"""The run folder: its files, written without losing anything, and what they say as numbers.
 
 A run may still be going on or may have been killed, so a half-written last line is left out. A file
 that is damaged anywhere else is an error that names the file and the line: who reads half of a
@@ -10,17 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scpl.errors import CheckpointError, InputError
 from scpl.files import write_whole
-from scpl.runs.columns import EPOCH, STEP
+from scpl.runs.columns import ACCURACY, EPOCH, STEP, TRAIN, VALID, stage_columns
 
-__all__ = ["RunFolder", "damaged"]
+__all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord", "as_number", "as_numbers"]
 
 
 class RunFolder:
@@ -87,10 +90,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            fix = "Choose another with --out"
-            raise InputError(
-                "A run folder must be writable", f"{self.path}: {error}", fix
-            ) from error
+            rule, fix = "A run folder must be writable", "Choose another with --out"
+            raise InputError(rule, f"{self.path}: {error}", fix) from error
 
     @staticmethod
     def free_name(path: Path) -> Path:
@@ -165,7 +166,7 @@ class RunFolder:
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
-            raise damaged(path, "readable UTF-8 text", str(error)) from error
+            raise _damaged(path, "readable UTF-8 text", str(error)) from error
 
     def read_value(self, path: Path) -> Any:
         """Read a JSON file; None if it is missing or empty.
@@ -177,7 +178,7 @@ class RunFolder:
         try:
             return json.loads(text) if text.strip() else None
         except ValueError as error:
-            raise damaged(path, "valid JSON", str(error)) from error
+            raise _damaged(path, "valid JSON", str(error)) from error
 
     def read_json(self, path: Path, *, optional: bool = False) -> dict[str, Any]:
         """Read a JSON object.
@@ -196,7 +197,7 @@ class RunFolder:
             got = f"{path} is {'empty' if path.exists() else 'missing'}"
             raise CheckpointError("A run folder must be complete", got, "Train the run to its end")
         if not isinstance(value, dict):
-            raise damaged(path, "a JSON object", f"a {type(value).__name__}")
+            raise _damaged(path, "a JSON object", f"a {type(value).__name__}")
         return value
 
     def step_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -215,10 +216,10 @@ class RunFolder:
                 if number == len(lines):
                     return
                 got = f"{error}, in line {number}"
-                raise damaged(self.steps, "one JSON object per line", got) from error
+                raise _damaged(self.steps, "one JSON object per line", got) from error
             if not isinstance(row, dict) or not isinstance(row.get(STEP), int):
                 got = f"{line[:60]}, in line {number}"
-                raise damaged(self.steps, f"an object with {STEP} per line", got)
+                raise _damaged(self.steps, f"an object with {STEP} per line", got)
             yield number, row
 
     def read_steps(self, until: int) -> list[dict[str, Any]]:
@@ -227,11 +228,11 @@ class RunFolder:
 
     def write_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the logged steps."""
-        self.write_text(self.steps, "".join(f"{json.dumps(row)}\n" for row in rows))
+        self.write_text(self.steps, _json_lines(rows))
 
     def append_steps(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Log further steps."""
-        self._append(self.steps, "".join(f"{json.dumps(row)}\n" for row in rows))
+        self._append(self.steps, _json_lines(rows))
 
     def append_log(self, line: str) -> None:
         """Add a line to the log."""
@@ -250,11 +251,11 @@ class RunFolder:
         header = next(rows, [])
         if header and EPOCH not in header:
             rule = f"a first line that names the columns, among them {EPOCH}"
-            raise damaged(self.metrics, rule, f"{header[:6]}")
+            raise _damaged(self.metrics, rule, f"{header[:6]}")
         for fields in filter(None, rows):
             if len(fields) != len(header):
                 got = f"{len(fields)} fields, not {len(header)}, in line {rows.line_num}"
-                raise damaged(self.metrics, "one field per column", got)
+                raise _damaged(self.metrics, "one field per column", got)
             yield rows.line_num, dict(zip(header, fields, strict=True))
 
     def read_metrics(self, epochs: int) -> list[dict[str, str]]:
@@ -275,6 +276,10 @@ class RunFolder:
             file.write(text)
 
 
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Tell a full or read-only disk in our words."""
@@ -286,10 +291,195 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def damaged(path: Path, rule: str, got: str) -> CheckpointError:
+def _damaged(path: Path, rule: str, got: str) -> CheckpointError:
     """Make the error about a file of a run folder that does not hold what it must."""
     return CheckpointError(
         f"{path.name} must hold {rule}",
         f"In {str(path.parent)!r}: {got}",
         "Restore the file, or remove it to go on without it",
     )
+
+
+# What a run folder says; the run may be going on, so nearly everything is optional
+
+
+@dataclass(frozen=True)
+class LoggedStep:
+    """One logged training step; ``losses`` holds one mapping of term to value per stage."""
+
+    step: int
+    epoch: int
+    seconds: float
+    losses: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one stage did between two moments (seconds since training began)."""
+
+    rank: int
+    stage: int
+    step: int
+    activity: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a run folder says about one run.
+
+    Args:
+        folder: Where it was read from.
+        summary: ``summary.json``; empty while the run is not finished.
+        config: The text of ``config.toml``, exactly as written.
+        environment: ``env.json``: versions, hardware, command.
+        epochs: Rows of ``metrics.csv``; an empty field is NaN.
+        steps: Rows of ``steps.jsonl``.
+        timeline: Events of ``timeline.json``.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+    config: str
+    environment: Mapping[str, Any]
+    epochs: tuple[Mapping[str, float], ...]
+    steps: tuple[LoggedStep, ...]
+    timeline: tuple[Event, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """Read a run folder.
+
+        Raises:
+            CheckpointError: The folder is not a run folder, or one of its files is damaged.
+        """
+        folder = RunFolder(Path(path))
+        if not (folder.summary.is_file() or folder.metrics.is_file()):
+            what = "has neither" if folder.path.is_dir() else "is not a folder"
+            raise CheckpointError(
+                f"A run folder holds {folder.summary.name} or {folder.metrics.name}",
+                f"{str(folder.path)!r} {what}",
+                "Give the folder that `scpl train` wrote",
+            )
+        return cls(
+            folder=folder.path,
+            summary=folder.read_json(folder.summary, optional=True),
+            config=folder.read_text(folder.config),
+            environment=folder.read_json(folder.environment, optional=True),
+            epochs=_epochs(folder),
+            steps=_steps(folder),
+            timeline=_timeline(folder),
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run got as far as writing its summary."""
+        return bool(self.summary)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages, from whichever file tells."""
+        counts = [len(row.losses) for row in self.steps]
+        counts += [max(by_stage) + 1 for by_stage in self.stage_columns(TRAIN).values()]
+        counts += [stage + 1 for stage in self.accuracy_columns()]
+        counts += [len(self.numbers("wait_share"))]
+        stated = self.number("stages")
+        return max(1, *counts, int(stated) if math.isfinite(stated) else 0)
+
+    @property
+    def command(self) -> str:
+        """The command line that started the run, or nothing if it was not recorded."""
+        command = self.environment.get("command", "")
+        if isinstance(command, list | tuple):
+            return shlex.join(str(word) for word in command)
+        return str(command or "")
+
+    def number(self, key: str) -> float:
+        """Give a number of the summary; NaN where it is missing."""
+        return as_number(self.summary.get(key))
+
+    def numbers(self, key: str) -> list[float]:
+        """Give the numbers of a list in the summary; none where it is missing."""
+        return as_numbers(self.summary.get(key))
+
+    def column(self, name: str) -> list[float]:
+        """Give one column of the metrics, NaN where a row has no value."""
+        return [row.get(name, math.nan) for row in self.epochs]
+
+    def has(self, name: str) -> bool:
+        """Whether a column of the metrics holds at least one finite number."""
+        return any(map(math.isfinite, self.column(name)))
+
+    def stage_columns(self, group: str) -> dict[str, dict[int, str]]:
+        """Find the columns of a group that hold a number, by quantity and stage."""
+        names = self.epochs[0] if self.epochs else ()
+        return stage_columns(filter(self.has, names), group)
+
+    def accuracy_columns(self) -> dict[int, str]:
+        """Find the columns of the validation accuracy of single stages, by stage."""
+        return dict(sorted(self.stage_columns(VALID).get(ACCURACY, {}).items()))
+
+
+def as_number(value: object) -> float:
+    """Turn a JSON value into a float; NaN for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def as_numbers(value: object) -> list[float]:
+    """Turn a JSON list, or one number, into floats; nothing for null."""
+    if value is None:
+        return []
+    return [as_number(v) for v in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _epochs(folder: RunFolder) -> tuple[Mapping[str, float], ...]:
+    by_epoch: dict[float, Mapping[str, float]] = {}
+    for line, cells in folder.metrics_lines():
+        try:
+            row = {k: float(v) if v.strip() else math.nan for k, v in cells.items()}
+        except ValueError as error:
+            raise _damaged(folder.metrics, "numbers", f"{error}, in line {line}") from error
+        by_epoch[row[EPOCH]] = row  # a resumed run repeats an epoch; the later row counts
+    return tuple(by_epoch.values())
+
+
+def _steps(folder: RunFolder) -> tuple[LoggedStep, ...]:
+    by_step: dict[int, LoggedStep] = {}
+    for line, content in folder.step_lines():
+        try:
+            losses = tuple(
+                {str(term): as_number(value) for term, value in (terms or {}).items()}
+                for terms in content["losses"]
+            )
+            seconds = as_number(content.get("seconds"))
+            row = LoggedStep(int(content["step"]), int(content.get("epoch") or 0), seconds, losses)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            got = f"{type(error).__name__}: {error}, in line {line}"
+            rule = "an object with step and losses per line"
+            raise _damaged(folder.steps, rule, got) from error
+        by_step[row.step] = row
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _timeline(folder: RunFolder) -> tuple[Event, ...]:
+    content = folder.read_value(folder.timeline)
+    if not isinstance(content, list | None):
+        raise _damaged(folder.timeline, "a list of events", f"a {type(content).__name__}")
+    events = []
+    for index, item in enumerate(content or ()):
+        try:
+            place = (int(item["rank"]), int(item["stage"]), int(item["step"]))
+            event = Event(*place, str(item["activity"]), float(item["begin"]), float(item["end"]))
+        except (KeyError, TypeError, ValueError) as error:
+            got = f"{type(error).__name__}: {error}, in event {index}"
+            rule = "events with rank, stage, step, activity, begin, end"
+            raise _damaged(folder.timeline, rule, got) from error
+        if math.isfinite(event.begin) and event.begin <= event.end < math.inf:
+            events.append(event)
+    return tuple(events)

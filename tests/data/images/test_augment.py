@@ -5,7 +5,7 @@ import torch
 
 from data_files import random_split
 from scpl.data.images import AUGMENTATIONS, Augmentation, normalise
-from scpl.data.images.augment import _jitter
+from scpl.data.images.loader import _jitter
 from scpl.errors import InputError
 from scpl.seeding import generator
 

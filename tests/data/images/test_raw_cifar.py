@@ -2,16 +2,18 @@ import pytest
 import torch
 
 from data_files import write_cifar
-from scpl.data.images.raw import has_cifar10, has_cifar100, read_cifar10, read_cifar100
+from scpl.data.images.raw import FORMATS
 from scpl.errors import DataError
+
+CIFAR10, CIFAR100 = FORMATS["cifar10"], FORMATS["cifar100"]
 
 
 def test_cifar10(tmp_path):
-    assert not has_cifar10(tmp_path)
+    assert not CIFAR10.complete(tmp_path)
     pixels, labels = write_cifar(tmp_path)
-    assert has_cifar10(tmp_path)
-    assert not has_cifar100(tmp_path)
-    train, test, classes = read_cifar10(tmp_path)
+    assert CIFAR10.complete(tmp_path)
+    assert not CIFAR100.complete(tmp_path)
+    train, test, classes = CIFAR10.read(tmp_path, None)
     assert train.images.shape == (50, 3, 32, 32)
     assert torch.equal(test.images, torch.from_numpy(pixels))
     assert test.labels.tolist() == labels.tolist()
@@ -20,8 +22,8 @@ def test_cifar10(tmp_path):
 
 def test_cifar100_has_the_fine_labels(tmp_path):
     pixels, labels = write_cifar(tmp_path, fine=True)
-    assert has_cifar100(tmp_path)
-    train, test, _ = read_cifar100(tmp_path)
+    assert CIFAR100.complete(tmp_path)
+    train, test, _ = CIFAR100.read(tmp_path, None)
     assert len(train) == 10
     assert torch.equal(test.images, torch.from_numpy(pixels))
     assert test.labels.tolist() == labels.tolist()
@@ -31,10 +33,10 @@ def test_class_names_come_from_the_text_file(tmp_path):
     write_cifar(tmp_path)
     names = [f"kind {i}" for i in range(10)]
     (tmp_path / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
-    assert read_cifar10(tmp_path).classes == tuple(names)
+    assert CIFAR10.read(tmp_path, None).classes == tuple(names)
     (tmp_path / "batches.meta.txt").write_text("one\ntwo\n")
     with pytest.raises(DataError, match=r"10 classes\. Got 2 names"):
-        read_cifar10(tmp_path)
+        CIFAR10.read(tmp_path, None)
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -45,13 +47,13 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(
         DataError, match=r"data_batch_3.* rows of 3073 bytes.*9 rows and 3068 bytes"
     ):
-        read_cifar10(tmp_path)
+        CIFAR10.read(tmp_path, None)
     path.write_bytes(b"")
     with pytest.raises(DataError, match="Got 0 bytes"):
-        read_cifar10(tmp_path)
+        CIFAR10.read(tmp_path, None)
     path.write_bytes(b"\x0b" + whole[1:])
     with pytest.raises(DataError, match=r"0\.\.9. Got 11 in row 0"):
-        read_cifar10(tmp_path)
+        CIFAR10.read(tmp_path, None)
     path.unlink()
     with pytest.raises(DataError, match="readable"):
-        read_cifar10(tmp_path)
+        CIFAR10.read(tmp_path, None)

@@ -15,10 +15,11 @@ from scpl.data.text.tokenizer import (
     from_json,
     paper_words,
     plain,
+    read_vectors,
     train_tokenizer,
+    width_of,
     words,
 )
-from scpl.data.text.vectors import read_vectors, width_of
 from scpl.errors import DataError, InputError
 from text_files import tickets
 

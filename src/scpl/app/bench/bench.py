@@ -10,31 +10,39 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from scpl.app.bench.measure import Batch, Block, Contender, measure, summary, train_block
-from scpl.app.bench.synthetic import synthetic_batches, synthetic_data
 from scpl.app.bench.workers import Workers, sending_failures
-from scpl.app.build import build_loaders, build_method, build_partition, build_pipeline
-from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
-from scpl.app.environment import (
-    choose_device,
-    describe_environment,
-    set_threads,
-    share_of_cores,
+from scpl.app.build import (
+    build_loaders,
+    build_method,
+    build_partition,
+    build_pipeline,
+    connect_ranks,
 )
-from scpl.app.fairness import config_for
-from scpl.app.inputs.base import DataSummary, Loader
+from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
+from scpl.app.environment import choose_device, describe_environment, set_threads, share_of_cores
+from scpl.app.inputs.base import DataSummary, ImageInputs, Inputs, TextInputs
+from scpl.app.inputs.images import side_of
+from scpl.app.inputs.texts import network_sizes
 from scpl.app.launch import is_rank
 from scpl.data import is_here
-from scpl.data.images import known
+from scpl.data.images import EMBEDDED, IMAGE_SETS, known, load
+from scpl.data.loader import EpochLoader
 from scpl.data.text import TEXT_SETS
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Ranks, connect
-from scpl.errors import DataError, InputError
+from scpl.engine.ranks import Ranks
+from scpl.errors import DataError, InputError, unknown_name
+from scpl.methods import METHODS, WideBackpropagation
+from scpl.seeding import derive_seed
 
-__all__ = ["bench"]
+__all__ = ["bench", "config_for", "synthetic_batches", "synthetic_data"]
 
 ALONE = "scpl,early-exit,bp"
 TOGETHER = "scpl,early-exit,bp,bp-wide,bp-cut,gpipe,1f1b,ddp"
+NUM_BATCHES = 8  # of synthetic data
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -42,9 +50,6 @@ def bench(config: BenchConfig) -> dict[str, Any]:
 
     The processes of all methods are started first and stay alive, asleep; one method at a time is
     woken. Nothing is written.
-
-    Args:
-        config: Methods, length, and what is trained.
 
     Returns:
         ``{"results": [one per method], "failures": {method: why}, "synthetic": ...,
@@ -57,11 +62,19 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """
     base = config.train
     methods = method_names(config.methods or (TOGETHER if base.run.processes > 1 else ALONE))
-    _check(config, methods)
+    config.check()
+    base.check(methods)
+    if is_rank():
+        raise InputError(
+            "scpl bench must start its processes itself",
+            "It was started by torchrun",
+            "Use scpl bench --processes N",
+        )
     synthetic = config.synthetic or not is_here(base.data.data, base.data.data_dir)
     device = choose_device(base.run.device)
     if synthetic or base.data.data in (*known(), *TEXT_SETS) or not Path(base.data.data).exists():
-        build_partition(base, synthetic_data(base))  # a fault of the network is told once
+        data = synthetic_data(base)
+        build_partition(base, data.inputs, data.num_classes)  # its faults are told once
 
     def say(line: str) -> None:
         if not base.run.quiet:
@@ -95,17 +108,6 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "synthetic": synthetic,
         "environment": describe_environment(device, _threads(base)),
     }
-
-
-def _check(config: BenchConfig, methods: list[str]) -> None:
-    config.check()
-    config.train.check(methods)
-    if is_rank():
-        raise InputError(
-            "scpl bench must start its processes itself",
-            "It was started by torchrun",
-            "Use scpl bench --processes N",
-        )
 
 
 def _introduce(config: BenchConfig, methods: list[str], *, synthetic: bool) -> str:
@@ -154,11 +156,29 @@ def _result(
 
 
 def _reasons(failures: dict[str, str]) -> str:
-    """Say each reason once: what ails the data fails every method."""
-    different = dict.fromkeys(failures.values())
-    if len(different) == 1:
-        return next(iter(different))
+    """Say a reason once if all have the same: what ails the data fails every method."""
+    if len(different := set(failures.values())) == 1:
+        return different.pop()
     return "; ".join(f"{method}: {reason}" for method, reason in failures.items())
+
+
+def config_for(base: TrainConfig, method: str) -> TrainConfig:
+    """Give one method of a comparison its share of what all have in common.
+
+    Methods that spread over several processes are compared with end-to-end training in one
+    process: with the threads of one of theirs (``bp``), and with as many as all of theirs
+    together (``bp-wide``, on a CPU the honest rival).
+    """
+    own = replace(base, method=base.method.for_method(method))
+    layout, processes = METHODS[method].layout, base.run.processes
+    if layout == "stages" or processes == 1:
+        return own
+    if layout == "replicas":
+        return own.changed(spread=())  # every process has all stages
+    threads = _threads(base)
+    if METHODS[method] is WideBackpropagation:
+        threads *= processes
+    return own.changed(processes=1, spread=(), threads=threads)
 
 
 def serve(connection: Connection, plan: BenchConfig) -> None:
@@ -166,15 +186,11 @@ def serve(connection: Connection, plan: BenchConfig) -> None:
     config = plan.train
     mesh = Mesh.from_env()
     set_threads(config.run.threads, mesh.num_ranks)
-    ranks = connect(
-        choose_device(config.run.device),
-        stages_per_rank=config.run.spread or None,
-        depth=config.run.depth,
-        timeout=config.run.timeout,
-    )
+    ranks = connect_ranks(config)
     with sending_failures(connection, ranks):
         data, batches = _data(config, ranks, synthetic=plan.synthetic)
-        parts, method = build_partition(config, data), build_method(config.method, config.rows)
+        parts = build_partition(config, data.inputs, data.num_classes)
+        method = build_method(config.method, config.rows)
         total_steps = config.optimizer.epochs * data.steps
         pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
         connection.send(pipeline.parts.cuts)
@@ -204,10 +220,57 @@ def _data(
     return DataSummary.from_json(ranks.fetch("data")), batches
 
 
-def _endless(loader: Loader, full: int) -> Iterator[Batch]:
+def _endless(loader: EpochLoader, full: int) -> Iterator[Batch]:
     """All full mini-batches, epoch after epoch, prepared as in training; ``full`` is their rows."""
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         for inputs, target in loader:
             if len(target) == full:
                 yield inputs, target
+
+
+def synthetic_data(config: TrainConfig) -> DataSummary:
+    """Describe a known data set without reading it.
+
+    Raises:
+        InputError: for one whose shape is not known.
+    """
+    if config.data.data in TEXT_SETS:
+        config.check_samples("texts")
+        texts = TEXT_SETS[config.data.data]
+        own, classes = config.data, texts.classes
+        columns, label = own.text or texts.text[:1], own.label or "label"
+        sizes = network_sizes(config)
+        inputs: Inputs = TextInputs(own.vocab_size, own.max_tokens, columns, label, "", sizes)
+    else:
+        config.check_samples("images")
+        classes, inputs = _images(config)
+    samples = NUM_BATCHES * config.data.batch_size
+    return DataSummary(config.data.data, classes, inputs, samples, 0, 0, steps=NUM_BATCHES)
+
+
+def synthetic_batches(config: TrainConfig, data: DataSummary) -> list[tuple[Tensor, Tensor]]:
+    """Draw inputs ``[N * views, ...]`` with classes ``[N * views]``."""
+    generator = torch.Generator().manual_seed(derive_seed(config.run.seed, "synthetic"))
+    batches = []
+    for _ in range(NUM_BATCHES):
+        inputs = data.inputs.draw(config.rows, generator)
+        target = torch.randint(data.num_classes, (config.data.batch_size,), generator=generator)
+        batches.append((inputs, target.repeat(config.data.views)))
+    return batches
+
+
+def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
+    if config.data.data == EMBEDDED:
+        digits = load(EMBEDDED)
+        num_classes, channels, size = len(digits.classes), digits.channels, digits.image_size
+    elif config.data.data in IMAGE_SETS:
+        images = IMAGE_SETS[config.data.data]
+        num_classes, channels = images.num_classes, images.channels
+        size = images.image_size or images.published_size
+    else:
+        advice = "A folder of images works too, or a table of texts, without --synthetic"
+        raise unknown_name("--data", config.data.data, (*known(), *TEXT_SETS), advice)
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    inputs = ImageInputs(channels, side_of(size, config), mean, std, config.network.width)
+    return tuple(map(str, range(num_classes))), inputs

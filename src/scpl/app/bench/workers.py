@@ -73,13 +73,7 @@ class Workers:
     """
 
     def __init__(
-        self,
-        name: str,
-        serve: Serve,
-        plan: object,
-        *,
-        processes: int = 1,
-        threads: int = 1,
+        self, name: str, serve: Serve, plan: object, *, processes: int = 1, threads: int = 1
     ) -> None:
         self.name = name
         self.cuts: tuple[str, ...] = ()
@@ -118,12 +112,7 @@ class Workers:
         self.cuts = self._receive()[-1]
 
     def train(self) -> list[Timing]:
-        """Have a block trained; return what it took on every rank.
-
-        Raises:
-            CannotRun: if one of them says that it cannot.
-            LinkError: if one of them was killed.
-        """
+        """Have a block trained; return what it took on every rank. It raises as `start` does."""
         self.wake()
         return self._receive()
 

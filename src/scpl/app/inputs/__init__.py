@@ -12,7 +12,8 @@ from torch import Tensor
 
 from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs import images, texts
-from scpl.app.inputs.base import Loader, Loaders
+from scpl.app.inputs.base import Loaders
+from scpl.data.loader import EpochLoader
 from scpl.data.text import is_text
 from scpl.runs import RunFolder
 
@@ -36,7 +37,7 @@ class Modality(Protocol):
         trained: TrainConfig,
         folder: RunFolder,
         description: Mapping[str, Any],
-    ) -> Loader:
+    ) -> EpochLoader:
         """Load what a trained network is to be tested on."""
 
     def pending(

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from scpl import models
+from scpl.data.loader import EpochLoader
 
-__all__ = ["DataSummary", "ImageInputs", "Inputs", "Loader", "Loaders", "TextInputs", "inputs_of"]
-
-
-class Loader(Protocol):
-    """Mini-batches of one split, in an order that depends on seed and epoch alone."""
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-
-    @property
-    def num_samples(self) -> int:
-        """Inputs per epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the iterators made from now on."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over ``(inputs, target)``."""
-
-    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate, beginning with batch number ``start``."""
+__all__ = ["DataSummary", "ImageInputs", "Inputs", "Loaders", "TextInputs", "inputs_of"]
 
 
 @dataclass(frozen=True)
@@ -53,40 +34,12 @@ class Loaders:
     name: str
     classes: tuple[str, ...]
     inputs: Inputs
-    train: Loader
-    valid: Loader | None
-    test: Loader
+    train: EpochLoader
+    valid: EpochLoader | None
+    test: EpochLoader
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     initial: Callable[[], dict[str, Any]] = dict
-
-
-class Inputs(Protocol):
-    """What goes into a network."""
-
-    @property
-    def modality(self) -> str:
-        """What one input is, in the singular: image, text."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Files of the run folder that a prediction needs, beside network and weights."""
-
-    def build(self, model: str, num_classes: int, **initial: Any) -> nn.Sequential:
-        """Build a network that takes such inputs.
-
-        Raises:
-            InputError: for an unknown network, or one that takes others.
-        """
-
-    def example(self) -> Tensor:
-        """Return two inputs of the right shape and type."""
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` random inputs of the largest size there is."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return JSON values, for `inputs_of`."""
 
 
 @dataclass(frozen=True)
@@ -195,24 +148,22 @@ class TextInputs:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TextInputs:
         """Rebuild from `describe`."""
-        return cls(
-            values["vocab_size"],
-            values["max_tokens"],
-            tuple(values["text_columns"]),
-            values["label_column"],
-            values["fingerprint"],
-            dict(values["sizes"]),
-        )
+        own = {each.name: values[each.name] for each in fields(cls)}
+        return cls(**{**own, "text_columns": tuple(values["text_columns"])})
+
+
+Inputs: TypeAlias = ImageInputs | TextInputs
+"""What goes into a network; ``files`` of the run folder are what a prediction needs besides."""
 
 
 def inputs_of(description: Mapping[str, Any]) -> Inputs:
-    """Rebuild from `Inputs.describe`, which names no kind for images.
+    """Rebuild what goes into a network from its description, which names no kind for images.
 
     Raises:
         KeyError, TypeError, ValueError: if the description is damaged.
     """
-    found = TextInputs if description.get("kind") == "text" else ImageInputs
-    return found.of(description)
+    text = description.get("kind") == "text"
+    return TextInputs.of(description) if text else ImageInputs.of(description)
 
 
 @dataclass(frozen=True)
@@ -274,12 +225,3 @@ class DataSummary:
     def noun(self) -> str:
         """What the samples are, in the plural."""
         return f"{self.inputs.modality}s"
-
-    def describe_model(self, model: str) -> dict[str, Any]:
-        """What is needed to use a trained network without its data set."""
-        return {
-            "model": model,
-            "num_classes": self.num_classes,
-            **self.inputs.describe(),
-            "classes": list(self.classes),
-        }

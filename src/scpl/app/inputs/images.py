@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import ImageInputs, Loader, Loaders
+from scpl.app.inputs.base import ImageInputs, Loaders
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = ["COLUMNS", "SAMPLES", "check_fit", "loaders", "pending", "side_of", "test_loader"]
+__all__ = ["COLUMNS", "SAMPLES", "loaders", "pending", "side_of", "test_loader"]
 
 SAMPLES: Samples = "images"
 COLUMNS: tuple[str, ...] = ("path",)
@@ -80,32 +80,17 @@ def side_of(published: int, config: TrainConfig) -> int:
     return published if config.network.model == "mlp" else max(published, _LEAST_SIDE)
 
 
-def check_fit(source: data.ImageData, *, channels: int, image_size: int, name: str) -> None:
-    """Check that a trained network can take the images of a data set.
-
-    Raises:
-        DataError: naming both shapes.
-    """
-    if (source.channels, source.image_size) != (channels, image_size):
-        raise DataError(
-            f"{name} takes images of {channels} x {image_size} x {image_size}",
-            f"Got {source.channels} x {source.image_size} x {source.image_size}",
-            f"Pass --image-size {image_size}, or another data set",
-        )
-
-
 def test_loader(
     config: EvalConfig, trained: TrainConfig, folder: RunFolder, description: Mapping[str, Any]
-) -> Loader:
+) -> data.Loader:
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
     source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
     model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
-    try:
-        check_fit(source, channels=inputs.channels, image_size=inputs.image_size, name=model)
-    except DataError as error:  # its advice is for commands that choose an image size
-        raise DataError(error.rule, error.got, advice) from None
+    takes, got = (f"{x.channels} x {x.image_size} x {x.image_size}" for x in (inputs, source))
+    if takes != got:
+        raise DataError(f"{model} takes images of {takes}", f"Got {got}", advice)
     if source.num_classes != description["num_classes"]:
         raise DataError(
             f"{model} tells {description['num_classes']} classes apart",

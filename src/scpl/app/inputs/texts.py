@@ -12,21 +12,13 @@ from torch import Tensor
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import Loader, Loaders, TextInputs
+from scpl.app.inputs.base import Loaders, TextInputs
 from scpl.data import text
 from scpl.errors import DataError, InputError
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = [
-    "COLUMNS",
-    "SAMPLES",
-    "loaders",
-    "network_sizes",
-    "pending",
-    "settings_of",
-    "test_loader",
-]
+__all__ = ["COLUMNS", "SAMPLES", "loaders", "network_sizes", "pending", "test_loader"]
 
 SAMPLES: Samples = "texts"
 COLUMNS: tuple[str, ...] = ("source", "row")
@@ -48,20 +40,16 @@ def loaders(config: TrainConfig) -> Loaders:
     chosen, seed = config.data, config.run.seed
     sizes = network_sizes(config)  # before any reading
     source = text.load_text(
-        chosen.data, settings_of(config), data_dir=chosen.data_dir, test_data=chosen.test_data
+        chosen.data, _settings_of(config), data_dir=chosen.data_dir, test_data=chosen.test_data
     )
     notes, vectors = list(source.notes), None
     if chosen.vectors is not None and config.run.resume is None:
         words = source.tokenizer.words
         vectors = text.read_vectors(chosen.vectors, words)
         notes.append(f"{chosen.vectors}: {vectors.coverage(words, source.train.tokens)}")
+    size, columns = source.tokenizer.vocab_size, source.columns
     inputs = TextInputs(
-        source.tokenizer.vocab_size,
-        chosen.max_tokens,
-        source.columns.text,
-        source.columns.label,
-        source.fingerprint,
-        sizes,
+        size, chosen.max_tokens, columns.text, columns.label, source.fingerprint, sizes
     )
 
     def initial() -> dict[str, Any]:
@@ -83,7 +71,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )
 
 
-def settings_of(config: TrainConfig) -> text.TextSettings:
+def _settings_of(config: TrainConfig) -> text.TextSettings:
     """What of a configuration says how a data set is read."""
     chosen = config.data
     splits = text.SplitSettings(
@@ -132,7 +120,7 @@ def network_sizes(config: TrainConfig) -> dict[str, Any]:
 
 def test_loader(
     config: EvalConfig, trained: TrainConfig, folder: RunFolder, description: Mapping[str, Any]
-) -> Loader:
+) -> text.TextLoader:
     """The test texts, in the numbers of the run's own tokenizer."""
     inputs, classes = TextInputs.of(description), tuple(description["classes"])
     batch_size = config.batch_size or trained.data.batch_size
@@ -147,7 +135,7 @@ def test_loader(
         return text.TextLoader(found, batch_size=batch_size)
     source = text.load_text(
         trained.data.data,
-        settings_of(trained),
+        _settings_of(trained),
         data_dir=config.data_dir or trained.data.data_dir,
         test_data=trained.data.test_data,
         tokenizer=tokenizer,

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
@@ -17,6 +17,7 @@ from scpl.runs.columns import stage_accuracies
 
 __all__ = ["Clock", "Meter", "Progress", "Usage", "format_losses", "format_usage"]
 
+Log: TypeAlias = Callable[[str], None]
 SECONDS_BETWEEN_LINES = 30.0
 LIVE = "{bar:10} {desc}"  # what does not fit the terminal is cut off at the end
 
@@ -39,26 +40,19 @@ NOTHING = Usage()
 
 
 class Progress:
-    """Prints to stderr, and hands every full line to `log` as well.
+    """Prints to stderr unless ``quiet``, and hands every full line to ``log`` in any case.
 
     Args:
         epochs: Epochs of the whole run.
         steps: Steps per epoch.
         samples: Samples per epoch.
         log: Takes every line.
-        quiet: Print nothing (lines still go to `log`).
+        quiet: Print nothing.
         noun: What is learnt from, in the plural.
     """
 
     def __init__(
-        self,
-        epochs: int,
-        steps: int,
-        samples: int,
-        log: Callable[[str], None],
-        *,
-        quiet: bool,
-        noun: str = "images",
+        self, epochs: int, steps: int, samples: int, log: Log, *, quiet: bool, noun: str = "images"
     ) -> None:
         self._epochs, self._steps, self._samples = epochs, steps, samples
         self._log, self._quiet, self._noun = log, quiet, noun
@@ -71,11 +65,9 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line above whatever is live."""
         self._log(line)
-        if self._quiet:
-            return
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif not self._quiet:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
@@ -117,13 +109,10 @@ class Progress:
             self._printed = now
 
     def end_epoch(
-        self,
-        row: Mapping[str, Any],
-        losses: Sequence[Mapping[str, float]],
-        usage: Usage = NOTHING,
+        self, row: Mapping[str, Any], losses: Sequence[Mapping[str, float]], usage: Usage = NOTHING
     ) -> None:
         """Print the line of a finished epoch."""
-        self._close_bar()
+        self.close()
         now = self._printed = time.perf_counter()
         accuracy = row.get("valid_accuracy")
         valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
@@ -149,9 +138,6 @@ class Progress:
 
     def close(self) -> None:
         """Leave the terminal clean."""
-        self._close_bar()
-
-    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -164,12 +150,9 @@ def format_losses(losses: Sequence[Mapping[str, float]]) -> str:
 
 def format_usage(usage: Usage) -> str:
     """Write the memory of the largest process, and for each stage how much it waited."""
-    parts = []
-    if usage.memory:
-        parts.append(f"  {memory(max(usage.memory))}")
-    if usage.waits:
-        parts.append(f"  waits {' | '.join(f'{100 * share:.0f}' for share in usage.waits)} %")
-    return "".join(parts)
+    used = f"  {memory(max(usage.memory))}" if usage.memory else ""
+    waits = " | ".join(f"{100 * share:.0f}" for share in usage.waits)
+    return f"{used}  waits {waits} %" if waits else used
 
 
 def format_exits(row: Mapping[str, Any], num_stages: int) -> str:
@@ -191,11 +174,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Meter:
-    """Measures this rank, and on the last rank knows all.
-
-    Args:
-        pipeline: The pipeline of this rank.
-    """
+    """Measures the pipeline of this rank, and on the last rank knows all."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -237,10 +216,9 @@ class Meter:
 
     def _together(self, own: dict[str, float]) -> Usage:
         every = [*self._others, own]
+        waits = [one["wait"] for one in every for _ in range(int(one["stages"]))]
         memory = tuple(int(one["memory"]) for one in every)
-        if len(every) == 1:
-            return Usage(memory)
-        return Usage(memory, tuple(one["wait"] for one in every for _ in range(int(one["stages"]))))
+        return Usage(memory, tuple(waits) if self._others else ())
 
 
 class Clock:
@@ -250,28 +228,24 @@ class Clock:
         note: What an interrupted run had counted.
     """
 
-    def __init__(self, note: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, note: Mapping[str, float] | None = None) -> None:
         before = note or {}
-        self._offset = float(before.get("seconds", 0.0))
-        self._train = float(before.get("train_seconds", 0.0))
-        self._epoch = float(before.get("epoch_seconds", 0.0))
-        self._started = self._epoch_started = time.perf_counter()
+        self._train = before.get("train_seconds", 0.0)
+        self._epoch = before.get("epoch_seconds", 0.0)
+        self._epoch_started = time.perf_counter()
+        self._started = self._epoch_started - before.get("seconds", 0.0)
 
     def now(self) -> float:
         """Seconds since training began, validation included."""
-        return self._offset + time.perf_counter() - self._started
+        return time.perf_counter() - self._started
 
     def begin_epoch(self) -> None:
         """An epoch begins or goes on."""
         self._epoch_started = time.perf_counter()
 
-    def epoch_seconds(self) -> float:
-        """Seconds of this epoch's training so far."""
-        return self._epoch + time.perf_counter() - self._epoch_started
-
     def end_epoch(self) -> float:
         """Close the epoch; returns its seconds."""
-        seconds = self.epoch_seconds()
+        seconds = self._epoch_seconds()
         self._train += seconds
         self._epoch = 0.0
         return seconds
@@ -282,8 +256,8 @@ class Clock:
 
     def note(self, *, in_epoch: bool) -> dict[str, float]:
         """What to remember in a checkpoint."""
-        return {
-            "seconds": self.now(),
-            "train_seconds": self._train,
-            "epoch_seconds": self.epoch_seconds() if in_epoch else 0.0,
-        }
+        epoch = self._epoch_seconds() if in_epoch else 0.0
+        return {"seconds": self.now(), "train_seconds": self._train, "epoch_seconds": epoch}
+
+    def _epoch_seconds(self) -> float:
+        return self._epoch + time.perf_counter() - self._epoch_started

@@ -9,29 +9,18 @@ from scpl.app.config import TrainConfig, in_flags
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import DataSummary
 from scpl.app.train.progress import NOTHING, Clock, Progress, Usage
+from scpl.data.extras import import_extra
 from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
 from scpl.methods import METHODS
 from scpl.runs import RunFolder
 from scpl.runs.columns import epoch_row, mean_values
 
-__all__ = [
-    "Recorder",
-    "advise",
-    "is_flat",
-    "number",
-]
+__all__ = ["Recorder", "advise", "is_flat"]
 
 
 class Recorder:
-    """Logs steps and epochs, and shows progress.
-
-    Args:
-        config: The run's configuration.
-        data: Its data in numbers.
-        folder: Where to write.
-        quiet: Show nothing.
-    """
+    """Logs steps and epochs of a run in its folder, and shows progress unless ``quiet``."""
 
     def __init__(
         self, config: TrainConfig, data: DataSummary, folder: RunFolder, *, quiet: bool
@@ -42,29 +31,22 @@ class Recorder:
         self._table: list[dict[str, Any]] = []  # finished epochs
         self._board: Any = None
         self._warned = set[int]()
-        self.progress = Progress(
-            config.optimizer.epochs,
-            data.steps,
-            data.train_samples,
-            folder.append_log,
-            quiet=quiet,
-            noun=data.noun,
-        )
+        epochs, samples, log = config.optimizer.epochs, data.train_samples, folder.append_log
+        self.progress = Progress(epochs, data.steps, samples, log, quiet=quiet, noun=data.noun)
         if config.run.tensorboard:
-            self._board = _open_board(folder)
+            import_extra("tensorboard", "tensorboard", "--tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder.path / "tensorboard"))
 
     @property
     def valid_accuracy(self) -> float | None:
         """Validation accuracy of the last epoch."""
-        return number(self._table[-1].get("valid_accuracy")) if self._table else None
+        value = self._table[-1].get("valid_accuracy") if self._table else None
+        return None if value in (None, "") else float(value)  # after a resume it is text
 
     def restore(self, step: int, epochs: int) -> None:
-        """Forget what was logged after a checkpoint.
-
-        Args:
-            step: Steps done at the checkpoint.
-            epochs: Epochs finished by then.
-        """
+        """Forget what was logged after a checkpoint, by when so many steps and epochs were done."""
         rows = self._folder.read_steps(step)
         self._folder.write_steps(rows)
         self._rows = [row for row in rows if row["epoch"] == epochs + 1]
@@ -76,11 +58,7 @@ class Recorder:
         self._waiting.append((seconds, report))
 
     def flush(self, usage: Usage = NOTHING) -> None:
-        """Read the losses that are waiting (one device sync) and log them.
-
-        Args:
-            usage: What to show of memory and waiting.
-        """
+        """Read the losses that are waiting (one device sync) and log them."""
         steps = self._data.steps
         rows: list[dict[str, Any]] = [
             {
@@ -109,16 +87,7 @@ class Recorder:
         scores: Scores | None,
         usage: Usage = NOTHING,
     ) -> None:
-        """Write the row of an epoch.
-
-        Args:
-            epoch: From 1.
-            clock: The run's time.
-            seconds: What the epoch's training took.
-            lr: The learning rate at its end.
-            scores: Its validation.
-            usage: What to show of memory and waiting.
-        """
+        """Write the row of an epoch, counted from 1, whose training took so many seconds."""
         self.flush()
         losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
         samples = sum(row["samples"] for row in self._rows)
@@ -157,20 +126,6 @@ class Recorder:
             self._board.close()
 
 
-def _open_board(folder: RunFolder) -> Any:
-    from scpl.data.extras import import_extra
-
-    import_extra("tensorboard", "tensorboard", "--tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder.path / "tensorboard"))
-
-
-def number(value: Any) -> float | None:
-    """Read a cell of the table, which is text after a resume."""
-    return None if value in (None, "") else float(value)
-
-
 _FLAT = -0.02
 """A contrastive loss that has not fallen this far below its chance level has taught nothing."""
 _BARELY = 1.1
@@ -182,9 +137,7 @@ _LONELY = 0.5
 def is_flat(observed: Mapping[str, float], num_classes: int) -> bool:
     """Whether a stage has learned nothing in an epoch, as far as is known.
 
-    Args:
-        observed: Means over the epoch, by name; see `Objective.observed`.
-        num_classes: Number of classes.
+    ``observed`` has means over the epoch, by name; see `Objective.observed`.
     """
     above, accuracy = observed.get("above_chance"), observed.get("accuracy")
     learns = (above is not None and above < _FLAT) or (
@@ -194,16 +147,7 @@ def is_flat(observed: Mapping[str, float], num_classes: int) -> bool:
 
 
 def advise(stage: int, observed: Mapping[str, float], config: TrainConfig) -> str:
-    """Say why a stage has learned nothing in an epoch, and what to do.
-
-    Args:
-        stage: Its index.
-        observed: Means over the epoch, by name; see `Objective.observed`.
-        config: What is trained.
-
-    Returns:
-        One sentence for the log.
-    """
+    """Say why a stage has learned nothing in an epoch, and what to do; ``observed`` as above."""
     above, accuracy = observed.get("above_chance"), observed.get("accuracy")
     found = [f"contrast {above:+.3f} from chance level"] if above is not None else []
     found += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,14 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from scpl.app.build import build_loaders, build_method, build_partition, build_pipeline
-from scpl.app.config import TrainConfig, write_toml
+from scpl.app.build import (
+    build_loaders,
+    build_method,
+    build_partition,
+    build_pipeline,
+    connect_ranks,
+)
+from scpl.app.config import TrainConfig, changed_settings, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import after_restart, launcher
@@ -20,27 +27,39 @@ from scpl.app.network import describe_network, save_exits, save_network
 from scpl.app.signals import GracefulStop
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
-from scpl.app.train.resume import check_same_data, restore
-from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.checkpoint import Checkpoints, intact_steps
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Ranks, connect
-from scpl.engine.scores import Evaluation
+from scpl.engine.ranks import Ranks
 from scpl.engine.worker import Report
-from scpl.errors import Interrupted, RemoteError
+from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
 from scpl.methods import CutBackpropagation
 from scpl.pipeline import Pipeline
 from scpl.runs import RunFolder
 
-__all__ = ["chrome_trace", "dry_run", "train"]
+__all__ = ["chrome_trace", "dry_run", "resumed_config", "train"]
 
 SECONDS_BETWEEN_FLUSHES = 0.5
 
 
-def train(config: TrainConfig) -> dict[str, Any] | None:
-    """Train a network as configured; every rank of a run calls it.
+def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
+    """Check that the flags given now, over the run's own configuration, fit the run.
 
-    Args:
-        config: What to train; with `resume` the configuration of that run.
+    Raises:
+        InputError: if a flag would change the numbers of the run.
+    """
+    folder = RunFolder.open(run)
+    changed = changed_settings(TrainConfig.read(folder.config), config)
+    if changed:
+        raise InputError(
+            "A resumed run must keep the settings that decide its numbers",
+            f"Changed: {', '.join(changed)}",
+            "Drop these flags, or start a new run",
+        )
+    return config.changed(resume=run)
+
+
+def train(config: TrainConfig) -> dict[str, Any] | None:
+    """Train a network as configured, with `resume` as that run was; every rank of a run calls it.
 
     Returns:
         On the last rank (or the only one) the summary, as in ``summary.json``; None elsewhere.
@@ -53,13 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     mesh = Mesh.from_env()
     config = config.changed(processes=mesh.num_ranks)
     threads = set_threads(config.run.threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    device = choose_device(config.run.device)
-    ranks = connect(
-        device,
-        stages_per_rank=config.run.spread or None,
-        depth=config.run.depth,
-        timeout=config.run.timeout,
-    )
+    ranks = connect_ranks(config)
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
     stop = GracefulStop(ranks.hurry)
@@ -82,7 +95,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
 def _train(
     config: TrainConfig, ranks: Ranks, threads: int, stop: GracefulStop
 ) -> dict[str, Any] | None:
-    mesh, device = ranks.mesh, choose_device(config.run.device)
+    mesh = ranks.mesh
     if mesh.is_first:
         ranks.share("finished", _finished(config))
     if (summary := ranks.fetch("finished")) is not None:
@@ -93,10 +106,10 @@ def _train(
         ranks.share("data", DataSummary.of(loaders).to_json())
     data = DataSummary.from_json(ranks.fetch("data"))
     initial = loaders.initial() if loaders is not None else None
-    parts = build_partition(config, data, initial)
+    parts = build_partition(config, data.inputs, data.num_classes, initial)
     if loaders is not None:
         description = describe_network(config, data, parts)
-        made = _prepare_folder(config, description, loaders.files, device, threads)
+        made = _prepare_folder(config, description, loaders.files, threads)
         ranks.share("folder", {"path": str(made.path), "files": made.read_about()})
     shared = ranks.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
@@ -114,23 +127,17 @@ def _train(
 
 
 def _finished(config: TrainConfig) -> dict[str, Any] | None:
-    if config.run.resume is None:
-        return None
-    folder = RunFolder.open(config.run.resume)
-    return folder.read_json(folder.summary) if folder.summary.exists() else None
+    folder = None if config.run.resume is None else RunFolder.open(config.run.resume)
+    return folder.read_json(folder.summary) if folder and folder.summary.exists() else None
 
 
 def _prepare_folder(
-    config: TrainConfig,
-    description: dict[str, Any],
-    files: Mapping[str, str],
-    device: Any,
-    threads: int,
+    config: TrainConfig, description: dict[str, Any], files: Mapping[str, str], threads: int
 ) -> RunFolder:
     """Make or open the run folder; a resumed one keeps what it says of the run."""
     if config.run.resume is not None:
         folder = RunFolder.open(config.run.resume)
-        check_same_data(folder, description, files)
+        _check_same_data(folder, description, files)
         return folder
     folder = RunFolder.create(config.run.out, config.run_name, force=config.run.force)
     # Where this run lies and what it shows is not for those that continue or repeat it.
@@ -138,12 +145,56 @@ def _prepare_folder(
     shown = {"out": None, "force": False, "json": False, "quiet": False}
     kept = config.resolved().changed(**shown, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
-    about = {**describe_environment(device, threads), "launcher": launcher()}
-    folder.write_json(folder.environment, about)
+    environment = describe_environment(choose_device(config.run.device), threads)
+    folder.write_json(folder.environment, {**environment, "launcher": launcher()})
     for file, content in files.items():
         folder.write_text(folder.path / file, content)
     folder.write_json(folder.description, description)
     return folder
+
+
+def _check_same_data(
+    folder: RunFolder, description: Mapping[str, Any], files: Mapping[str, str]
+) -> None:
+    """Check that a resumed run finds the data that it began with; `files` by name as made now."""
+    if not folder.description.is_file():
+        return
+    now, before = json.loads(json.dumps(description)), folder.read_json(folder.description)
+    # What only one version of scpl writes down says nothing of the data.
+    changed = [key for key in sorted(now.keys() & before.keys()) if now[key] != before[key]]
+    changed += [name for name, text in files.items() if text.encode() != folder.read_bytes(name)]
+    if changed:
+        raise CheckpointError(
+            "A resumed run must find the data as it was when it began",
+            f"Changed: {', '.join(changed)}",
+            "Put the old data back, or start a new run",
+        )
+
+
+def _restore(pipeline: Pipeline, folder: RunFolder) -> dict[str, Any] | None:
+    """Load the newest intact checkpoint, and return its note; all ranks call it.
+
+    There is none if the run was interrupted before its first one. If there are some, but none is
+    intact, that is an error: to begin anew is not what ``--resume`` asks for.
+    """
+    note = pipeline.restore()
+    if note is not None:
+        return note
+    stages = [stage.index for stage in pipeline.stages]
+    intact = set(intact_steps(folder.checkpoints, stages, pipeline.parts.num_stages))
+    complete = {
+        path
+        for path in folder.checkpoints.glob("step-*")
+        if all((path / f"stage-{stage}.json").exists() for stage in stages)
+    }
+    damaged = sorted(path for path in complete if int(path.name[len("step-") :]) not in intact)
+    if damaged:
+        raise CheckpointError(
+            "A run must have an intact checkpoint to go on from",
+            f"Damaged: {', '.join(map(str, damaged))}",
+            "Put the files back, or start a new run",
+        )
+    return None
 
 
 class _Run:
@@ -173,7 +224,7 @@ class _Run:
             quiet = self.config.run.quiet
             self.recorder = Recorder(self.config, self.data, self.folder, quiet=quiet)
             self.stop.on_signal(self._notify)
-        note = restore(pipeline, self.folder) if self.config.run.resume is not None else None
+        note = _restore(pipeline, self.folder) if self.config.run.resume is not None else None
         lines = pipeline.ranks.exchange("stages", describe_stages(pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
@@ -290,6 +341,7 @@ class _Run:
         folder.write_json(folder.timeline, events)
         if config.run.trace:
             folder.write_json(folder.trace, chrome_trace(events))
+        speed = self.data.train_samples * config.optimizer.epochs / clock.train_seconds()
         summary = {
             "method": config.method.method,
             "data": config.data.data,
@@ -301,9 +353,7 @@ class _Run:
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
             "valid_accuracy": self.recorder.valid_accuracy,
-            "samples_per_second": self.data.train_samples
-            * config.optimizer.epochs
-            / clock.train_seconds(),
+            "samples_per_second": speed,
             "train_seconds": clock.train_seconds(),
             "wall_seconds": wall,
             "peak_memory_bytes": [rank["memory"] for rank in ranks],
@@ -313,7 +363,11 @@ class _Run:
             "run": str(folder.path),
         }
         folder.write_json(folder.summary, summary)
-        self.recorder.progress.say(_verdict(test, summary, self.data.noun))
+        noun = self.data.noun
+        self.recorder.progress.say(
+            f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} {noun}; "
+            f"{speed:,.0f} {noun}/s"
+        )
         return summary
 
 
@@ -324,12 +378,7 @@ def _learning_rate(pipeline: Pipeline) -> float:
 
 
 def _notes(pipeline: Pipeline, rows: int) -> list[str]:
-    """What a reader must know to compare this run with those of other methods.
-
-    Args:
-        pipeline: The pipeline that trained.
-        rows: Rows of a mini-batch.
-    """
+    """What a reader must know to compare this run, of mini-batches of so many rows, with others."""
     method, found = pipeline.method, []
     seen = rows
     if isinstance(method, CutBackpropagation):
@@ -345,22 +394,11 @@ def _notes(pipeline: Pipeline, rows: int) -> list[str]:
     return found
 
 
-def _verdict(test: Evaluation, summary: dict[str, Any], noun: str) -> str:
-    return (
-        f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} {noun}; "
-        f"{summary['samples_per_second']:,.0f} {noun}/s"
-    )
-
-
 MICROSECONDS = 1e6
 
 
 def chrome_trace(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Turn events into a trace: a process per rank, a track per stage.
-
-    Args:
-        events: As `scpl.engine.timeline.Timeline.events` gives them.
-    """
+    """Turn events of `scpl.engine.timeline` into a trace: a process per rank, a track per stage."""
     listed = list(events)
     origin = min((event["begin"] for event in listed), default=0.0)
     names = [
@@ -396,7 +434,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     method = build_method(config.method, config.rows)
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
-    parts = build_partition(config, data, loaders.initial())
+    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial())
     total_steps = config.optimizer.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps)
     report = next(pipeline.steps(loaders.train))

@@ -1,11 +1,10 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
-from scpl.data.images.augment import AUGMENTATIONS, Augmentation, normalise
 from scpl.data.images.dataset import ImageData, Split, carve_validation, limit
 from scpl.data.images.decode import decode_images
 from scpl.data.images.encoded import EXTENSIONS
 from scpl.data.images.load import known, load
-from scpl.data.images.loader import Loader
+from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [

@@ -89,13 +89,10 @@ class Splits(NamedTuple):
 class Format(NamedTuple):
     """A format in which data sets of images are kept.
 
-    Args:
-        files: Which files these are, for messages.
-        complete: Whether a folder holds all of them.
-        read: Reads such a folder. Encoded images are resized so that the shorter side has as many
-            pixels as the second argument says, and the centre is cut out. Raises DataError if a
-            file is missing, damaged or not what its name says, and InputError if an optional
-            package is.
+    ``files`` says which files these are, for messages, and ``complete`` whether a folder holds all
+    of them. ``read`` reads such a folder; encoded images are resized so that the shorter side has
+    as many pixels as its second argument says, and the centre is cut out. It raises DataError if a
+    file is missing or damaged, and InputError if an optional package is missing.
     """
 
     files: str

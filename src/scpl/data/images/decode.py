@@ -76,7 +76,8 @@ def decode_images(
             colour[index] = pixels.shape[2] == 3
 
     starts = range(0, len(sources), _CHUNK)
-    if _encoded_size(sources[0]) < _SMALL_BYTES:
+    first = sources[0]
+    if (len(first) if isinstance(first, bytes) else first.stat().st_size) < _SMALL_BYTES:
         for start in starts:
             decode(start)
     else:
@@ -130,7 +131,3 @@ def _fit(image: Image, size: int) -> Image:
     image = image.resize((width, height), Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def _encoded_size(source: bytes | Path) -> int:
-    return len(source) if isinstance(source, bytes) else source.stat().st_size

@@ -59,9 +59,9 @@ def read_folder(folder: Path, image_size: int | None = None) -> Splits:
 
 
 def _decoded(groups: Sequence[Sequence[tuple[Path, int]]], image_size: int | None) -> list[Split]:
-    """Decode groups of (file, label) together; one split for each group that is not empty.
+    """Decode groups of (file, label) together, so that all get the same number of channels.
 
-    So all get the same number of channels.
+    Returns one split for each group that is not empty.
     """
     files = [file for group in groups for file, _ in group]
     images = remember(files, image_size, len(files), lambda: decode_images(files, image_size))
@@ -171,10 +171,9 @@ def _annotated(folder: Path, labels: Mapping[str, int]) -> list[tuple[Path, int]
 
 
 def _first_words(path: Path, wnids: Sequence[str]) -> tuple[str, ...]:
-    known = {}
-    for line in _lines(path) if path.is_file() else []:
-        wnid, _, name = line.partition("\t")
-        known[wnid] = name.partition(",")[0].strip()
+    lines = _lines(path) if path.is_file() else []
+    names = dict(line.partition("\t")[::2] for line in lines)
+    known = {wnid: name.partition(",")[0].strip() for wnid, name in names.items()}
     return tuple(known.get(wnid) or wnid for wnid in wnids)
 
 
@@ -241,31 +240,28 @@ def _locate(folder: Path) -> tuple[list[Path], list[Path]] | None:
 
 def _read_files(files: Sequence[Path]) -> _Rows:
     check_shards(files)
-    tables = [_read_file(file) for file in files]
-    return _Rows(
-        [image for table in tables for image in table.images],
-        torch.cat([table.labels for table in tables]),
-        [origin for table in tables for origin in table.origins],
-        tables[0].classes,
-    )
-
-
-def _read_file(path: Path) -> _Rows:
-    file = open_parquet(path)
-    names = file.schema_arrow.names
-    image, label = _column(names, _IMAGE_COLUMNS, path), _column(names, _LABEL_COLUMNS, path)
-    with reading(path):
-        table = file.read([image, label])
-    labels = table.column(label).to_pylist()
-    images = _image_bytes(table.column(image), path)
-    wrong = [row for row, value in enumerate(labels) if not isinstance(value, int)]
-    if wrong:
-        raise DataError(
-            f"Labels in column {label!r} must be whole numbers",
-            f"Got {labels[wrong[0]]!r} in row {wrong[0]} of {path}",
-        )
-    origins = [(path, row) for row in range(len(images))]
-    return _Rows(images, torch.tensor(labels, dtype=torch.int64), origins, class_names(file, label))
+    images: list[bytes] = []
+    labels: list[int] = []
+    origins: list[tuple[Path, int]] = []
+    classes = None
+    for path in files:
+        file = open_parquet(path)
+        names = file.schema_arrow.names
+        image, label = _column(names, _IMAGE_COLUMNS, path), _column(names, _LABEL_COLUMNS, path)
+        with reading(path):
+            table = file.read([image, label])
+        images += _image_bytes(table.column(image), path)
+        for row, value in enumerate(table.column(label).to_pylist()):
+            if not isinstance(value, int):
+                raise DataError(
+                    f"Labels in column {label!r} must be whole numbers",
+                    f"Got {value!r} in row {row} of {path}",
+                )
+            labels.append(value)
+            origins.append((path, row))
+        if path == files[0]:
+            classes = class_names(file, label)
+    return _Rows(images, torch.tensor(labels, dtype=torch.int64), origins, classes)
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], path: Path) -> str:

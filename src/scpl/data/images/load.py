@@ -8,10 +8,10 @@ from pathlib import Path
 
 from scpl.data.images import encoded, raw
 from scpl.data.images.dataset import Format, ImageData, Splits, channel_stats, resize
-from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find, roots
+from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find
 from scpl.errors import DataError, InputError, unknown_name
 
-__all__ = ["FORMATS", "known", "lies_here", "load", "locate"]
+__all__ = ["FORMATS", "known", "load", "locate"]
 
 
 # In a folder of the user's own they are tried in this order: a known layout before any other folder
@@ -28,15 +28,6 @@ FORMATS: Mapping[str, Format] = {
 def known() -> tuple[str, ...]:
     """Names of the data sets that ``load`` knows."""
     return (EMBEDDED, *IMAGE_SETS)
-
-
-def lies_here(name: str, data_dir: Path | None = None) -> bool:
-    """Whether a data set of ``IMAGE_SETS`` lies on this machine.
-
-    Raises:
-        DataError: ``data_dir`` does not exist.
-    """
-    return any(locate(root, name) for root in roots(data_dir))
 
 
 def load(

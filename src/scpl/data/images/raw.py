@@ -12,7 +12,7 @@ import struct
 import zlib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,43 +75,34 @@ def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
 def parse_idx(data: bytes, name: str) -> npt.NDArray[Any]:
     """Read an idx file held in memory, compressed with gzip or not; ``name`` is for messages."""
     if data[:2] == b"\x1f\x8b":  # idx begins with two zero bytes, so gzip cannot be mistaken
-        data = _unpack(data, name)
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                "A gzip file must be complete and intact",
+                f"Got {len(data)} bytes that do not unpack in {name}: {error}",
+                _AGAIN,
+            ) from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
         raise DataError(
             "An idx file must begin with two zero bytes, a known type and the number of dimensions",
             f"Got bytes {data[:4].hex(' ') or '(none)'} in {name}",
             _AGAIN,
         )
-    start = 4 + 4 * data[3]
-    if len(data) < start:
-        raise _wrong_size(name, start, len(data))
-    shape = struct.unpack(f">{data[3]}I", data[4:start])
+    expected = start = 4 + 4 * data[3]
     dtype = np.dtype(_TYPES[data[2]])
-    expected = start + math.prod(shape) * dtype.itemsize
+    if len(data) >= start:
+        shape = struct.unpack(f">{data[3]}I", data[4:start])
+        expected += math.prod(shape) * dtype.itemsize
     if len(data) != expected:
-        raise _wrong_size(name, expected, len(data))
+        state = "truncated" if len(data) < expected else "too long"
+        raise DataError(
+            f"{name} must hold the {expected} bytes its header announces",
+            f"Got {len(data)} bytes: the file is {state}",
+            _AGAIN,
+        )
     values = np.frombuffer(data, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))  # a copy in native order, which torch can share
-
-
-def _unpack(data: bytes, name: str) -> bytes:
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            "A gzip file must be complete and intact",
-            f"Got {len(data)} bytes that do not unpack in {name}: {error}",
-            _AGAIN,
-        ) from error
-
-
-def _wrong_size(name: str, expected: int, found: int) -> DataError:
-    state = "truncated" if found < expected else "too long"
-    return DataError(
-        f"{name} must hold the {expected} bytes its header announces",
-        f"Got {found} bytes: the file is {state}",
-        _AGAIN,
-    )
 
 
 def _locate(folder: Path) -> list[Path] | None:
@@ -143,58 +134,52 @@ def _split(images_file: Path, labels_file: Path) -> Split:
 # CIFAR-10 and CIFAR-100 in their *binary version*: a row is one or two label bytes, then 3 x 32 x
 # 32 pixels. The Python version is a pickle, which can run code when it is opened; it is not read.
 
-_TRAIN_10 = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _SIDE = 32
 
 
-def has_cifar10(folder: Path) -> bool:
-    """Whether ``folder`` holds ``data_batch_1.bin`` to ``5.bin`` and ``test_batch.bin``."""
-    return all((folder / name).is_file() for name in (*_TRAIN_10, "test_batch.bin"))
+class _Cifar(NamedTuple):
+    """Files and rows of one of the two sets; of several label bytes the last one counts."""
 
+    train: tuple[str, ...]
+    test: str
+    names: str
+    num_classes: int
+    num_labels: int
 
-def has_cifar100(folder: Path) -> bool:
-    """Whether ``folder`` holds ``train.bin`` and ``test.bin``."""
-    return all((folder / name).is_file() for name in ("train.bin", "test.bin"))
+    def complete(self, folder: Path) -> bool:
+        """Whether all files are there but that of the names."""
+        return all((folder / name).is_file() for name in (*self.train, self.test))
 
+    def read(self, folder: Path, image_size: int | None = None) -> Splits:
+        """Read the set."""
+        classes = _cifar_classes(folder / self.names, self.num_classes)
+        train = [self._read_file(folder / name) for name in self.train]
+        images = torch.cat([split.images for split in train])
+        labels = torch.cat([split.labels for split in train])
+        return Splits(Split(images, labels), self._read_file(folder / self.test), classes)
 
-def read_cifar10(folder: Path, image_size: int | None = None) -> Splits:
-    """Read CIFAR-10."""
-    classes = _cifar_classes(folder / "batches.meta.txt", 10)
-    batches = [_read_cifar(folder / name, 1, 10) for name in _TRAIN_10]
-    images = torch.cat([batch.images for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches])
-    return Splits(Split(images, labels), _read_cifar(folder / "test_batch.bin", 1, 10), classes)
-
-
-def read_cifar100(folder: Path, image_size: int | None = None) -> Splits:
-    """Read CIFAR-100 with its 100 fine labels."""
-    classes = _cifar_classes(folder / "fine_label_names.txt", 100)
-    # Each row has two labels: one of 20 coarse classes, then one of 100 fine classes.
-    train, test = (_read_cifar(folder / name, 2, 100) for name in ("train.bin", "test.bin"))
-    return Splits(train, test, classes)
-
-
-def _read_cifar(path: Path, num_labels: int, num_classes: int) -> Split:
-    row = num_labels + 3 * _SIDE * _SIDE
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError("A CIFAR file must be readable", f"Got {path}: {error}") from error
-    if data.size == 0 or data.size % row:
-        raise DataError(
-            f"{path} must hold whole rows of {row} bytes",
-            f"Got {data.size} bytes: {data.size // row} rows and {data.size % row} bytes more",
-            "Download the binary version again",
-        )
-    rows = torch.from_numpy(data.reshape(-1, row))
-    labels = rows[:, num_labels - 1].long()
-    if int(labels.max()) >= num_classes:
-        raise DataError(
-            f"Labels in {path} must be 0..{num_classes - 1}",
-            f"Got {int(labels.max())} in row {int(labels.argmax())}",
-            "Download the binary version again",
-        )
-    return Split(rows[:, num_labels:].reshape(-1, 3, _SIDE, _SIDE), labels)
+    def _read_file(self, path: Path) -> Split:
+        size = self.num_labels + 3 * _SIDE * _SIDE
+        try:
+            data = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise DataError("A CIFAR file must be readable", f"Got {path}: {error}") from error
+        whole, more = divmod(data.size, size)
+        if whole == 0 or more:
+            raise DataError(
+                f"{path} must hold whole rows of {size} bytes",
+                f"Got {data.size} bytes: {whole} rows and {more} bytes more",
+                "Download the binary version again",
+            )
+        rows = torch.from_numpy(data.reshape(-1, size))
+        labels = rows[:, self.num_labels - 1].long()
+        if int(labels.max()) >= self.num_classes:
+            raise DataError(
+                f"Labels in {path} must be 0..{self.num_classes - 1}",
+                f"Got {int(labels.max())} in row {int(labels.argmax())}",
+                "Download the binary version again",
+            )
+        return Split(rows[:, self.num_labels :].reshape(-1, 3, _SIDE, _SIDE), labels)
 
 
 def _cifar_classes(path: Path, num_classes: int) -> tuple[str, ...] | None:
@@ -208,12 +193,18 @@ def _cifar_classes(path: Path, num_classes: int) -> tuple[str, ...] | None:
     return names or None
 
 
+_TRAIN_10 = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_CIFAR10 = _Cifar(_TRAIN_10, "test_batch.bin", "batches.meta.txt", 10, 1)
+_CIFAR100 = _Cifar(("train.bin",), "test.bin", "fine_label_names.txt", 100, 2)  # coarse, fine
+
 FORMATS = {
     "idx": Format(
         "train-images-idx3-ubyte(.gz) and the other three idx files", has_mnist, read_mnist
     ),
-    "cifar10": Format("data_batch_1.bin .. 5.bin and test_batch.bin", has_cifar10, read_cifar10),
-    "cifar100": Format("train.bin and test.bin", has_cifar100, read_cifar100),
+    "cifar10": Format(
+        "data_batch_1.bin .. 5.bin and test_batch.bin", _CIFAR10.complete, _CIFAR10.read
+    ),
+    "cifar100": Format("train.bin and test.bin", _CIFAR100.complete, _CIFAR100.read),
 }
 """Their images are of one size, so the size that is asked for is left to others."""
 

@@ -13,8 +13,7 @@ from scpl.data.text.tables import (
     rows_of,
     text_of,
 )
-from scpl.data.text.tokenizer import Tokenizer, from_json
-from scpl.data.text.vectors import WordVectors, read_vectors, width_of
+from scpl.data.text.tokenizer import Tokenizer, WordVectors, from_json, read_vectors, width_of
 
 __all__ = [
     "LEFT_OUT",

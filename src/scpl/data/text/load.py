@@ -31,7 +31,6 @@ __all__ = ["TextData", "TextSettings", "load_test", "load_text"]
 
 _FORMAT = 2  # raise it when the same files and settings give other numbers than before
 _MIN_TOKENS = 200_000  # fewer are made in a second
-_SPLITS = ("train", "valid", "test")
 _FIELDS = ("tokens", "starts", "labels")
 
 
@@ -182,9 +181,8 @@ def _made(
         tokenizer = train_tokenizer(settings.tokens, splits.train.texts, settings.vocab_size)
     train = _encode(splits.train, tokenizer, settings.max_tokens)
     test = _encode(splits.test, tokenizer, settings.max_tokens)
-    valid = None
-    if splits.valid is not None:
-        valid = _encode(splits.valid, tokenizer, settings.max_tokens)
+    held_out = splits.valid
+    valid = None if held_out is None else _encode(held_out, tokenizer, settings.max_tokens)
     unknown = float((test.tokens == 1).double().mean())
     cut = float((train.lengths == settings.max_tokens).double().mean())
     told = (
@@ -230,29 +228,29 @@ def _recalled(name: str, columns: Columns, fingerprint: str, key: str) -> TextDa
     if found is None:
         return None
     tensors, about = found
-    splits = {
-        split: Encoded(*(tensors[f"{split}.{field}"] for field in _FIELDS))
-        for split in _SPLITS
-        if f"{split}.tokens" in tensors
-    }
+
+    def split(name: str) -> Encoded:
+        return Encoded(*(tensors[f"{name}.{field}"] for field in _FIELDS))
+
     return TextData(
         name,
         tuple(json.loads(about["classes"])),
         columns,
         from_json(about["tokenizer"], "the cache"),
-        splits["train"],
-        splits.get("valid"),
-        splits["test"],
+        split("train"),
+        split("valid") if "valid.tokens" in tensors else None,
+        split("test"),
         fingerprint,
         tuple(json.loads(about["notes"])),
     )
 
 
 def _keep(key: str, data: TextData) -> None:
+    splits = {"train": data.train, "valid": data.valid, "test": data.test}
     tensors: dict[str, Tensor] = {
-        f"{split}.{field}": getattr(getattr(data, split), field)
-        for split in _SPLITS
-        if getattr(data, split) is not None
+        f"{name}.{field}": getattr(split, field)
+        for name, split in splits.items()
+        if split is not None
         for field in _FIELDS
     }
     if sum(map(len, tensors.values())) < _MIN_TOKENS:

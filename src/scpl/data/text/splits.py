@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find, roots
+from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.parquet import check_shards, shards
 from scpl.data.sampling import one_per_class, stratified
 from scpl.data.text.tables import (
@@ -36,7 +36,7 @@ __all__ = [
     "choose_columns",
     "find_files",
     "is_text",
-    "lies_here",
+    "locate",
     "numbered",
     "read_splits",
     "read_texts",
@@ -50,16 +50,7 @@ _VALID_NAMES = ("validation", "valid", "val", "dev")
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The files of a text data set.
-
-    Args:
-        name: Name of the set.
-        train: Tables to learn from.
-        valid: Tables to validate on; if there is none, rows of ``train`` are held out.
-        test: Tables to test on; if there is none, rows of ``train`` are held out.
-        known: What is known of the set, if it has a name.
-        notes: What the user should know of the choice.
-    """
+    """The tables of a text data set; without any for ``test``, rows of ``train`` are held out."""
 
     name: str
     train: tuple[Path, ...]
@@ -87,15 +78,6 @@ def is_text(name: str) -> bool:
     return train[0].suffix != ".parquet" or not _IMAGE_COLUMNS & set(columns_of(train[0]))
 
 
-def lies_here(name: str, data_dir: Path | None = None) -> bool:
-    """Whether a data set of ``TEXT_SETS`` lies on this machine.
-
-    Raises:
-        DataError: ``data_dir`` does not exist, or a shard is missing.
-    """
-    return any(_below(root, name) for root in roots(data_dir))
-
-
 def find_files(
     name: str,
     *,
@@ -105,12 +87,8 @@ def find_files(
 ) -> Files:
     """Find the files of a text data set, without reading them.
 
-    Args:
-        name: A key of ``TEXT_SETS``, a table, or a folder with a table ``train.*`` or
-            ``train-*.parquet`` and perhaps others for ``valid`` and ``test``.
-        data_dir: Folder that holds data sets; ``SCPL_DATA`` is searched as well.
-        test_data: A table of the user's own to test on.
-        download: Whether the hub may be asked.
+    A name is a key of ``TEXT_SETS``, a table, or a folder with a table ``train.*`` or shards
+    ``train-*.parquet``, and perhaps others for ``valid`` and ``test``.
 
     Raises:
         DataError: Files are missing.
@@ -121,7 +99,7 @@ def find_files(
         found = find(
             name,
             known,
-            lambda root, certain: (_inside if certain else _below)(root, name),
+            lambda root, certain: (_inside if certain else locate)(root, name),
             files=f"train-*.parquet and {known.test}-*.parquet",
             data_dir=data_dir,
             download=download,
@@ -170,7 +148,7 @@ def _tables(folder: Path, split: str) -> tuple[Path, ...]:
     return ()
 
 
-def _below(root: Path, name: str) -> Files | None:
+def locate(root: Path, name: str) -> Files | None:
     """Find a known set in its folder below ``root``, or in ``root`` if that is its folder."""
     (folder,) = TEXT_SETS[name].folders
     found = _inside(root / folder, name)
@@ -233,7 +211,7 @@ def choose_columns(files: Files, text: Sequence[str], label: str | None) -> Colu
     """Choose the columns, by default those with the usual names.
 
     Raises:
-        DataError: There are none of these names; the answer lists the columns.
+        DataError: There are none of these names.
         InputError: The label is one of the text columns.
     """
     path = files.train[0]
@@ -256,14 +234,8 @@ def read_texts(
 ) -> tuple[list[str], list[str]]:
     """Read the texts of some tables and the names of their classes; unlabelled rows are left out.
 
-    Args:
-        paths: The tables, of the same columns.
-        columns: Which columns.
-        names: Names of whole-numbered labels, if they have some.
-        faults: Takes what was left out or repaired.
-
-    Raises:
-        DataError: A table is damaged, or a value is no text or no label.
+    Whole-numbered labels are indices into ``names``. Raises DataError where a table is damaged, or
+    a value is no text or no label.
     """
     texts, labels = [], []
     for path in paths:
@@ -281,11 +253,7 @@ def read_texts(
 def numbered(
     rows: tuple[list[str], list[str]], classes: Sequence[str], paths: Sequence[Path]
 ) -> Texts:
-    """Turn the names of classes into their numbers.
-
-    Raises:
-        DataError: There is no row, or a label is none of the classes.
-    """
+    """Turn the names of classes into numbers; DataError if there is no row, or an unknown class."""
     index = {name: number for number, name in enumerate(classes)}
     unknown = sorted({label for label in rows[1] if label not in index})
     if unknown:
@@ -356,7 +324,13 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
         test = read(files.test)
     else:
         train, test = _hold_out(train, settings.test_share, _TEST_SEED, "test", "test_share")
-    counts = _counts(files, len(train), len(test))
+    notes = list(files.notes)
+    known, sizes = files.known, (len(train), len(test))
+    if known is not None and sizes != (known.num_train, known.num_test):
+        notes.append(
+            f"{files.name} should have {known.num_train:,} training and {known.num_test:,} test "
+            f"texts; there are {sizes[0]:,} and {sizes[1]:,}"
+        )
     filled = torch.tensor([bool(text) for text in train.texts], dtype=torch.bool)
     for _ in range(int((~filled).sum())):
         faults.add("training texts that are empty left out", files.train[0].name)
@@ -364,8 +338,8 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     if valid is None and settings.validation > 0:
         train, valid = _hold_out(train, settings.validation, settings.seed, "carve", "validation")
     _check_all_learnt(classes, train)
-    notes = (*files.notes, *counts, *faults.notes(), *_shared(train, valid, test))
-    return Splits(classes, train, valid, test, (*notes, _balance(classes, train)))
+    notes += [*faults.notes(), *_shared(train, valid, test), _balance(classes, train)]
+    return Splits(classes, train, valid, test, tuple(notes))
 
 
 def _check_classes(classes: Sequence[str], rows: int, label: str, path: Path) -> None:
@@ -431,17 +405,6 @@ def _check_all_learnt(classes: Sequence[str], train: Texts) -> None:
             f"Got none of {', '.join(map(repr, missing[:10]))}",
             "Add texts of it, or remove the class from the table",
         )
-
-
-def _counts(files: Files, train: int, test: int) -> list[str]:
-    """Say if a known set is not as it should be."""
-    known = files.known
-    if known is None or (train, test) == (known.num_train, known.num_test):
-        return []
-    return [
-        f"{files.name} should have {known.num_train:,} training and {known.num_test:,} test texts; "
-        f"there are {train:,} and {test:,}"
-    ]
 
 
 def _shared(train: Texts, valid: Texts | None, test: Texts) -> Iterator[str]:

@@ -112,8 +112,7 @@ def rows_of(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]
         DataError: As `columns_of`, or a column is missing, or the quotes of a CSV file do not
             match.
     """
-    known = columns_of(path)
-    check_columns(path, known, columns)
+    check_columns(path, columns_of(path), columns)
     yield from _READERS[path.suffix.lower()][1](path, columns, faults)
 
 
@@ -173,13 +172,8 @@ def text_of(values: Sequence[Any], columns: Sequence[str], place: str) -> str:
 def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
     """Name the class of a row, or None if its label is missing.
 
-    Args:
-        value: The cell; a whole number is an index into ``names``, if there are some.
-        names: Names of the classes, where the data set gives them.
-        place: File and row, for messages.
-
-    Raises:
-        DataError: A number has no name, or the value is no label.
+    A whole number is an index into ``names``, if there are some; ``place`` is for messages. Raises
+    DataError if a number has no name, or the value is no label.
     """
     if is_missing(value):
         return None
@@ -351,9 +345,8 @@ _MARKS = (
 def text_lines(path: Path, faults: Faults) -> Iterator[str]:
     """Yield the lines of a file, with their ends.
 
-    Raises:
-        DataError: The file is missing or unreadable, holds a NUL byte, is damaged UTF-16 or -32,
-            or a line is longer than ``LONGEST_LINE``.
+    Raises DataError if it is unreadable, damaged UTF-16 or -32, holds a NUL byte, or a line longer
+    than ``LONGEST_LINE``.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What turns a text into numbers: words or parts of words, and how that is kept as JSON.
+"""What turns a text into numbers: words or parts of words; and vectors of words.
 
 Number 0 is padding and 1 stands for everything unknown. A text without any token becomes the one
 unknown token, so that no row of a mini-batch is empty.
@@ -6,6 +6,7 @@ unknown token, so that no row of a mini-batch is empty.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -14,12 +15,26 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from scpl.data.extras import import_extra
 from scpl.errors import DataError, InputError
+from scpl.seeding import generator
 
-__all__ = ["KINDS", "Tokenizer", "from_json", "train_tokenizer", "version_of"]
+__all__ = [
+    "KINDS",
+    "Tokenizer",
+    "WordVectors",
+    "from_json",
+    "read_vectors",
+    "train_tokenizer",
+    "version_of",
+    "width_of",
+]
 
 KINDS = ("words", "paper-words", "subwords")
 _SPECIAL = ("<pad>", "<unk>")
@@ -48,12 +63,7 @@ class Tokenizer(Protocol):
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Make a vocabulary of the training texts.
-
-    Args:
-        kind: One of ``KINDS``.
-        texts: The training texts.
-        vocab_size: At most so many numbers, with padding and unknown.
+    """Make a vocabulary of at most ``vocab_size`` tokens, with padding and unknown.
 
     Raises:
         InputError: The size is too small, or tokenizers is not installed.
@@ -103,10 +113,7 @@ _APOSTROPHES = "'\u2019\u02bc"
 
 
 def plain(text: str) -> str:
-    """Lower-case a text, resolve HTML entities, put a space in place of each tag, compose letters.
-
-    Accents are composed with their letters (Unicode NFC), however they were typed.
-    """
+    """Lower-case a text, resolve HTML entities, put a space for each tag, compose accents (NFC)."""
     if "&" in text:
         text = html.unescape(text)
     if "<" in text:
@@ -158,12 +165,8 @@ _SEPARATORS = _Separators()
 class Words:
     """Words as tokens: the most common ones of the training texts.
 
-    Args:
-        words: The word of each number; the first two are padding and unknown.
-        paper: Clean texts as the paper's code does.
-
-    Raises:
-        InputError: The first two are others, or a word occurs twice.
+    The first two words are padding and unknown, and none occurs twice, else InputError is raised.
+    With ``paper``, texts are cleaned as the paper's code does.
     """
 
     def __init__(self, words: Sequence[str], *, paper: bool = False) -> None:
@@ -177,11 +180,7 @@ class Words:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, *, paper: bool = False) -> Words:
-        """Take the most common words; of equally common ones the alphabetically first.
-
-        Raises:
-            InputError: ``vocab_size`` leaves no room for a word.
-        """
+        """Take the most common words; of equally common ones the alphabetically first."""
         if vocab_size < len(_SPECIAL) + 1:
             raise InputError("`vocab_size` must be at least 3", f"Got {vocab_size}")
         counts: Counter[str] = Counter()
@@ -222,12 +221,9 @@ _MOST_REMEMBERED = 64 << 20  # characters
 class Subwords:
     """Parts of words as tokens: byte-pair encoding of lower-cased texts without tags.
 
-    No text is unknown to it, for rare words fall into their bytes; so it is for any language. A
-    text is cut at its spaces, and each piece encoded once: tokens never reach across a space, so
-    this gives what encoding whole texts gives, at a tenth of the time.
-
-    Args:
-        model: A ``tokenizers.Tokenizer``.
+    No text is unknown to it, for rare words fall into their bytes. A text is cut at its spaces, and
+    each piece encoded once: tokens never reach across a space, so this gives what encoding whole
+    texts gives, at a tenth of the time. ``model`` is a ``tokenizers.Tokenizer``.
     """
 
     kind = "subwords"
@@ -241,11 +237,7 @@ class Subwords:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Subwords:
-        """Learn the merges of the most frequent pairs.
-
-        Raises:
-            InputError: ``vocab_size`` is too small, or tokenizers is not installed.
-        """
+        """Learn the merges of the most frequent pairs."""
         if vocab_size < _SMALLEST:
             raise InputError(
                 f"`vocab_size` must be at least {_SMALLEST} for subwords", f"Got {vocab_size}"
@@ -321,3 +313,113 @@ def _pieces_of(text: str) -> list[str]:
 
 def _library() -> Any:
     return import_extra("tokenizers", "text", "Cutting texts into subwords")
+
+
+# Word vectors in the text formats of GloVe and fastText. The vector of a word belongs into the row
+# of its number: code that stacks vectors in another order gives every word the vector of another
+# one, and training hides it.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WordVectors:
+    """Vectors of some words of a vocabulary.
+
+    Args:
+        numbers: Which words, ``int64 [K]``.
+        values: Their vectors, ``float32 [K, width]``.
+    """
+
+    numbers: Tensor
+    values: Tensor
+
+    def matrix(self, vocab_size: int, seed: int) -> Tensor:
+        """Return the vectors of all words, ``float32 [vocab_size, width]``.
+
+        Words without one get a random one of the same mean size, padding gets zeros.
+        """
+        draws = generator(seed, "vectors")
+        filled = torch.randn(vocab_size, self.values.shape[1], generator=draws)
+        filled *= self.values.square().mean().sqrt()
+        filled[self.numbers] = self.values
+        filled[0] = 0.0
+        return filled
+
+    def coverage(self, words: Sequence[str], tokens: Tensor) -> str:
+        """Say how many words, and how many of the training tokens, have a vector."""
+        have = torch.zeros(len(words), dtype=torch.bool)
+        have[self.numbers] = True
+        found, total = len(self.numbers), max(len(words) - len(_SPECIAL), 1)
+        share = float(have[tokens.long()].double().mean())
+        return (
+            f"{found:,} of {len(words) - len(_SPECIAL):,} words have a vector "
+            f"({100 * found / total:.1f} %), and {100 * share:.1f} % of the training tokens"
+        )
+
+
+def width_of(vectors: Path) -> int:
+    """Read how many numbers a vector of a file has.
+
+    Raises:
+        DataError: The file is missing or empty.
+    """
+    try:
+        with vectors.open("rb") as file:
+            width = len(file.readline().split()) - 1
+            if width == 1:  # number of words and width
+                width = len(file.readline().split()) - 1
+    except OSError as error:
+        raise DataError("`vectors` must be a readable file", f"Got {vectors}: {error}") from error
+    if width < 1:
+        raise DataError(
+            "A file of word vectors must hold words and their numbers", f"Got {vectors}"
+        )
+    return width
+
+
+def read_vectors(vectors: Path, words: Sequence[str]) -> WordVectors:
+    """Read the vectors of the words of a vocabulary.
+
+    Args:
+        vectors: A file; each line holds a word and its numbers, separated by spaces. A first line
+            of two whole numbers, as fastText writes it, is skipped.
+        words: The word of each number; the first two are padding and unknown.
+
+    Raises:
+        DataError: The file is missing, a line is malformed or not finite, or no word is in it.
+    """
+    wanted = {word.encode(): number for number, word in enumerate(words) if number >= len(_SPECIAL)}
+    found: dict[int, Tensor] = {}
+    width = width_of(vectors)
+    with vectors.open("rb") as file:
+        for line_number, line in enumerate(file, start=1):
+            word, _, rest = line.partition(b" ")
+            if line_number == 1 and len(rest.split()) == 1 < width:
+                continue  # number of words and width
+            number = wanted.get(word)
+            # The first one counts. A word with a space in it, as in some files, is none of ours,
+            # though its first part may be.
+            if number is None or number in found or len(rest.split()) > width:
+                continue
+            found[number] = _vector(rest, width, f"{vectors}, line {line_number}")
+    if not found:
+        raise DataError(
+            "A file of word vectors must hold words of the vocabulary",
+            f"Got none of {len(wanted):,} in {vectors}",
+            "It must be the text format of GloVe or fastText: a word and its numbers on each line",
+        )
+    numbers = sorted(found)
+    return WordVectors(torch.tensor(numbers), torch.stack([found[each] for each in numbers]))
+
+
+def _vector(text: bytes, width: int, place: str) -> Tensor:
+    try:
+        vector = torch.tensor([float(value) for value in text.split()])
+    except ValueError:
+        vector = torch.empty(0)
+    if len(vector) != width or not width or not bool(vector.isfinite().all()):
+        raise DataError(
+            f"A line of word vectors must hold a word and {width} finite numbers",
+            f"Got {text[:40]!r} in {place}",
+            "Get the file again",
+        )
+    return vector

@@ -1,15 +1,15 @@
-"""What a finished run is good for: `scpl eval` and `scpl export`; `scpl predict` is beside it.
+"""What a finished run is good for: `scpl eval`, `scpl predict` and `scpl export`.
 
 All need only what `scpl.app.network` reads: the plain network, or the one with exits.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
 
 import torch
 from safetensors.torch import save
@@ -27,7 +27,7 @@ from scpl.errors import InputError
 from scpl.files import write_whole
 from scpl.runs import RunFolder
 
-__all__ = ["Exits", "compute_logits", "evaluate", "export", "open_run"]
+__all__ = ["evaluate", "export", "predict"]
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -44,15 +44,15 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         InputError: for an exit threshold that is none, or a run without early exits.
     """
     started = time.perf_counter()
-    folder, trained, network, description, device = open_run(config, config.exit_threshold)
+    folder, trained, network, description, device = _open_run(config, config.exit_threshold)
     # The number of threads decides the last bit of a sum.
     set_threads(trained.run.threads, trained.run.processes)
     loader = modality_named(description).test_loader(config, trained, folder, description)
     loaded = time.perf_counter()
     correct, loss, count = 0, 0.0, 0
-    exits = Exits(network, config.exit_threshold)
+    exits = _Exits(network, config.exit_threshold)
     for inputs, target in loader:
-        logits = compute_logits(exits, inputs, device, trained.optimizer.precision)
+        logits = _compute_logits(exits, inputs, device, trained.optimizer.precision)
         target = target.to(device)
         correct += int((logits.argmax(1) == target).sum())
         loss += float(functional.cross_entropy(logits, target, reduction="sum"))
@@ -101,7 +101,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
         advice = "Choose another with --to, or overwrite it with --force"
         raise InputError("An exported file must not exist yet", f"Got {existing[0]}", advice)
     for path, content in contents.items():
-        _write(path, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content)
+        except OSError as error:
+            raise InputError(
+                "An exported file must be writable", f"{path}: {error}", "Choose another with --to"
+            ) from error
     beside = [str(path) for path in contents if path != config.to]
     return {
         "file": str(config.to),
@@ -111,17 +117,51 @@ def export(config: ExportConfig) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise InputError(
-            "An exported file must be writable", f"{path}: {error}", "Choose another with --to"
-        ) from error
+def predict(config: PredictConfig, out: TextIO) -> None:
+    """Classify the user's own inputs and write a line for each to `out`, batch by batch.
+
+    Raises:
+        CheckpointError: if the run is not finished or damaged.
+        DataError: before anything, if an input is missing; at the end, if some could not be read.
+    """
+    folder, trained, network, description, device = _open_run(config)
+    classes, top, size = description["classes"], config.top, config.batch_size
+    for flag, value, most in (("--top", top, len(classes)), ("--batch-size", size, 1 << 16)):
+        if not 1 <= value <= most:
+            raise InputError(f"{flag} must lie in 1 .. {most}", f"Got {value}")
+    set_threads(trained.run.threads, 1)
+    precision = trained.optimizer.precision
+    modality = modality_named(description)
+    columns = _row(dict.fromkeys(modality.COLUMNS, ""), [""] * top, [0.0] * top)
+    table = csv.DictWriter(out, list(columns), lineterminator="\n")
+    batches = modality.pending(config, folder, description)
+    if not config.json:
+        table.writeheader()
+    for names, inputs in batches:
+        best = _compute_logits(network, inputs, device, precision).softmax(1).topk(top)
+        chances, indices = best.values.tolist(), best.indices.tolist()
+        for number, name in enumerate(names):
+            labels = [classes[index] for index in indices[number]]
+            row = _row(name, labels, chances[number])
+            if config.json:
+                out.write(json.dumps(row) + "\n")
+            else:
+                table.writerow(row)
+        out.flush()
 
 
-def open_run(
+def _row(
+    name: Mapping[str, Any], labels: Sequence[str], chances: Sequence[float]
+) -> dict[str, str | float]:
+    """One input's line: its name, label, probability, label2, probability2, ..."""
+    row: dict[str, str | float] = dict(name)
+    for place, (label, chance) in enumerate(zip(labels, chances, strict=True), start=1):
+        number = "" if place == 1 else place
+        row |= {f"label{number}": label, f"probability{number}": round(chance, 6)}
+    return row
+
+
+def _open_run(
     config: EvalConfig | PredictConfig, threshold: float | None = None
 ) -> tuple[RunFolder, TrainConfig, nn.Module, dict[str, Any], torch.device]:
     """Open a finished run: its folder, configuration, network, description and device."""
@@ -133,7 +173,7 @@ def open_run(
     return folder, trained, laid_out(network.to(device), device), description, device
 
 
-def compute_logits(
+def _compute_logits(
     network: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, precision: str
 ) -> Tensor:
     """Compute float32 logits ``[N, C]`` in the precision the network was trained in."""
@@ -142,12 +182,10 @@ def compute_logits(
         return network(inputs.to(device)).float()
 
 
-class Exits:
+class _Exits:
     """A network whose samples leave at a threshold, and a count of where they left.
 
-    Args:
-        network: Without a threshold any; else one with exits.
-        threshold: Probability that is sure enough; None runs the whole network.
+    Without a threshold, which is a probability, any network will do and all of it runs.
     """
 
     def __init__(self, network: nn.Module, threshold: float | None) -> None:

@@ -5,54 +5,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scpl import models, split
 from scpl.errors import InputError
-from scpl.heads import PooledMLP, auxiliary
-from scpl.heads.auxiliary import Convolutional
+from scpl.heads import Convolutional, PooledMLP, projection
 
-KINDS = ["mlp", "mlp-sr", "cnn"]
 SHAPES = [(7,), (5, 7), (6, 8, 8), (6, 7, 9), (6, 4, 4), (6, 2, 1), (6, 1, 1)]
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_rows", [5, 1])
-def test_it_maps_a_batch_to_logits_and_gives_gradients(kind, shape, num_rows):
-    """A single row, too, and down to a map of one pixel."""
-    network = auxiliary.build(kind, shape, 4)
-    features = torch.randn(num_rows, *shape, requires_grad=True)
-    logits = network(features)
-    assert logits.shape == (num_rows, 4)
-    logits.square().sum().backward()
-    assert features.grad.isfinite().all()
-    assert all(p.grad is not None for p in network.parameters())
-
-
-def kinds_of(network):
-    return [type(layer).__name__ for layer in network]
-
-
-def test_the_layers_on_maps():
-    unit = ["Conv2d", "MapNorm", "ReLU"]
-    perceptron = ["Linear", "RowNorm", "ReLU", "Linear", "RowNorm", "ReLU", "Linear"]
-    pool = ["AdaptiveAvgPool2d", "Flatten"]
-    made = {kind: auxiliary.build(kind, (6, 16, 16), 4) for kind in KINDS}
-    assert kinds_of(made["mlp"]) == [*pool, *perceptron]
-    assert kinds_of(made["cnn"]) == [*unit * 2, *pool, "Linear"]
-    assert kinds_of(made["mlp-sr"]) == ["AdaptiveAvgPool2d", *unit * 3, *pool, *perceptron]
-    assert made["mlp"][2].out_features == 4 * 6
-    assert made["mlp-sr"][0].output_size == (4, 4)
-    kernels = {kind: {m.kernel_size for m in made[kind] if isinstance(m, nn.Conv2d)}
-               for kind in KINDS}  # fmt: skip
-    assert kernels == {"mlp": set(), "mlp-sr": {(1, 1)}, "cnn": {(3, 3)}}
-
-
-def test_features_that_are_no_maps_get_the_perceptron():
-    assert kinds_of(auxiliary.build("cnn", (7,), 4)) == kinds_of(auxiliary.build("mlp", (7,), 4))
-    assert kinds_of(auxiliary.build("cnn", (5, 7), 4))[0] == "MeanOverPositions"
 
 
 @pytest.mark.parametrize(("norm", "shape"), [("RowNorm", (3,)), ("MapNorm", (3, 2, 2))])
 def test_a_norm_is_batch_norm(norm, shape):
-    mine, torchs = getattr(auxiliary, norm)(3), (nn.BatchNorm1d, nn.BatchNorm2d)[len(shape) > 1](3)
+    mine, torchs = getattr(projection, norm)(3), (nn.BatchNorm1d, nn.BatchNorm2d)[len(shape) > 1](3)
     for _ in range(3):
         rows = torch.randn(6, *shape)
         assert torch.equal(mine(rows), torchs(rows))
@@ -62,21 +22,12 @@ def test_a_norm_is_batch_norm(norm, shape):
 
 
 def test_one_row_is_normalised_by_the_running_statistics():
-    norm, rows = auxiliary.RowNorm(3), torch.randn(6, 3)
+    norm, rows = projection.RowNorm(3), torch.randn(6, 3)
     norm(rows)
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     found = norm(rows[:1])
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
     torch.testing.assert_close(found, norm.eval()(rows[:1]))
-
-
-def test_what_it_cannot_build_is_refused():
-    with pytest.raises(
-        InputError, match=r"auxiliary must be one of.*Got 'mpl'.*Did you mean 'mlp'"
-    ):
-        auxiliary.build("mpl", (3,), 4)
-    with pytest.raises(InputError, match=r"Got \[3, 4, 4, 4\]"):
-        auxiliary.build("mlp", (3, 4, 4, 4), 4)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +90,7 @@ def test_a_convolutional_head_refuses_other_shapes():
             Convolutional()(shape)
 
 
-def test_the_extrascost_the_share_of_the_network_that_is_stated():
+def test_the_heads_cost_the_share_of_the_network_that_is_stated():
     for name, share in (("vgg8", 8), ("resnet18", 5)):
         model = models.build(name, num_classes=10).eval()
         parts = split(

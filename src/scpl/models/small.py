@@ -1,4 +1,4 @@
-"""A small convolutional network for tests, examples and machines without an accelerator."""
+"""Small networks for tests, examples, table rows and machines without an accelerator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from scpl.models.sizes import check_image_size, check_positive
 
-__all__ = ["SmallCNN"]
+__all__ = ["MLP", "SmallCNN"]
 
 _POOL_ABOVE = 4  # maps of at most this many pixels a side are not halved any more
 _READ = 2  # pixels a side that the classifier sees
@@ -54,4 +54,33 @@ class SmallCNN(nn.Sequential):
         children["pool"] = nn.AvgPool2d(size // _READ) if fits else nn.AdaptiveAvgPool2d(_READ)
         children["flatten"] = nn.Flatten()
         children["classifier"] = nn.Linear(channels * _READ**2, num_classes)
+        super().__init__(children)
+
+
+class MLP(nn.Sequential):
+    """``depth`` units of linear layer and ReLU on the flattened input, then one linear layer.
+
+    Children: ``flatten``, ``layer1`` to ``layer<depth>``, ``classifier``.
+
+    Args:
+        num_classes: Number of logits.
+        in_features: Entries of one sample, e.g. channels * height * width.
+        hidden: Width of each unit.
+        depth: Number of units.
+
+    Raises:
+        InputError: A size that is zero or negative.
+    """
+
+    def __init__(
+        self, num_classes: int, in_features: int, *, hidden: int = 256, depth: int = 4
+    ) -> None:
+        check_positive(
+            "MLP", num_classes=num_classes, in_features=in_features, hidden=hidden, depth=depth
+        )
+        children: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for number in range(1, depth + 1):
+            children[f"layer{number}"] = nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU())
+            in_features = hidden
+        children["classifier"] = nn.Linear(in_features, num_classes)
         super().__init__(children)

@@ -1,4 +1,4 @@
-"""Rows of a mini-batch as the losses see them: checked, precise, of unit length."""
+"""Projections as the losses take them: checked, precise, standardised, of unit length."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["check_projections", "check_target", "describe", "precise", "standardised", "unit_rows"]
+__all__ = ["check", "describe", "precise", "standardised", "unit_length"]
 
 # Shape suffixes: N = mini-batch, D = projected features.
 
 _TOO_EQUAL = 1e-5  # added to variances, as by batch norm
-_NO_DIRECTION = 1e-12  # a row whose largest entry is not above this counts as zero
+_NO_DIRECTION = 1e-12  # a projection whose largest entry is not above this counts as zero
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -23,24 +23,24 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def standardised(rows_ND: Tensor) -> Tensor:
+def standardised(projections_ND: Tensor) -> Tensor:
     """Give every column mean 0 and deviation 1, in at least float32; constant ones become 0."""
-    rows_ND = precise(rows_ND)
-    variance_D, mean_D = torch.var_mean(rows_ND, dim=0, correction=0)
-    return (rows_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
+    precise_ND = precise(projections_ND)
+    variance_D, mean_D = torch.var_mean(precise_ND, dim=0, correction=0)
+    return (precise_ND - mean_D) * (variance_D + _TOO_EQUAL).rsqrt()
 
 
-def unit_rows(rows_ND: Tensor) -> Tensor:
-    """Scale rows to unit length, in at least float32; rows without a direction become zero."""
-    rows_ND = precise(rows_ND)
+def unit_length(projections_ND: Tensor) -> Tensor:
+    """Scale projections to length 1, in at least float32; those without a direction become zero."""
+    precise_ND = precise(projections_ND)
     # Dividing by the largest entry keeps the squares in range. The direction does not depend on the
     # divisor, so it is a constant to autograd; an infinite one also stops the gradient.
-    largest_N1 = rows_ND.detach().abs().amax(dim=1, keepdim=True)
-    return F.normalize(rows_ND / largest_N1.masked_fill(largest_N1 <= _NO_DIRECTION, math.inf))
+    largest_N1 = precise_ND.detach().abs().amax(dim=1, keepdim=True)
+    return F.normalize(precise_ND / largest_N1.masked_fill(largest_N1 <= _NO_DIRECTION, math.inf))
 
 
-def check_projections(projections: Tensor) -> None:
-    """Raise for projections that no loss is defined for; looks at shape and type, not at values."""
+def check(projections: Tensor, target: Tensor | None = None) -> None:
+    """Raise for what no loss is defined for; looks at shapes and types, as values would wait."""
     if projections.ndim != 2 or 0 in projections.shape:
         raise InputError(
             "Projections must have the shape [N, D] with at least one row and one column",
@@ -53,10 +53,8 @@ def check_projections(projections: Tensor) -> None:
             f"Got {describe(projections)}",
             "Convert them with .float()",
         )
-
-
-def check_target(projections: Tensor, target: Tensor) -> None:
-    """Raise for targets that do not fit; values are not looked at, as that would wait."""
+    if target is None:
+        return
     if target.shape != projections.shape[:1]:
         raise InputError(
             "The target must have one class per row of the projections",

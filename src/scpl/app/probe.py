@@ -21,7 +21,7 @@ from scpl.app.environment import choose_device, set_threads
 from scpl.app.network import load_stages
 from scpl.errors import InputError
 from scpl.partition import Partition
-from scpl.partition.features import summary_of
+from scpl.partition.layers import summary_of
 from scpl.partition.values import Tree
 from scpl.runs import RunFolder
 
@@ -64,9 +64,8 @@ def probe(config: EvalConfig) -> list[float]:
         )
     )
     device = choose_device(config.device)
-    return probe_partition(
-        parts, loaders.train, loaders.valid or loaders.test, len(loaders.classes), device
-    )
+    judge = loaders.valid or loaders.test
+    return probe_partition(parts, loaders.train, judge, len(loaders.classes), device)
 
 
 def probe_run(path: Path) -> list[float]:
@@ -89,12 +88,7 @@ def probe_partition(
 ) -> list[float]:
     """Fit a probe after every stage on ``train``, and count how often it is right on ``judge``.
 
-    Args:
-        parts: The network; it is put into evaluation mode.
-        train: Yields ``(inputs, target)``.
-        judge: The same, of other samples.
-        num_classes: Number of classes.
-        device: Where to compute.
+    The network is put into evaluation mode, and moved to the device.
     """
     for body in parts.bodies:
         body.eval().to(device)

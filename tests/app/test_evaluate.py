@@ -14,10 +14,9 @@ from data_files import picture, write_folder
 from scpl import models
 from scpl.app.cli import run as cli
 from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, write_toml
+from scpl.app.evaluate import evaluate, export, predict
 from scpl.app.network import load_exits, load_network
 from scpl.app.train.run import train
-from scpl.app.use.evaluate import evaluate, export
-from scpl.app.use.predict import predict
 from scpl.data import images as data
 from scpl.data.images import normalise
 from scpl.errors import CheckpointError, DataError, InputError

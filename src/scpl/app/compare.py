@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scpl.app.bench.bench import bench
+from scpl.app.bench.bench import bench, config_for
 from scpl.app.config import (
     FREE_IN_A_COMPARISON,
     BenchConfig,
@@ -26,10 +26,9 @@ from scpl.app.config import (
     names,
     write_toml,
 )
-from scpl.app.fairness import config_for
 from scpl.app.launch import BAD_INPUT
+from scpl.app.probe import probe_run
 from scpl.app.signals import end_signals
-from scpl.app.use.probe import probe_run
 from scpl.data import is_here
 from scpl.errors import InputError, Interrupted, ScplError
 from scpl.files import write_whole
@@ -50,9 +49,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     else. For each seed all methods run before the next seed begins. A method that cannot run in
     this setting (too few processes, a batch that cannot be divided) is left out and named.
 
-    Args:
-        config: Methods, seeds and what the runs have in common; with ``equal="time"`` each
-            method gets the epochs that fit into the time of ``bp``.
+    With ``equal="time"`` each method gets the epochs that fit into the time of ``bp``.
 
     Returns:
         ``results`` (one per method, see `scpl.report.Comparison.results`), ``target``, ``equal``,
@@ -141,12 +138,7 @@ def _run_all(
 ) -> tuple[list[Path], list[Absent]]:
     """Do all runs; returns the folders of those that ended well, and the others.
 
-    Args:
-        base: What all have in common.
-        methods: Their names.
-        seeds: The seeds of each.
-        epochs: Passes of the methods that make others than the rest.
-        out: Folder of the comparison.
+    Methods that ``epochs`` does not name make as many passes as ``base`` says.
     """
     done: list[Path] = []
     absent: list[Absent] = []
@@ -171,20 +163,18 @@ def _run_all(
 
 def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
     """Make sure that a run is finished; return why it is not."""
-    run = RunFolder(folder)
+    run, recipe = RunFolder(folder), out / f".{folder.name}.toml"
     if run.config.is_file() and not job.run.force:
         _check_same(run, job)
         if run.summary.is_file():
             return None
         arguments = ["--resume", str(folder), *(["--quiet"] if job.run.quiet else [])]
     else:
-        recipe = out / f".{folder.name}.toml"
         plain = job.changed(out=folder, resume=None, json=True, dry_run=False, force=False)
         recipe.write_text(write_toml(plain), encoding="utf-8")
         arguments = [str(recipe), *(["--force"] if folder.exists() else [])]
     status, reason = _run_child([sys.executable, "-m", "scpl", "train", *arguments])
-    if arguments[0] != "--resume":
-        recipe.unlink(missing_ok=True)
+    recipe.unlink(missing_ok=True)
     if not status:
         return None
     # A setting is refused before the first step; what breaks later has failed.
@@ -193,10 +183,7 @@ def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
 
 
 def _run_child(command: list[str]) -> tuple[int, str]:
-    """Run one training process.
-
-    Returns:
-        Its exit status, and what it said last if that is not 0.
+    """Run one training process; returns its exit status, and what it said last if that is not 0.
 
     Raises:
         Interrupted: if it was, or if a signal came that was passed on to it.
@@ -221,10 +208,8 @@ def _run_child(command: list[str]) -> tuple[int, str]:
                 sys.stderr.write(f"    {line}")
             status = child.wait()
     if received or status in (130, 143):
-        error = Interrupted(
-            "The comparison was interrupted; everything is saved",
-            fix="The same command continues it",
-        )
+        saved = "The comparison was interrupted; everything is saved"
+        error = Interrupted(saved, fix="The same command continues it")
         error.signal = received[0] if received else status - 128
         raise error
     if status < 0:
@@ -258,11 +243,6 @@ def epochs_in_equal_time(base: TrainConfig, methods: Sequence[str], out: Path) -
     from the first step. What was measured is kept in the folder of the comparison: the same
     command later trains the same runs.
 
-    Args:
-        base: What the methods have in common; ``epochs`` are those of ``bp``.
-        methods: Their names, ``bp`` among them.
-        out: Folder of the comparison; it exists.
-
     Returns:
         Epochs by method: whole ones, rounded down, at least 1. Methods that cannot run are left
         out, and so are all if the data is missing: their runs tell why.
@@ -290,12 +270,8 @@ def _measured(base: TrainConfig, methods: Sequence[str]) -> Mapping[str, float]:
     """Measure samples per second against bp, in turns; methods that cannot run are left out."""
     plain = base.changed(resume=None, dry_run=False)
     results = bench(BenchConfig(plain, ",".join(dict.fromkeys(methods))))["results"]
-    ratios = {
-        one["method"]: one["ratio_to"][BASELINE]["median"]
-        for one in results
-        if BASELINE in one["ratio_to"]
-    }
-    return {**ratios, BASELINE: 1.0}
+    ratios = {one["method"]: one["ratio_to"].get(BASELINE) for one in results}
+    return {**{name: ratio["median"] for name, ratio in ratios.items() if ratio}, BASELINE: 1.0}
 
 
 def _kept(file: Path, base: TrainConfig) -> dict[str, float]:
