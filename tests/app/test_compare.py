@@ -158,7 +158,7 @@ def test_other_settings_are_refused(here, tmp_path):
     assert compare("--methods", "bp").status == 0
     before = tree(tmp_path)
     here.clear()
-    refused(compare("--methods", "bp", "--lr", "0.5"), "--lr 0.5 (was 0.001)", "--out", "--force")
+    refused(compare("--methods", "bp", "--lr", "0.5"), "--lr 0.5 (was 0.003)", "--out", "--force")
     assert here == []
     assert tree(tmp_path) == before
     assert compare("--methods", "bp", "--lr", "0.5", "--force").status == 0

@@ -264,7 +264,7 @@ class TestResume:
     def test_changed_settings_are_named(self, half):
         before = tree(half)
         found = scpl("train", "--resume", half, "--lr", "0.5", "--seed", 3)
-        refused(found, "--lr 0.5 (was 0.001)", "--seed 3 (was 0)")
+        refused(found, "--lr 0.5 (was 0.003)", "--seed 3 (was 0)")
         assert tree(half) == before
 
     def test_what_does_not_change_the_numbers_may_change(self, half, whole):

@@ -38,6 +38,7 @@ from scpl.methods.options import Option, constant_of, options_of
 __all__ = [
     "FREE_IN_A_COMPARISON",
     "FREE_ON_RESUME",
+    "PARTS",
     "BenchConfig",
     "CompareConfig",
     "DataConfig",
@@ -349,7 +350,7 @@ class TrainConfig:
 
     def _fields(self) -> Iterator[tuple[Any, Field[Any]]]:
         """Every field that is a setting, with the part that holds it."""
-        for name, part in _PARTS.items():
+        for name, part in PARTS.items():
             yield from ((getattr(self, name), each) for each in _settings_in(part))
 
     @property
@@ -469,7 +470,7 @@ class TrainConfig:
             InputError: for an unknown key or a value of the wrong type.
         """
         types = {name: each[0][1].type for name, each in method_options().items()}
-        for part in _PARTS.values():
+        for part in PARTS.values():
             types |= {each.name: get_type_hints(part)[each.name] for each in _settings_in(part)}
         accepted: dict[str, Any] = {}
         for key, value in values.items():
@@ -488,7 +489,7 @@ class TrainConfig:
         }
 
 
-_PARTS: dict[str, type[Any]] = {
+PARTS: dict[str, type[Any]] = {
     "data": DataConfig,
     "network": NetworkConfig,
     "method": MethodConfig,
@@ -501,14 +502,14 @@ def _settings_in(part: type[Any]) -> list[Field[Any]]:
     return [each for each in fields(part) if each.name != "options"]
 
 
-_HOME = {each.name: name for name, part in _PARTS.items() for each in _settings_in(part)}
+_HOME = {each.name: name for name, part in PARTS.items() for each in _settings_in(part)}
 """The part that holds each setting."""
 
 
 def _free(*decides: Decides) -> frozenset[str]:
     return frozenset(
         each.name
-        for part in _PARTS.values()
+        for part in PARTS.values()
         for each in _settings_in(part)
         if each.metadata.get("decides", "numbers") in decides
     )

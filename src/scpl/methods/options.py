@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from scpl.methods import METHODS
 
-__all__ = ["Option", "constant_of", "options_of"]
+__all__ = ["Option", "constant_of", "help_of", "options_of"]
 
 _PLAIN: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -77,6 +77,11 @@ def constant_of(method: str, name: str) -> Any:
         KeyError: if there is none, or the method is not known.
     """
     return ast.literal_eval(_fields(*METHODS.homes[method].split(":"))[name].value)
+
+
+def help_of(kind: type) -> dict[str, str]:
+    """Read the texts below the fields of a class, by field."""
+    return {name: each.text for name, each in _fields(kind.__module__, kind.__name__).items()}
 
 
 @lru_cache
