@@ -21,8 +21,8 @@ from scpl.methods.options import options_of
 
 def test_what_is_written_is_read_back(tmp_path):
     config = TrainConfig.of(
-        data="x", lr=3e-4, cuts=("a", "b"), stages=3, clip_norm=1.0, views=2, stages_per_process=(2, 1),
-        data_dir=tmp_path, temperature=0.2,
+        data="x", lr=3e-4, cuts=("a", "b"), stages=3, clip_norm=1.0, views=2,
+        stages_per_process=(2, 1), data_dir=tmp_path, temperature=0.2,
     )  # fmt: skip
     path = tmp_path / "config.toml"
     path.write_text(write_toml(config))
@@ -45,8 +45,8 @@ def test_an_unknown_key_is_answered_with_the_closest():
     "values",
     [
         {"lr": "1e-3"}, {"epochs": 1.5}, {"epochs": True}, {"force": 1}, {"cuts": "layer1"},
-        {"cuts": [1]}, {"stages_per_process": [1.5]}, {"head": "mpl"}, {"views": True}, {"views": 3},
-        {"data": 3}, {"out": 3}, {"clip_norm": "x"},
+        {"cuts": [1]}, {"stages_per_process": [1.5]}, {"head": "mpl"}, {"views": True},
+        {"views": 3}, {"data": 3}, {"out": 3}, {"clip_norm": "x"},
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused(values):

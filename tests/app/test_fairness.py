@@ -9,7 +9,7 @@ SEVERAL = TrainConfig.of(processes=2, stages_per_process=(3, 1), threads=2)
 
 
 @pytest.mark.parametrize(
-    ("method", "processes", "stages_per_process", "threads"),
+    ("method", "processes", "hosted", "threads"),
     [
         ("scpl", 2, (3, 1), 2),
         ("early-exit", 2, (3, 1), 2),
