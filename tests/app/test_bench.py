@@ -233,7 +233,7 @@ class TestData:
     @pytest.mark.parametrize(
         ("name", "shape", "classes"),
         [
-            ("digits", (1, 8, 8), 10),
+            ("digits", (1, 16, 16), 10),
             ("fashion-mnist", (1, 28, 28), 10),
             ("cifar100", (3, 32, 32), 100),
             ("tiny-imagenet", (3, 32, 32), 200),

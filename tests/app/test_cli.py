@@ -101,7 +101,10 @@ class TestHelp:
         (["bench", "--model", "vgg9"], ["must be one of: vgg8, ", "Did you mean 'vgg8'?"]),
         (["bench", "--data", "digit"], ["--data must be one of: digits, ", "'digit'"]),
         (["bench", "--cuts", "nothing"], ["no layer 'nothing'"]),
-        (["bench", "--processes", "5"], ["--processes", "5 processes for 4 stages"]),
+        (
+            ["bench", "--data", "digits", "--processes", "5"],
+            ["--processes", "5 processes for 4 stages"],
+        ),
         (["bench", "gone.toml"], ["must be one of", "'gone.toml'"]),
         (["eval", "gone"], ["config.toml", "gone"]),
         (["export", "gone", "--to", "x"], ["config.toml", "gone"]),

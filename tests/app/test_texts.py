@@ -19,7 +19,8 @@ from text_files import SUFFIXES, tickets, write_set, write_table
 
 SMALL = [
     "--text", "subject", "body", "--label", "queue", "--hidden", "16", "--batch-size", "16",
-    "--epochs", "3", "--lr", "0.03", "--threads", "1", "--device", "cpu", "--quiet",
+    "--epochs", "3", "--lr", "0.03", "--warmup", "0", "--threads", "1", "--device", "cpu",
+    "--quiet",
 ]  # fmt: skip
 LSTM = ["--model", "lstm", *SMALL]
 TRANSFORMER = ["--model", "transformer", "--heads", "4", *SMALL]
@@ -179,7 +180,7 @@ class TestEval:
 
     def test_sure_texts_leave_early(self, runs, tmp_path):
         run = tmp_path / "early"
-        flags = [*TRANSFORMER, "--method", "early-exit"]
+        flags = [*TRANSFORMER, "--method", "early-exit", "--lr", "0.01"]
         done = scpl("train", "--data", runs.table, "--out", run, *flags)
         assert done.status == 0, done.err
         whole, never, early = (
@@ -343,7 +344,7 @@ class TestRefusals:
             (["--model", "small-cnn"], ["lstm, transformer", "small-cnn"]),
             (["--augmentation", "basic", "--views", "2"], ["--augmentation, --views", "images"]),
             (["--image-size", "32"], ["--image-size"]),
-            (["--heads", "4"], ["'lstm'", "heads"]),
+            (["--heads", "4"], ["lstm", "--heads must go with --model transformer"]),
             (["--vocab-size", "2"], ["--vocab-size"]),
             (["--max-tokens", "0"], ["--max-tokens"]),
             (["--test-share", "1"], ["--test-share"]),
@@ -360,9 +361,11 @@ class TestRefusals:
         refused(done, *words)
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize(
-        "flags", [["--label", "x"], ["--vectors", "x"], ["--hidden", "8"], ["--heads", "2"]]
-    )
+    def test_images_take_no_network_for_texts_with_its_flags(self):
+        done = scpl("train", "--data", "digits", "--threads", "1", "--heads", "2")
+        refused(done, "--heads must go with --model transformer")
+
+    @pytest.mark.parametrize("flags", [["--label", "x"], ["--vectors", "x"], ["--hidden", "8"]])
     def test_images_take_no_flags_of_texts(self, flags):
         refused(
             scpl("train", "--data", "digits", "--threads", "1", *flags),

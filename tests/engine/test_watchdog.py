@@ -29,7 +29,7 @@ def wait_for(event, seconds=5.0):
 def test_a_silent_rank_is_missed_sooner_in_a_hurry(monkeypatch, ended, capsys):
     """While the last rank was killed, the first one waited for a fact: it stood for 30 seconds."""
     monkeypatch.setattr(module, "HURRIED_SILENCE", 0.2)
-    watchdog = Watchdog(0, 2, PrefixStore("test", HashStore()), timeout=30.0)
+    watchdog = Watchdog(0, 2, PrefixStore("test", HashStore()), silence=30.0)
     time.sleep(0.5)
     assert not watchdog.failed.is_set()
     watchdog.hurry()
@@ -42,7 +42,7 @@ def test_a_silent_rank_is_missed_sooner_in_a_hurry(monkeypatch, ended, capsys):
 
 def test_the_first_cause_wins(ended):
     store = PrefixStore("test", HashStore())
-    watchdog = Watchdog(0, 1, store, timeout=30.0)
+    watchdog = Watchdog(0, 1, store, silence=30.0)
     assert watchdog.claim(store, "the cause")
     assert not watchdog.claim(store, "a consequence")
     assert watchdog.failure["text"] == "the cause"
@@ -50,7 +50,7 @@ def test_the_first_cause_wins(ended):
 
 
 def test_a_rank_that_ends_well_is_not_ended(ended):
-    watchdog = Watchdog(0, 1, PrefixStore("test", HashStore()), timeout=30.0)
+    watchdog = Watchdog(0, 1, PrefixStore("test", HashStore()), silence=30.0)
     time.sleep(0.2)
     watchdog.close()
     time.sleep(0.2)
@@ -70,7 +70,7 @@ class LostStore:
 def test_a_lost_store_is_told(ended, capsys):
     """Two machines, the cable cut: the far rank ended without a word, and late."""
     store = LostStore()
-    watchdog = Watchdog(1, 2, store, timeout=6.0)
+    watchdog = Watchdog(1, 2, store, silence=6.0)
     assert wait_for(lambda: ended == [1])
     assert store.timeout.total_seconds() == 6.0
     told = capsys.readouterr().err

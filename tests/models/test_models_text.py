@@ -396,7 +396,7 @@ def test_a_vocabulary_without_words_for_padding_and_unknown_is_refused():
 
 
 def test_the_pool_is_not_a_part_of_the_readout():
-    with pytest.raises(PartitionError, match=r"The read-out must read.*`summarize`.*`pool`"):
+    with pytest.raises(PartitionError, match=r"The readout must read.*`summarize`.*`pool`"):
         split(small("lstm"), ["layer1"], readout="pool", example=TOKENS)
 
 
