@@ -24,7 +24,7 @@ class TestCreate:
     @pytest.mark.parametrize("force", [False, True])
     def test_what_is_no_run_folder_is_never_touched(self, tmp_path, force):
         (tmp_path / "thesis.txt").write_text("mine")
-        with pytest.raises(InputError, match="--out"):
+        with pytest.raises(InputError, match="`out`"):
             RunFolder.create(tmp_path, "a", force=force)
         assert (tmp_path / "thesis.txt").read_text() == "mine"
 
@@ -32,21 +32,21 @@ class TestCreate:
     def test_a_file_is_never_touched(self, tmp_path, force):
         path = tmp_path / "a"
         path.write_text("mine")
-        with pytest.raises(InputError, match="--out"):
+        with pytest.raises(InputError, match="`out`"):
             RunFolder.create(path, "a", force=force)
         assert path.read_text() == "mine"
 
     def test_force_empties_a_run_folder(self, tmp_path):
         for name in ("config.toml", "model.safetensors"):
             (tmp_path / name).write_text("old")
-        with pytest.raises(InputError, match=f"--resume {tmp_path}.*--force"):
+        with pytest.raises(InputError, match=f"`resume` {tmp_path}.*`force`"):
             RunFolder.create(tmp_path, "a", force=False)
         RunFolder.create(tmp_path, "a", force=True)
         assert list(tmp_path.iterdir()) == []
 
     def test_one_that_cannot_be_made_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match=r"must be writable.*file.*--out"):
+        with pytest.raises(InputError, match=r"must be writable.*file.*`out`"):
             RunFolder.create(tmp_path / "file" / "run", "a", force=False)
 
 

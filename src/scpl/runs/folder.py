@@ -67,14 +67,14 @@ class RunFolder:
                 raise InputError(
                     "A run folder must not exist yet",
                     f"Got {path}",
-                    f"Choose another with --out, continue it with --resume {path}, or overwrite "
-                    "it with --force",
+                    f"Choose another with `out`, continue it with `resume` {path}, or overwrite "
+                    "it with `force`",
                 )
             if not (path / "config.toml").is_file():
                 raise InputError(
-                    "--force overwrites run folders only",
+                    "`force` overwrites run folders only",
                     f"{path} is none: it holds no config.toml",
-                    "Choose another folder with --out",
+                    "Choose another folder with `out`",
                 )
             shutil.rmtree(path)
         folder = cls(path)
@@ -90,7 +90,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            rule, fix = "A run folder must be writable", "Choose another with --out"
+            rule, fix = "A run folder must be writable", "Choose another with `out`"
             raise InputError(rule, f"{self.path}: {error}", fix) from error
 
     @staticmethod
