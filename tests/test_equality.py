@@ -599,6 +599,8 @@ def test_a_stage_draws_the_same_whatever_the_others_draw():
             nn.Linear(5, 4), Draws(extra), nn.Linear(4, 4), Draws(), nn.Linear(4, NUM_CLASSES)
         )
         parts = split(model, before=["2"], example=rows()[0][0])
+        for layer in (model[1], model[3]):
+            layer.drawn.clear()  # what was drawn to check the cut
         pipeline = Pipeline(parts, SCPL(), adam, seed=3)
         train(pipeline, rows(), 2)
         results.append((model[1].drawn, model[3].drawn))

@@ -240,31 +240,32 @@ def test_a_pipeline_takes_at_most_nine_arguments():
 
 
 class Raises(nn.Module):
-    def __init__(self, after, error):
+    """Fails once it has been told how many more calls are good."""
+
+    def __init__(self, error):
         super().__init__()
-        self.after, self.error, self.calls = after, error, 0
+        self.error, self.left = error, None
 
     def forward(self, features):
-        self.calls += 1
-        if self.calls > self.after:
+        if self.left == 0:
             raise self.error
+        if self.left is not None:
+            self.left -= 1
         return features
 
 
-SPLIT = 3
-"""How often `split` runs every layer: in the network, in its stage, and to count operations."""
-
-
-def faulty(error, after=SPLIT):
-    return build(
-        nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 6), Raises(after, error), nn.Linear(6, 3)),
-        before=("1",),
+def faulty(error, after=0):
+    layer = Raises(error)
+    pipeline = build(
+        nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 6), layer, nn.Linear(6, 3)), before=("1",)
     )
+    layer.left = after
+    return pipeline
 
 
 def test_an_error_of_the_network_names_stage_step_and_shapes_and_keeps_its_cause():
     cause = KeyError("no such thing")
-    pipeline = faulty(cause, after=SPLIT + 3)
+    pipeline = faulty(cause, after=3)
     with pytest.raises(StageError) as caught:
         train(pipeline, rows((8, 8)) * 3)
     assert caught.value.__cause__ is cause

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Pipeline:
             self.parts, method, options, hosted, seed=seed, device=self.device
         )
         self.timeline = Timeline(self.mesh.rank)
-        self._source = Source(self.parts.num_outputs, self.device)
+        self._source = Source(self.parts.num_outputs, self.device, self.parts.form)
         if isinstance(checkpoints, (str, Path)):
             checkpoints = Checkpoints(checkpoints)
         self._checkpoints = checkpoints
@@ -159,13 +159,14 @@ class Pipeline:
         """Compute logits.
 
         Args:
-            inputs: One batch ``[N, ...]``, or an iterable of batches; read by the first rank.
+            inputs: One batch (a tensor ``[N, ...]`` or a mapping), or an iterable of batches; read
+                by the first rank.
 
         Returns:
             On the last rank (or the only one) the logits ``[N, C]`` of all samples, float32, on
             the CPU; None elsewhere.
         """
-        batches = [inputs] if isinstance(inputs, Tensor) else inputs
+        batches = [inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs
         self._infer(((batch, None) for batch in batches), keep_logits=True)
         logits = self._worker.counts.logits
         if self.mesh.is_last and not logits:

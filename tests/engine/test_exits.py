@@ -24,7 +24,11 @@ def make(stages=(0, 1, 2), model=None, last=None):
     network = ExitNetwork(parts, exits).eval()
     with torch.no_grad():
         for stage, logits in logits_of_every_exit(parts, exits, INPUTS).items():
-            layer = exits[stage] if stage == 3 and last else exits[stage][-1]
+            layer = (
+                exits[stage]
+                if stage == 3 and last
+                else (exits[stage] if stage < 3 else exits[stage].layers)[-1]
+            )
             layer.weight *= 1.5 / logits.std(0).mean()
             layer.bias.zero_()
     return network, parts, exits

@@ -19,6 +19,7 @@ from scpl.errors import CheckpointError, InputError, NonFiniteError, StageError
 from scpl.heads import Linear
 from scpl.methods.base import CrossEntropy, Objective, Sum
 from scpl.methods.scpl import Contrastive
+from scpl.partition.layers import ChainBody
 
 FEATURES = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -34,6 +35,8 @@ def make(objective=None, *, body=None, names=("conv", "act"), optimizer=adam, **
         body = seeded_layers(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)))
     if objective is None:
         objective = Contrastive(seeded_layers(Linear(3)((5,))))
+    if isinstance(body, nn.Sequential):
+        body = ChainBody(list(zip(names, body, strict=True)))
     return Stage(2, body, names, objective, StageOptions(optimizer, **options), seed=3, device=CPU)
 
 
@@ -138,15 +141,15 @@ def test_what_an_objective_draws_comes_from_the_stage():
 def test_evaluation_needs_no_gradient_and_restores_training():
     stage = make(CrossEntropy(seeded_layers(nn.Linear(5, 3))))
     learn(stage)
-    running = stage.body[1].running_mean.clone()
+    running = stage.body.layers[1].running_mean.clone()
     output = stage.infer(FEATURES)
     logits = stage.predict(output)
     assert not output.requires_grad
     assert logits.shape == (6, 3)
-    assert torch.equal(stage.body[1].running_mean, running)
+    assert torch.equal(stage.body.layers[1].running_mean, running)
     learn(stage)
-    assert stage.body[1].training
-    assert not torch.equal(stage.body[1].running_mean, running)
+    assert stage.body.layers[1].training
+    assert not torch.equal(stage.body.layers[1].running_mean, running)
 
 
 def test_a_contrastive_stage_cannot_predict():
@@ -334,9 +337,9 @@ def test_a_stage_frozen_since_the_checkpoint_is_refused_and_changes_nothing():
 def test_weights_that_are_not_finite_are_not_saved(place):
     stage = make()
     value = {
-        "parameter": stage.body[0].weight,
+        "parameter": stage.body.layers[0].weight,
         "head": stage.objective.head[1].bias,
-        "buffer": stage.body[1].running_var,
+        "buffer": stage.body.layers[1].running_var,
     }[place]
     with torch.no_grad():
         value.view(-1)[0] = float("nan")

@@ -296,9 +296,9 @@ def test_dascpl_trains_the_layers_exactly_as_scpl_does():
 @pytest.mark.parametrize("name", ["dgl", "early-exit"])
 def test_cross_entropy_reaches_the_layers(name):
     pipeline = build(LOCAL[name], optimizer=lambda p: SGD(p, lr=0.1))
-    before = pipeline.stages[0].body[0].weight.detach().clone()
+    before = pipeline.stages[0].body.layers[0].weight.detach().clone()
     train(pipeline, images()[:1])
-    assert not torch.equal(before, pipeline.stages[0].body[0].weight)
+    assert not torch.equal(before, pipeline.stages[0].body.layers[0].weight)
 
 
 # Isolation

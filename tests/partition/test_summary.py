@@ -37,10 +37,11 @@ def test_the_last_layer_is_asked():
     pair = Pair()
     assert isinstance(pair, Summarizing)
     assert not isinstance(Join(), Summarizing)
-    assert summary_of(nn.Sequential(nn.Linear(5, 5), pair)) == pair.summarize
-    assert summary_of(nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), pair))) == pair.summarize
-    assert summary_of(nn.Sequential(pair, Join())) is None
-    assert summary_of(nn.Sequential()) is None
+    assert summary_of([("0", nn.Linear(5, 5)), ("1", pair)]) == pair.summarize
+    inner = nn.Sequential(nn.ReLU(), pair)
+    assert summary_of([("0", nn.ReLU()), ("1", inner)]) == pair.summarize
+    assert summary_of([("0", pair), ("1", Join())]) is None
+    assert summary_of([]) is None
 
 
 def test_an_objective_sees_the_summary_and_the_next_stage_the_output():
@@ -71,10 +72,10 @@ def test_an_objective_sees_the_summary_and_the_next_stage_the_output():
 @pytest.mark.parametrize(
     ("summary", "told"),
     [
-        (lambda hidden, total: (hidden, total), r"one tensor.*stage 0.*\(8, 4\) float32 and \(8"),
-        (lambda hidden, total: hidden.sum(), r"one tensor.*Got \(\) float32 for 8 samples"),
-        (lambda hidden, total: hidden[:3], r"row per sample.*\(3, 4\)"),
-        (lambda hidden, total: hidden @ total, r"its own output.*`summarize` raised RuntimeError"),
+        (lambda hidden, total: (hidden, total), r"one tensor.*stage 0.*\(3, 4\) float32 and \(3"),
+        (lambda hidden, total: hidden.sum(), r"one tensor.*Got \(\) float32 for 3 samples"),
+        (lambda hidden, total: hidden[:2], r"row per sample.*\(2, 4\)"),
+        (lambda hidden, total: hidden @ total, r"`summarize`.*it raised RuntimeError"),
     ],
 )
 def test_a_summary_that_is_none_is_refused(summary, told):
@@ -83,5 +84,5 @@ def test_a_summary_that_is_none_is_refused(summary, told):
 
 
 def test_a_readout_that_wants_the_output_itself_is_refused():
-    with pytest.raises(PartitionError, match=r"`summarize`.*Make the summary a layer"):
+    with pytest.raises(PartitionError, match=r"`summarize`.*make the summary a layer"):
         split(network(), before=[], readout="1", example=ROWS)

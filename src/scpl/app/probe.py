@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from scpl.app.build import build_loaders
@@ -21,8 +22,7 @@ from scpl.app.environment import choose_device, set_threads
 from scpl.app.network import load_stages
 from scpl.errors import InputError
 from scpl.partition import Partition
-from scpl.partition.layers import summary_of
-from scpl.partition.values import Tree
+from scpl.partition.values import tree_map
 from scpl.runs import RunFolder
 
 __all__ = ["probe", "probe_run"]
@@ -31,7 +31,7 @@ _SIDE = 2
 _RIDGE = 1e-3
 """Added to the correlation matrix of the features, whose diagonal is 1."""
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 
 def probe(config: EvalConfig) -> list[float]:
@@ -95,7 +95,7 @@ def probe_partition(
     sums: list[tuple[Tensor, Tensor]] = []
     for inputs, target in train:
         wanted = functional.one_hot(target.to(device), num_classes).double()
-        features = _features(parts.bodies, inputs.to(device))
+        features = _features(parts, inputs, device)
         fresh = [(rows.T @ rows, rows.T @ wanted) for rows in features]
         sums = (
             [(a + c, b + d) for (a, b), (c, d) in zip(sums, fresh, strict=True)] if sums else fresh
@@ -104,19 +104,19 @@ def probe_partition(
     correct, count = torch.zeros(len(probes), dtype=torch.long), 0
     for inputs, target in judge:
         count += len(target)
-        for stage, rows in enumerate(_features(parts.bodies, inputs.to(device))):
+        for stage, rows in enumerate(_features(parts, inputs, device)):
             correct[stage] += ((rows @ probes[stage]).argmax(1).cpu() == target.cpu()).sum()
     return [int(number) / count for number in correct]
 
 
 @torch.no_grad()
-def _features(bodies: Iterable[nn.Sequential], inputs: Tree) -> list[Tensor]:
+def _features(parts: Partition, inputs: Any, device: torch.device) -> list[Tensor]:
     """Compute ``[N, D + 1]`` in float64 after every stage; the last column is 1."""
     found = []
-    for body in bodies:
-        inputs = body(inputs)
-        summary = summary_of(body)
-        seen = summary(inputs) if summary else inputs
+    values = tree_map(lambda tensor: tensor.to(device), parts.form.arrange(inputs))
+    for body, reading in zip(parts.bodies, parts.readings, strict=True):
+        values = body(values)
+        seen = reading(values) if reading else values
         if seen.ndim == 4:
             height, width = (min(_SIDE, side) for side in seen.shape[2:])
             rows = functional.adaptive_avg_pool2d(seen, (height, width)).flatten(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from scpl.engine.messages import EvalBatch, TrainBatch
 from scpl.errors import DataError, NonFiniteError
-from scpl.partition.values import tensors_of, tree_map
+from scpl.partition.inputs import LABELS, Form, without_labels
+from scpl.partition.values import Tree, tensors_of, tree_map
 
 __all__ = ["Batches", "Source"]
 
@@ -24,9 +25,11 @@ class Source:
     Args:
         num_classes: Targets must lie in ``0 .. num_classes - 1``.
         device: Where the first stage computes.
+        form: How the parts of a batch are arranged for the network.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, form: Form) -> None:
+        self._form = form
         self._num_classes = num_classes
         self._device = device
 
@@ -37,7 +40,8 @@ class Source:
             DataError: if it is no such pair, or the target does not hold one class per sample.
         """
         inputs, target = pair(batch)
-        return TrainBatch(step, self._inputs(inputs, step), self._target(inputs, target, step))
+        features = self._inputs(inputs, step)
+        return TrainBatch(step, features, self._target(features, target, step))
 
     def to_evaluate(self, index: int, inputs: Any, target: Tensor | None) -> EvalBatch:
         """Check a batch, with or without a target, and put it on the device.
@@ -47,10 +51,11 @@ class Source:
         """
         features = self._inputs(inputs, index)
         return EvalBatch(
-            index, features, None if target is None else self._target(inputs, target, index)
+            index, features, None if target is None else self._target(features, target, index)
         )
 
-    def _inputs(self, inputs: Any, step: int) -> Any:
+    def _inputs(self, inputs: Any, step: int) -> Tree:
+        inputs = self._form.arrange(inputs)
         tensors = tensors_of(inputs)
         if not tensors or tensors[0].ndim == 0:
             raise DataError(
@@ -95,15 +100,18 @@ def remaining(loader: Batches, epoch: int, seen: int) -> Iterator[Any]:
 
 
 def pair(batch: Any) -> tuple[Any, Tensor]:
-    """Take a batch apart.
+    """Take a batch apart: ``(inputs, target)``, or a mapping with ``labels``.
 
     Raises:
-        DataError: if it is not ``(inputs, target)``.
+        DataError: if it is neither.
     """
+    if isinstance(batch, Mapping) and any(name in batch for name in LABELS):
+        return without_labels(batch), next(batch[name] for name in LABELS if name in batch)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise DataError(
-            "A batch must be a pair (inputs, target)", f"Got {type(batch).__name__}{size}"
+            "A batch must be a pair (inputs, target), or a mapping with labels",
+            f"Got {type(batch).__name__}{size}",
         )
     return batch[0], batch[1]
 

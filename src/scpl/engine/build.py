@@ -154,6 +154,13 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
     """Build the objective of one stage; its weights depend on the seed and its index."""
     is_last = index == parts.num_stages - 1
     readout = parts.readout if is_last else None
-    site = Site(index, parts.num_stages, parts.num_outputs, parts.feature_shapes[index], readout)
+    site = Site(
+        index,
+        parts.num_stages,
+        parts.num_outputs,
+        parts.feature_shapes[index],
+        readout,
+        parts.readings[index],
+    )
     with RandomState(derive_seed(seed, "objective", index), torch.device("cpu")).active():
         return method.objective(site)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,6 @@ from scpl.engine.stage import Stage
 from scpl.errors import InputError
 from scpl.methods.base import Method, Objective
 from scpl.partition import Partition
-from scpl.partition.layers import summary_of
 from scpl.partition.values import Tree, tree_map
 
 __all__ = [
@@ -132,11 +131,10 @@ def _objectives(parts: Partition, method: Method) -> list[Objective]:
 def _copy(parts: Partition, ranks: Ranks, owners: Sequence[int]) -> Partition:
     """Copy the network with each layer's weights from the rank that trains it."""
     copied = copy.deepcopy(parts)
-    model = copied.model.cpu().eval()
-    names = [*parts.names[:-1], (*parts.names[-1], *parts.readout_names)]
-    for owner, layers in zip(owners, names, strict=True):
-        for name in layers:
-            for value in model.get_submodule(name).state_dict().values():
+    copied.model.cpu().eval()
+    for owner, body in zip((*owners, owners[-1]), (*copied.bodies, copied.readout), strict=True):
+        for value in body.cpu().eval().state_dict().values():
+            if isinstance(value, Tensor):
                 ranks.broadcast(value, owner)
     return copied
 
@@ -187,8 +185,7 @@ class ExitNetwork(nn.Module):
         super().__init__()
         model, last = parts.model, parts.num_stages - 1
         # Not by add_module: the user's names must not be refused because a method is called alike.
-        self._parameters.update(model._parameters)
-        self._buffers.update(model._buffers)
+        self._parameters, self._buffers = model._parameters, model._buffers
         self._non_persistent_buffers_set.update(model._non_persistent_buffers_set)
         self._modules.update(model._modules)
         if PREFIX in self._modules:
@@ -205,20 +202,38 @@ class ExitNetwork(nn.Module):
                 del (model.get_submodule(parent) if parent else self)._modules[leaf]
         self._bodies = parts.bodies  # in a tuple, so that layers have no second key
         self._exits = tuple(exits.get(index) for index in range(parts.num_stages))
+        self._form = parts.form
 
     @property
     def num_stages(self) -> int:
         """Number of stages."""
         return len(self._bodies)
 
+    def train(self, mode: bool = True) -> ExitNetwork:
+        """Set the mode of all stages."""
+        super().train(mode)
+        for part in self._parts:
+            part.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExitNetwork:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for part in self._parts:
+            part._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @property
+    def _parts(self) -> list[nn.Module]:
+        return [*self._bodies, *(each for each in self._exits if each is not None)]
+
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits ``[N, C]`` of the last exit."""
-        features: Tree = inputs
+        features: Tree = self._form.arrange(inputs)
         for body in self._bodies:
             features = body(features)
         reader = self._exits[-1]
         assert reader is not None
-        logits: Tensor = reader(_seen(self._bodies[-1], features))
+        logits: Tensor = reader(features)
         return logits
 
     def leave_early(self, inputs: Any, threshold: float) -> EarlyExits:
@@ -239,14 +254,14 @@ class ExitNetwork(nn.Module):
             raise InputError(
                 "An exit threshold must be a probability, above 0 and at most 1", f"Got {threshold}"
             )
-        features: Tree = inputs
+        features: Tree = self._form.arrange(inputs)
         found: list[tuple[Tensor, Tensor, int]] = []
         rows: Tensor | None = None  # of the samples that are still here
         for index, (body, reader) in enumerate(zip(self._bodies, self._exits, strict=True)):
             features = body(features)
             if reader is None:
                 continue
-            logits = reader(_seen(body, features)).float()
+            logits = reader(features).float()
             if rows is None:
                 rows = torch.arange(len(logits), device=logits.device)
             sure = logits.softmax(dim=1).amax(dim=1) >= threshold
@@ -258,12 +273,6 @@ class ExitNetwork(nn.Module):
                 break
             features = _keep(features, ~sure)
         return _in_order(found)
-
-
-def _seen(body: nn.Sequential, features: Tree) -> Tree:
-    """Return what an exit reads of a stage's output: the same as its objective does."""
-    summary = summary_of(body)
-    return summary(features) if summary else features
 
 
 def _keep(features: Tree, stays: Tensor) -> Tree:

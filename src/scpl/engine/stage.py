@@ -19,7 +19,6 @@ from scpl.engine.messages import LocalLoss
 from scpl.engine.randomness import RandomState
 from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective
-from scpl.partition.layers import summary_of
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
 __all__ = [
@@ -120,8 +119,8 @@ class Stage:
 
     Args:
         index: Its place, from 0.
-        body: Its layers.
-        names: The dotted names of the layers in the user's network, for its saved state.
+        body: Its layers; their state has the keys of the user's network.
+        names: The dotted names of the layers in the user's network.
         objective: What it minimises.
         options: How it learns.
         seed: Where its random state starts.
@@ -131,7 +130,7 @@ class Stage:
     def __init__(
         self,
         index: int,
-        body: nn.Sequential,
+        body: nn.Module,
         names: tuple[str, ...],
         objective: Objective,
         options: StageOptions,
@@ -146,7 +145,6 @@ class Stage:
         self._options = options
         self._names = names
         self.random = RandomState(seed, device)
-        self._summary = summary_of(body) or (lambda output: output)
         self._output: Tree = None
         self._output_version = 0
         self.guard = LossGuard(index)
@@ -201,7 +199,7 @@ class Stage:
         output, self._output = self._output, None
         with self.random.active():
             with self.autocast():
-                terms = self.objective(self._summary(output), target, carry)
+                terms = self.objective(output, target, carry)
             if _version(output) != self._output_version:
                 raise StageError(
                     "An objective must not change the features in place: they are on their way "
@@ -236,7 +234,7 @@ class Stage:
     def predict(self, output: Tree) -> Tensor | None:
         """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
         with torch.no_grad(), self.random.active(), self.autocast():
-            logits = self.objective.predict(self._summary(output))
+            logits = self.objective.predict(output)
         return None if logits is None else logits.float()
 
     def share(self, received: Tree) -> Tree:
@@ -246,14 +244,9 @@ class Stage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the stage needs to continue, under the user's layer names."""
-        body = {
-            f"{name}.{key}": value
-            for name, layer in zip(self._names, self.body, strict=True)
-            for key, value in layer.state_dict().items()
-        }
         return {
             "layers": list(self._names),  # those without parameters count, too
-            "body": body,
+            "body": dict(self.body.state_dict()),
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
@@ -281,10 +274,7 @@ class Stage:
             CheckpointError: if it does not; nothing was changed.
         """
         self.check_state_dict(state)
-        for name, layer in zip(self._names, self.body, strict=True):
-            prefix = f"{name}."
-            own = {k.removeprefix(prefix): k for k in state["body"] if k.startswith(prefix)}
-            layer.load_state_dict({key: state["body"][full] for key, full in own.items()})
+        self.body.load_state_dict(state["body"])
         self.objective.load_state_dict(state["objective"])
         if self.optimizer and state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -313,9 +303,11 @@ class Stage:
 
     def _parameter_names(self) -> set[str]:
         """Keys of the saved state that stand for parameters, not buffers."""
-        layers = zip(self._names, self.body, strict=True)
-        names = {f"{name}.{key}" for name, layer in layers for key, _ in layer.named_parameters()}
-        return names | {key for key, _ in self.objective.named_parameters()}
+        values = {
+            **self.body.state_dict(keep_vars=True),
+            **self.objective.state_dict(keep_vars=True),
+        }
+        return {name for name, value in values.items() if isinstance(value, nn.Parameter)}
 
     def autocast(self) -> AbstractContextManager[object]:
         """Compute in the stage's precision."""

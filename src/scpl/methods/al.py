@@ -43,7 +43,7 @@ class AssociatedLearning(Method):
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         build = self.bridge or heads.PooledMLP(out_features=self.label_features)
-        bridge = nn.Sequential(build(site.feature_shape), nn.Tanh())
+        bridge = nn.Sequential(site.head(build), nn.Tanh())
         encoder = self._encoder(site.index, site.num_classes)
         decoder = self._decoder(site.index, site.num_classes)
         earlier = [self._decoder(index, site.num_classes) for index in range(site.index)]

@@ -14,6 +14,7 @@ from torch.nn import functional
 from scpl import heads
 from scpl.errors import InputError
 from scpl.losses.contrastive import observe_accuracy
+from scpl.partition.reading import ReadThen
 from scpl.partition.values import Tree, tree_map
 
 __all__ = [
@@ -42,7 +43,10 @@ class Site:
         num_stages: How many stages there are.
         num_classes: Number of classes; targets lie in ``0 .. num_classes - 1``.
         feature_shape: Shape of one sample of the stage's features, without the batch.
-        readout: The network's own classifier; only the last stage has it.
+        readout: The network's own classifier, from what the stage hands on to logits; only the last
+            stage has it.
+        reading: How what the stage hands on becomes features, one tensor ``[N, *feature_shape]``;
+            None if it is that tensor.
     """
 
     index: int
@@ -50,6 +54,20 @@ class Site:
     num_classes: int
     feature_shape: tuple[int, ...]
     readout: nn.Module | None
+    reading: Callable[[Tree], Tensor] | None = None
+
+    def head(self, build: heads.Head) -> nn.Module:
+        """Build a head, or another module of features, that takes what the stage hands on."""
+        return self.on_features(build(self.feature_shape))
+
+    def length(self, head: nn.Module) -> int:
+        """Find the length of the projections of a head of this stage."""
+        plain = head.module if isinstance(head, ReadThen) else head
+        return heads.projection_length(plain, self.feature_shape)
+
+    def on_features(self, module: nn.Module) -> nn.Module:
+        """Let a module of features (a head, a classifier) take what the stage hands on."""
+        return module if self.reading is None else ReadThen(self.reading, module)
 
     @property
     def is_last(self) -> bool:
@@ -106,8 +124,8 @@ class LocalClassifiers(Method):
         if site.readout is not None:
             return site.readout
         if self.classifier is not None:
-            return self.classifier(site.feature_shape, site.num_classes)
-        return heads.PooledMLP(self.hidden_features, site.num_classes)(site.feature_shape)
+            return site.on_features(self.classifier(site.feature_shape, site.num_classes))
+        return site.head(heads.PooledMLP(self.hidden_features, site.num_classes))
 
 
 class Objective(nn.Module, ABC):
@@ -126,7 +144,8 @@ class Objective(nn.Module, ABC):
         """Compute the terms of the loss; the stage minimises their sum.
 
         Args:
-            features: What the stage hands on, ``[N, ...]``, still attached to its layers.
+            features: What the stage hands on, a tensor ``[N, ...]`` or a tree, still attached to
+                its layers. Heads that want one tensor are built with `Site.on_features`.
             target: Class indices ``[N]``.
             carry: What `hand_on` of the stage before returned.
 

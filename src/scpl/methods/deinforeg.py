@@ -84,13 +84,13 @@ class DeInfoReg(Method):
             )
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        head = self.head(site.feature_shape)
+        head = site.head(self.head)
         if site.readout is not None:
             return Sum(
                 InformationRegularisation(head, site.num_classes),
                 CrossEntropy(site.readout, weight=self.classifier_weight),
             )
-        length = heads.projection_length(head, site.feature_shape)
+        length = site.length(head)
         local = nn.Sequential(nn.ReLU(), nn.Linear(length, site.num_classes))
         return InformationRegularisation(
             head, site.num_classes, local, weight=self.classifier_weight

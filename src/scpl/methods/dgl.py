@@ -39,7 +39,9 @@ class DGL(Method):
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is not None:
             return CrossEntropy(site.readout)
-        return CrossEntropy(auxiliary_network(self.auxiliary, site.feature_shape, site.num_classes))
+        return CrossEntropy(
+            site.head(lambda shape: auxiliary_network(self.auxiliary, shape, site.num_classes))
+        )
 
 
 def auxiliary_network(kind: Auxiliary, shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -126,9 +126,9 @@ class PredSim(Method):
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         similarity = SimilarityMatching(
-            self.head(site.feature_shape), site.num_classes, weight=self.similarity_weight
+            site.head(self.head), site.num_classes, weight=self.similarity_weight
         )
         classifier = site.readout
         if classifier is None:
-            classifier = local_classifier(site.feature_shape, site.num_classes)
+            classifier = site.head(lambda shape: local_classifier(shape, site.num_classes))
         return Sum(similarity, CrossEntropy(classifier, weight=1 - self.similarity_weight))

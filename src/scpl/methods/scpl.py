@@ -134,7 +134,7 @@ class ContrastiveMethod(Method):
     def contrast(self, site: Site, weight: float = 1.0) -> Contrastive:
         """Build the contrastive loss of a stage, with its head."""
         return Contrastive(
-            self._head_factory()(site.feature_shape),
+            site.head(self._head_factory()),
             self.temperature,
             self.normalization,
             weight=weight,
@@ -213,6 +213,6 @@ class SCPL(ContrastiveMethod):
         contrast = self.contrast(site, 1 - self.cross_entropy)
         if self.cross_entropy == 0:
             return contrast
-        length = heads.projection_length(contrast.head, site.feature_shape)
+        length = site.length(contrast.head)
         classifier = nn.Linear(length, site.num_classes)
         return ClassifiedContrast(contrast, classifier, label_smoothing=self.label_smoothing)

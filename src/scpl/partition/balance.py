@@ -6,34 +6,41 @@ same cuts by itself, on any hardware, every time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scpl.errors import PartitionError
-from scpl.partition.layers import Chain, children, is_chain, last_with_parameters, undisturbed
+from scpl.partition.inputs import Form
+from scpl.partition.layers import Chain, children, is_chain, last_with_parameters
+from scpl.partition.values import Tree
+from scpl.partition.verify import run_network, undisturbed
 
-__all__ = ["balanced_cuts", "count_operations", "minmax_partition", "stages_per_rank"]
+__all__ = [
+    "Cuts",
+    "TooFewLayers",
+    "balanced_cuts",
+    "best_cuts",
+    "count_operations",
+    "counting_operations",
+    "minmax_partition",
+    "stages_per_rank",
+]
 
 _WORTH_OPENING = 1.1
 """A coarser cut is kept if its largest stage costs at most this many times the best one's."""
 
 
 def balanced_cuts(
-    model: nn.Module, num_stages: int, readout: str | None, example: Tensor
+    model: nn.Module, num_stages: int, readout: str | None, example: Tree
 ) -> list[str]:
-    """Choose the layers that the second and later stages begin with.
-
-    A stage begins with a layer that computes (a convolution, a linear layer, a block), so
-    normalisation, activation and pooling stay with the layer they follow. Nested
-    ``nn.Sequential`` layers are opened, one level at a time, only where that makes the most
-    expensive stage cheaper by more than a tenth: it decides the speed of all, and otherwise cuts
-    between a network's own blocks are easier to read.
+    """Choose the layers of a chain that the second and later stages begin with.
 
     Args:
         model: The network, a chain of layers.
@@ -44,26 +51,58 @@ def balanced_cuts(
     Raises:
         PartitionError: if the network has fewer layers that compute than stages wanted.
     """
+    operations = count_operations(model, example)
+    levels = (
+        [(name, operations.get(name, 0.0)) for name, _ in body]
+        for body in _levels(children(model), readout)
+    )
+    return best_cuts(levels, num_stages).names
+
+
+class TooFewLayers(PartitionError):
+    """There are fewer layers that compute than stages wanted."""
+
+
+class Cuts(NamedTuple):
+    """Layers to cut before, and what the most expensive stage costs then."""
+
+    names: list[str]
+    largest: float
+
+
+def best_cuts(levels: Iterable[list[tuple[str, float]]], num_stages: int) -> Cuts:
+    """Choose the layers that the second and later stages begin with.
+
+    A stage begins with a layer that computes (a convolution, a linear layer, a block), so
+    normalisation, activation and pooling stay with the layer they follow. Layers are opened, one
+    level at a time, only where that makes the most expensive stage cheaper by more than a tenth: it
+    decides the speed of all, and otherwise cuts between a network's own blocks are easier to read.
+
+    Args:
+        levels: The layers before the classifier with their costs, each time opened further.
+        num_stages: Number of stages wanted.
+
+    Raises:
+        PartitionError: if there are fewer layers that compute than stages wanted.
+    """
     if num_stages < 1:
         raise PartitionError("num_stages must be at least 1", f"Got {num_stages}")
-    operations = count_operations(model, example)
-    levels = [_units(body, operations) for body in _levels(children(model), readout)]
-    found: list[tuple[float, list[str]]] = []  # cost of the largest stage, and the cuts
-    for units in levels:
+    found: list[Cuts] = []
+    units: list[tuple[str, float]] = []
+    for units in map(_units, levels):
         if len(units) >= num_stages:
             costs = [cost for _, cost in units]
             starts = minmax_partition(costs, num_stages)
             largest = max(sum(costs[a:b]) for a, b in pairwise([*starts, len(costs)]))
-            found.append((largest, [units[start][0] for start in starts[1:]]))
+            found.append(Cuts([units[start][0] for start in starts[1:]], largest))
     if not found:
-        finest = levels[-1]
-        raise PartitionError(
+        raise TooFewLayers(
             f"{num_stages} stages need as many layers that compute, before the classifier",
-            f"Got {len(finest)}: {', '.join(name for name, _ in finest)}",
-            f"Ask for at most {len(finest)} stages",
+            f"Got {len(units)}: {', '.join(name for name, _ in units)}",
+            f"Ask for at most {len(units)} stages",
         )
-    least = min(largest for largest, _ in found)
-    return next(cuts for largest, cuts in found if largest <= _WORTH_OPENING * least)
+    least = min(cuts.largest for cuts in found)
+    return next(cuts for cuts in found if cuts.largest <= _WORTH_OPENING * least)
 
 
 def _levels(chain: Chain, readout: str | None) -> Iterator[Chain]:
@@ -121,32 +160,34 @@ def stages_per_rank(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
     return tuple(end - start for start, end in pairwise(starts))
 
 
-def count_operations(model: nn.Module, example: Tensor) -> dict[str, float]:
-    """Count the floating-point operations of every module of ``model`` by dotted name.
+def count_operations(model: nn.Module, example: Tree) -> dict[str, float]:
+    """Count the floating-point operations of every module of a chain by dotted name.
 
     Raises:
         PartitionError: if the network does not accept the example.
     """
-    # A Transformer layer would take a fused path in which the counter sees no operation.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with undisturbed(model, example), counter:
-            model(example.clone())
-    except Exception as error:
-        raise PartitionError(
-            "The network must accept the example batch",
-            f"On {tuple(example.shape)} it raised {type(error).__name__}: {error}",
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with undisturbed(model), counting_operations() as counter, torch.no_grad():
+        model.eval()
+        run_network(model, Form.whole(), example)
     # The counter prefixes every name with the class of the root module.
     root = type(model).__name__
     return {
         name.removeprefix(f"{root}."): float(sum(operations.values()))
         for name, operations in counter.get_flop_counts().items()
     }
+
+
+@contextmanager
+def counting_operations() -> Iterator[FlopCounterMode]:
+    """Count the floating-point operations of what is run inside."""
+    # A Transformer layer would take a fused path in which the counter sees no operation.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 Shape: TypeAlias = Sequence[int]
@@ -181,11 +222,10 @@ _FORMULAS = {
 """Operations that torch counts as none."""
 
 
-def _units(chain: Chain, costs: dict[str, float]) -> list[tuple[str, float]]:
+def _units(layers: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Join each layer that does not compute to the one before it."""
     units: list[tuple[str, float]] = []
-    for name, _ in chain:
-        cost = costs.get(name, 0.0)
+    for name, cost in layers:
         if cost > 0.0 and units and units[-1][1] == 0.0:
             units[-1] = (units[-1][0], cost)
         elif cost > 0.0 or not units:

@@ -1,351 +1,351 @@
 """Cut a network into stages, and prove on an example that nothing changed.
 
-A network can be cut where its forward pass is a *chain*: an ``nn.Sequential``, or a module whose
-forward calls its named children one after the other. Nested ``nn.Sequential`` children are opened
-where a cut lies inside them. The stages reference the user's own layers, so training them trains
+A *chain* of layers (an ``nn.Sequential``, or a module whose forward calls its named children one
+after the other) is cut as it is. Any other network is traced by ``torch.export`` and cut along its
+graph. Either way the stages hold the network's own parameters and buffers, so training them trains
 the user's network, under its own ``state_dict`` keys.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from scpl.errors import PartitionError
-from scpl.partition.balance import balanced_cuts, count_operations
-from scpl.partition.layers import (
-    Chain,
-    Summary,
-    children,
-    is_chain,
-    last_with_parameters,
-    summary_of,
-    undisturbed,
-)
-from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
+from scpl.errors import PartitionError, ScplError
+from scpl.partition.chain import chain_cuts, cut_chain, is_in_chain
+from scpl.partition.graph import BY_HAND, without_cache
+from scpl.partition.inputs import Form, samples
+from scpl.partition.layers import is_chain
+from scpl.partition.pieces import Pieces, Read
+from scpl.partition.reading import Features, ReadThen
+from scpl.partition.traced import ROWS, cut_graph
+from scpl.partition.values import Tree, tensors_of, tree_map
+from scpl.partition.verify import BOTH_MODES, describe, difference, run_network, undisturbed
 
 __all__ = ["Partition", "split"]
 
-_EXAMPLE = "Check the shape of the example against the network's first layer"
-_CHAIN = "The network's layers must accept the example batch one after the other"
-_ADVICE = (
-    "Its forward does more than call its children in order: make such steps layers "
-    "(torch.flatten -> nn.Flatten, a residual sum -> a block module)"
-)
 _READS_SUMMARY = (
-    "The readout must read what the last layer before it says of its output (`summarize`)"
+    "The classifier must read what the last layer before it says of its output (`summarize`): "
+    "make the summary a layer before the classifier, or name a later layer as `readout`"
 )
-_POOL = (
-    "Make the summary a layer of the network before the readout (as `pool` in the text networks "
-    "of scpl.models), or name a later layer as readout"
-)
+_CHAIN = "The network's stages must accept the example batch one after the other"
+_ADVICE = f"Its forward may depend on chance or on state of its own. {BY_HAND}"
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(Pieces):
     """A network cut into stages.
 
     Attributes:
         model: The user's network.
-        bodies: The layers of each stage, in order; the readout is in none of them.
-        names: For each stage the dotted names of its layers in `model`.
-        readout: The classifier at the end of the network, ``features -> logits [N, C]``.
-        readout_names: The dotted names of the readout's layers.
-        feature_shapes: For each stage the shape of one sample of what its objective sees.
+        feature_shapes: For each stage the shape of one sample of what its objective reads.
         num_outputs: Number of logits C.
-        costs: Floating-point operations of each stage's layers on the example.
+        unused: Parameters and buffers that its logits do not depend on: no stage has them, and
+            they stay as they are.
+        is_traced: Whether it was cut along its graph; else it is a chain of layers.
+        rounding: Where the stages differ from the network by rounding; empty if they are the same
+            bit for bit.
     """
 
     model: nn.Module
-    bodies: tuple[nn.Sequential, ...]
-    names: tuple[tuple[str, ...], ...]
-    readout: nn.Sequential
-    readout_names: tuple[str, ...]
     feature_shapes: tuple[tuple[int, ...], ...]
     num_outputs: int
-    costs: tuple[float, ...]
+    unused: tuple[str, ...] = ()
+    is_traced: bool = False
+    rounding: str = ""
 
     @property
     def num_stages(self) -> int:
         """How many stages there are."""
         return len(self.bodies)
 
-    @property
-    def cuts(self) -> tuple[str, ...]:
-        """The names of the layers that the second and later stages begin with."""
-        after = [*self.names[1:], self.readout_names]
-        return tuple(name[0] if name else following[0] for name, following in pairwise(after))
-
     def merged(self) -> Partition:
         """The same network as one stage, for end-to-end training."""
-        layers = [layer for body in self.bodies for layer in body]
         return replace(
             self,
-            bodies=(nn.Sequential(*layers),),
+            bodies=(Joined(self.bodies),),
+            readings=self.readings[-1:],
             names=(tuple(name for stage in self.names for name in stage),),
             feature_shapes=self.feature_shapes[-1:],
+            cuts=(),
             costs=(sum(self.costs),),
         )
 
 
 def split(
-    model: nn.Module,
+    model: nn.Module | Sequence[nn.Module],
     before: Sequence[str] | None = None,
     *,
     num_stages: int | None = None,
     readout: str | None = None,
-    example: Tensor,
+    output: str | int | None = None,
+    features: Features | None = None,
+    example: Any,
 ) -> Partition:
-    """Cut ``model`` into stages.
+    """Cut a network into stages.
 
     Args:
-        model: An ``nn.Sequential`` or a module that calls its named children in order.
+        model: Any network that ``torch.export`` can trace; a chain of layers is not traced. Or, cut
+            by hand, a list of modules: the stages, and the classifier at the end; each takes what
+            the one before returns.
         before: The layers that the second and later stages begin with, by dotted name.
         num_stages: Instead of `before`: cut into this many stages of about equal cost
             (floating-point operations, so that every rank finds the same cuts).
         readout: The layer at which the classifier begins. Default: the last layer that has
             parameters.
-        example: A small batch ``[N, ...]``; the chained stages must give exactly the model's
-            output on it.
+        output: Key or number of the output that holds the logits ``[N, C]``. Default: the only
+            output, or ``logits``.
+        features: How objectives read what a stage hands on, see `scpl.partition.reading`.
+        example: A small batch, as the network takes it: a tensor ``[N, ...]``, a tuple of
+            arguments, or a mapping of keyword arguments (``labels`` are left out). Later batches
+            may have any number of rows, and sequences any length.
 
     Returns:
-        The stages; they share their layers with `model`.
+        The stages; they hold the parameters and buffers of `model` itself.
 
     Raises:
-        PartitionError: if the cuts cannot be made; all faults are reported at once.
+        PartitionError: if the cuts cannot be made, or the stages would not compute what the network
+            computes: in training and in evaluation mode, with its parameters disturbed.
     """
+    before = _checked_cuts(before, num_stages)
+    if isinstance(model, (list, tuple)):
+        return _by_hand(model, before, num_stages, features, example)
+    model = _unwrapped(model)
+    with without_cache(model):
+        if output is None and is_chain(model):
+            _initialise(model, Form.whole(), example)
+            if before is None:
+                before = chain_cuts(model, num_stages, readout, example)
+            if before is not None and is_in_chain(model, [*before, readout or ""]):
+                pieces = cut_chain(model, example, before, readout, features)
+                return _verified(model, pieces, example, is_traced=False)
+        form = Form.of(model, example)
+        arranged = form.arrange(example)
+        _initialise(model, form, arranged)
+        pieces = cut_graph(
+            model, form, arranged,
+            before=before, num_stages=num_stages, readout=readout, output=output,
+            features=features,
+        )  # fmt: skip
+        return _verified(model, pieces, arranged, is_traced=True)
+
+
+def _checked_cuts(before: Any, num_stages: int | None) -> list[str] | None:
     if (before is None) == (num_stages is None):
         raise PartitionError(
             "split needs either `before` (names of layers) or `num_stages`",
             "Got both" if before is not None else "Got neither",
         )
-    if before is not None and not isinstance(before, (str, list, tuple)):
+    if isinstance(before, str):
+        return [before]
+    if before is not None and not isinstance(before, (list, tuple)):
         raise PartitionError(
             "`before` must be a list of layer names",
             f"Got {before!r}",
             "For a number of stages pass num_stages=...",
         )
-    if isinstance(before, str):
-        before = [before]
-    if before is None:
-        assert num_stages is not None
-        before = balanced_cuts(model, num_stages, readout, example)
-    chain = _open_chain(model, [*before, *([readout] if readout else [])])
-    names = [name for name, _ in chain]
-    if readout and readout not in names:
+    return None if before is None else list(before)
+
+
+def _by_hand(
+    modules: Sequence[nn.Module],
+    before: Sequence[str] | None,
+    num_stages: int | None,
+    features: Features | None,
+    example: Any,
+) -> Partition:
+    """Take the stages as they are given."""
+    wrong = [type(m).__name__ for m in modules if not isinstance(m, nn.Module)]
+    stages = len(modules) - 1
+    if wrong or stages < 1 or before is not None or num_stages != stages:
         raise PartitionError(
-            "readout must name a layer of the network",
-            _explain_unknown(model, names, readout),
-            f"The layers are: {', '.join(names)}",
+            "A list must hold a module for each stage and the classifier at the end, and "
+            "`num_stages` their number without it",
+            f"Got {', '.join(wrong)} in it"
+            if wrong
+            else f"Got {len(modules)} modules and "
+            + (f"num_stages={num_stages}" if before is None else f"before={before!r}"),
         )
-    first_readout = names.index(readout) if readout else last_with_parameters(chain)
-    if first_readout is None:
-        raise PartitionError("A network must have parameters to be trained", "Got none")
-    edges = [0, *_check_cuts(model, names, before, first_readout), first_readout]
-    _refuse_shared_parameters(chain, edges)
-
-    ranges = [slice(a, b) for a, b in pairwise(edges)]
-    layers = [layer for _, layer in chain]
-    bodies = tuple(nn.Sequential(*layers[stage]) for stage in ranges)
-    head = nn.Sequential(*layers[first_readout:])
-    shapes, num_outputs = _check_equality(model, bodies, head, example)
-    operations = count_operations(model, example)
-    return Partition(
-        model,
-        bodies,
-        tuple(tuple(names[stage]) for stage in ranges),
-        head,
-        tuple(names[first_readout:]),
-        shapes,
-        num_outputs,
-        tuple(sum(operations.get(name, 0.0) for name in names[stage]) for stage in ranges),
-    )
+    model = nn.Sequential(*modules)
+    names = [str(i) for i in range(len(modules))]
+    _initialise(model, Form.whole(), example)
+    pieces = cut_chain(model, example, names[1:-1], names[-1], features)
+    return _verified(model, pieces, example, is_traced=False)
 
 
-def _check_cuts(
-    model: nn.Module, names: Sequence[str], before: Sequence[str], first_readout: int
-) -> list[int]:
-    """Turn names into positions; collect every fault before raising."""
-    faults: list[str] = []
-    positions: list[int] = []
-    for cut in before:
-        if cut not in names:
-            faults.append(_explain_unknown(model, names, cut))
-            continue
-        position = names.index(cut)
-        if position == 0:
-            faults.append(f"{cut!r} is the first layer: the stage before it would be empty")
-        elif position > first_readout:
-            faults.append(
-                f"{cut!r} lies inside the readout, which begins at {names[first_readout]!r}"
-            )
-        if before.count(cut) > 1 and f"{cut!r} is named twice" not in faults:
-            faults.append(f"{cut!r} is named twice")
-        if positions and position < positions[-1]:
-            faults.append(
-                f"{cut!r} comes before {names[positions[-1]]!r} in the network, "
-                "but after it in the list"
-            )
-        positions.append(position)
-    if faults:
+def _unwrapped(model: Any) -> nn.Module:
+    """Take the network out of ``torch.compile``, DataParallel and the like."""
+    if not isinstance(model, nn.Module):
         raise PartitionError(
-            "Cuts must name layers of the network, in its order, each once",
-            "Faults:\n" + "\n".join(f"  - {fault}" for fault in faults) + "\n",
-            f"The layers are: {', '.join(names)}",
+            "A network must be a torch.nn.Module, or a list of them",
+            f"Got {type(model).__name__}",
         )
-    return positions
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            found: nn.Module = model
+            return found
 
 
-def _refuse_shared_parameters(chain: Chain, edges: Sequence[int]) -> None:
-    """Two stages that share a parameter would each train it on their own."""
-    owner: dict[int, tuple[int, str]] = {}
-    for index, (name, layer) in enumerate(chain):
-        stage = sum(index >= edge for edge in edges)
-        for key, parameter in layer.named_parameters():
-            known = owner.setdefault(id(parameter), (stage, f"{name}.{key}"))
-            if known[0] != stage:
-                raise PartitionError(
-                    "A parameter must belong to one stage",
-                    f"{known[1]!r} and '{name}.{key}' are the same tensor in two stages",
-                    "Move the cut, or give each layer its own copy",
-                )
+def _initialise(model: nn.Module, form: Form, example: Tree) -> None:
+    """Run the network once: it must accept the example, and lazy layers need it."""
+    lazy = any(nn.parameter.is_lazy(p) for p in (*model.parameters(), *model.buffers()))
+    if lazy:
+        with torch.no_grad(), torch.random.fork_rng():
+            training = model.training
+            run_network(model.eval(), form, example)
+            model.train(training)
 
 
-def _open_chain(model: nn.Module, wanted: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """List the chain's layers by dotted name, opening a Sequential only if a cut lies inside."""
-    chain: list[tuple[str, nn.Module]] = []
-
-    def visit(prefix: str, module: nn.Module) -> None:
-        for name, child in children(module):
-            full = f"{prefix}{name}"
-            inside = any(cut.startswith(f"{full}.") for cut in wanted)
-            if inside and is_chain(child):
-                visit(f"{full}.", child)
-            else:
-                chain.append((full, child))
-
-    visit("", model)
-    if not chain:
-        raise PartitionError(
-            "A network must have named layers to be cut",
-            f"Got {type(model).__name__} without children",
-        )
-    return chain
-
-
-def _explain_unknown(model: nn.Module, names: Sequence[str], cut: str) -> str:
-    """Say why ``cut`` is not among the names of the chain, and what comes closest."""
-    parts = cut.split(".")
-    for depth in range(len(parts) - 1, 0, -1):
-        parent = ".".join(parts[:depth])
-        if parent in names:
-            module = model.get_submodule(parent)
-            inner = [name for name, _ in children(module)]
-            if parts[depth] in inner and not is_chain(module):
-                return (
-                    f"{cut!r} lies inside {parent!r}, a {type(module).__name__}: only a "
-                    "plain nn.Sequential can be cut inside"
-                )
-            full = [
-                f"{parent}.{name}" for name in difflib.get_close_matches(parts[depth], inner, 1)
-            ]
-            return f"there is no layer {cut!r} in {parent!r}" + _hint(full)
-    return f"there is no layer {cut!r}" + _hint(difflib.get_close_matches(cut, names, 1))
-
-
-def _hint(close: Sequence[str]) -> str:
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _check_equality(
-    model: nn.Module, bodies: Sequence[nn.Sequential], readout: nn.Sequential, example: Tensor
-) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Check that the stages compute on ``example`` exactly what the network does.
-
-    Returns:
-        For each stage the shape of one sample of what its objective sees, and the number of logits.
+def _verified(model: nn.Module, pieces: Pieces, example: Tree, *, is_traced: bool) -> Partition:
+    """Compare the stages with the network, and find the shapes of what objectives read.
 
     Raises:
-        PartitionError: if the network or a stage does not accept the example, or they differ.
+        PartitionError: if they differ by more than rounding (a chain: at all).
+    """
+    rows = samples(example, ROWS)
+    shapes, num_outputs = _look(model, pieces, rows)
+    held = {id(t) for part in (*pieces.bodies, pieces.readout) for t in _tensors(part).values()}
+    unused = tuple(name for name, tensor in _tensors(model).items() if id(tensor) not in held)
+    rounding = ""
+    for batch, modes in ((rows, BOTH_MODES), *_other_sizes(model, pieces, rows, is_traced)):
+        fault = difference(model, pieces, batch, modes, unused)
+        if fault is not None and not (is_traced and fault.is_rounding):
+            raise PartitionError(
+                "The stages must compute exactly what the network computes",
+                f"{type(model).__name__} is not the same cut into stages: {fault.what}",
+                _ADVICE,
+            )
+        rounding = rounding or (fault.what if fault else "")
+    return Partition(
+        **vars(pieces), model=model, feature_shapes=shapes, num_outputs=num_outputs, unused=unused,
+        is_traced=is_traced, rounding=rounding,
+    )  # fmt: skip
+
+
+def _other_sizes(
+    model: nn.Module, pieces: Pieces, rows: Tree, is_traced: bool
+) -> Iterator[tuple[Tree, tuple[bool, ...]]]:
+    """Yield one sample, of a shorter sequence where lengths are free, if the network takes it."""
+    if not is_traced:
+        return
+    values = []
+    for tensor, sizes in zip(tensors_of(rows), pieces.form.sizes, strict=True):
+        one = tensor[:1]
+        free = len(sizes) > 1 and sizes[1] is None and tensor.shape[1] > 2
+        values.append(one[:, :-1] if free else one)
+    one_row = values[0] if len(values) == 1 else tuple(values)
+    with undisturbed(model), torch.no_grad():
+        try:
+            run_network(model.eval(), pieces.form, one_row)
+        except PartitionError:
+            return
+    yield one_row, (False,)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Run network and stages once, in evaluation mode.
+
+    Returns:
+        For each stage the shape of one sample of what its objective reads; the number of logits.
+
+    Raises:
+        PartitionError: if the network or a stage does not accept what it gets.
     """
     shapes: list[tuple[int, ...]] = []
-    with undisturbed(model, example):
-        expected = _run(model, example, "The network must accept the example batch", _EXAMPLE)
-        features: Tree = _fresh(example)
-        seen, rule, fix = features, f"{_CHAIN} (readout)", _ADVICE
-        for index, body in enumerate(bodies):
-            features = _run(body, features, f"{_CHAIN} (stage {index})", _ADVICE)
-            summary = summary_of(body)
-            seen = _summarise(summary, features, index) if summary else features
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        run_network(model, pieces.form, batch)
+        values: Tree = tree_map(Tensor.clone, batch)
+        for index, (body, reading) in enumerate(zip(pieces.bodies, pieces.readings, strict=True)):
+            values = _run(body.eval(), values, f"{_CHAIN} (stage {index})")
+            seen = _read(reading, values, index, len(tensors_of(batch)[0])) if reading else values
             shapes.append(_sample_shape(seen, index))
-        if summary_of(bodies[-1]):
-            rule, fix = _READS_SUMMARY, _POOL
-        found = _run(readout, seen, rule, fix)
-    if not _same(expected, found):
+        summarised = isinstance(pieces.readout, ReadThen)
+        rule = _READS_SUMMARY if summarised else f"{_CHAIN} (readout)"
+        logits = _run(pieces.readout.eval(), values, rule)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise PartitionError(
-            "The chained layers must give exactly the network's output on the example",
-            f"{type(model).__name__}.forward gives {_describe(expected)}, "
-            f"its layers in order give {_describe(found)}",
-            _ADVICE,
+            "The network must end in logits [N, C]",
+            f"Got {describe(logits)}",
+            "If it has several outputs, name one with `output`",
         )
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        raise PartitionError("The network must end in logits [N, C]", f"Got {_describe(found)}")
-    return tuple(shapes), found.shape[1]
+    return tuple(shapes), logits.shape[1]
 
 
-def _run(module: nn.Module, inputs: Tensor, rule: str, fix: str) -> Tensor:
+def _run(module: nn.Module, inputs: Tree, rule: str) -> Tree:
+    # Copies, because a first layer that works in place would change the caller's tensor.
     try:
-        result: Tensor = module(_fresh(inputs))
+        return module(tree_map(Tensor.clone, inputs))
+    except ScplError:
+        raise
     except Exception as error:
         raise PartitionError(
-            rule,
-            f"On {_describe(inputs)} it raised {type(error).__name__}: {error}",
-            fix,
+            rule, f"On {describe(inputs)} it raised {type(error).__name__}: {error}", _ADVICE
         ) from error
-    return result
 
 
-def _fresh(tree: Tensor) -> Tensor:
-    """Copy, because a first layer that works in place would change the caller's tensor."""
-    copied: Tensor = tree_map(Tensor.clone, tree)
-    return copied
-
-
-def _summarise(summary: Summary, features: Tensor, index: int) -> Tensor:
+def _read(reading: Read, values: Tree, index: int, rows: int) -> Tensor:
     try:
-        seen = summary(features)
+        seen = reading(values)
     except Exception as error:
         raise PartitionError(
-            f"A layer must be able to summarise its own output (stage {index})",
-            f"On {_describe(features)} `summarize` raised {type(error).__name__}: {error}",
+            f"What stage {index} hands on must be readable (`summarize`, `features`)",
+            f"On {describe(values)} it raised {type(error).__name__}: {error}",
         ) from error
-    num_samples = len(tensors_of(features)[0])
-    if not isinstance(seen, Tensor) or seen.ndim < 2 or len(seen) != num_samples:
+    if not isinstance(seen, Tensor) or seen.ndim < 2 or len(seen) != rows:
         raise PartitionError(
-            f"A summary must be one tensor with a row per sample (stage {index})",
-            f"Got {_describe(seen)} for {num_samples} samples",
+            f"What an objective reads must be one tensor with a row per sample (stage {index})",
+            f"Got {describe(seen)} for {rows} samples",
         )
     return seen
 
 
-def _sample_shape(features: Tensor, index: int) -> tuple[int, ...]:
+def _sample_shape(features: Tree, index: int) -> tuple[int, ...]:
     for tensor in tensors_of(features):
         return tuple(tensor.shape[1:])
     raise PartitionError("A stage must hand on a tensor", f"Stage {index} hands on none")
 
 
-def _same(expected: Tensor, found: Tensor) -> bool:
-    one, other = tensors_of(expected), tensors_of(found)
-    return len(one) == len(other) and all(
-        a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in zip(one, other, strict=True)
-    )
+@final
+class Joined(nn.Module):
+    """Stages one after the other as one body, still under the network's own keys.
 
+    Args:
+        bodies: The stages.
+    """
 
-def _describe(tree: Tensor) -> str:
-    return " and ".join(str(TensorSpec.of(tensor)) for tensor in tensors_of(tree)) or "nothing"
+    def __init__(self, bodies: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+
+    def forward(self, values: Tree) -> Tree:
+        """Compute what the last stage hands on."""
+        for body in self.bodies:
+            values = body(values)
+        return values
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the states of all stages in one."""
+        found: dict[str, Any] = {}
+        for body in self.bodies:
+            found |= body.state_dict(*args, **options)
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Load the state of each stage."""
+        for body in self.bodies:
+            own = {key: state_dict[key] for key in body.state_dict() if key in state_dict}
+            body.load_state_dict(own, *args, **options)

@@ -8,24 +8,25 @@ the objective sees the output itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias, final, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from scpl.partition.values import Tree
 
 __all__ = [
     "Chain",
+    "ChainBody",
     "Summarizing",
     "Summary",
     "children",
+    "holder",
     "is_chain",
     "last_with_parameters",
+    "place",
+    "place_tensor",
     "summary_of",
-    "undisturbed",
 ]
 
 Chain: TypeAlias = Sequence[tuple[str, nn.Module]]
@@ -49,17 +50,65 @@ def last_with_parameters(chain: Chain) -> int | None:
     return max(having, default=None)
 
 
-@contextmanager
-def undisturbed(model: nn.Module, example: Tensor) -> Iterator[None]:
-    """Run a network in evaluation mode, without gradients or a trace on modes and generators."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng([example.device] if example.is_cuda else []):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def holder(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Find the dictionary in which a module keeps a parameter or buffer, and its key there."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    kept: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+    return kept, leaf
+
+
+def place(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Make a module part of ``root`` under a dotted name."""
+    path, _, leaf = name.rpartition(".")
+    _container(root, path)._modules[leaf] = module
+
+
+def place_tensor(root: nn.Module, model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Make a parameter or buffer of ``model`` part of ``root``, under the same dotted name.
+
+    Returns:
+        The dictionary that now holds it, and its key there.
+    """
+    path, _, leaf = name.rpartition(".")
+    module, container = model.get_submodule(path), _container(root, path)
+    if leaf in module._parameters:
+        container._parameters[leaf] = module._parameters[leaf]
+        return container._parameters, leaf
+    container._buffers[leaf] = module._buffers[leaf]
+    if leaf in module._non_persistent_buffers_set:
+        container._non_persistent_buffers_set.add(leaf)
+    return container._buffers, leaf
+
+
+def _container(root: nn.Module, path: str) -> nn.Module:
+    """Find or make the empty modules along a path. The user's names may be those of methods."""
+    for part in path.split(".") if path else ():
+        found = root._modules.setdefault(part, nn.Module())
+        assert found is not None
+        root = found
+    return root
+
+
+@final
+class ChainBody(nn.Module):
+    """Layers called one after the other, under their own keys.
+
+    Args:
+        chain: The layers by dotted name.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.layers = tuple(module for _, module in chain)  # in a tuple: no second key
+        for name, module in chain:
+            place(self, name, module)
+
+    def forward(self, features: Tree) -> Tree:
+        """Compute what the last layer returns."""
+        for layer in self.layers:
+            features = layer(features)
+        return features
 
 
 @runtime_checkable
@@ -77,12 +126,11 @@ class Summarizing(Protocol):
         """
 
 
-def summary_of(body: nn.Sequential) -> Summary | None:
-    """Find how the output of a stage is summarised: as its last layer says, or not at all."""
-    layers = children(body)
-    if not layers:
+def summary_of(chain: Chain) -> Summary | None:
+    """Find how the output of layers is summarised: as the last one says, or not at all."""
+    if not chain:
         return None
-    _, last = layers[-1]
+    _, last = chain[-1]
     if isinstance(last, Summarizing):
         return last.summarize
-    return summary_of(last) if isinstance(last, nn.Sequential) and is_chain(last) else None
+    return summary_of(children(last)) if is_chain(last) else None

@@ -1,0 +1,240 @@
+"""Prove that the stages of a network compute what the network computes.
+
+The network and its stages run on the same batch, in training and in evaluation mode, from the
+same random state. All parameters and buffers are disturbed meanwhile: a gate or a position that
+begins at zero would hide what was left out. Outputs, gradients and buffers must be the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scpl.errors import PartitionError
+from scpl.partition.inputs import Form
+from scpl.partition.pieces import Pieces
+from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
+
+__all__ = [
+    "BOTH_MODES",
+    "Difference",
+    "changed_buffers",
+    "describe",
+    "difference",
+    "run_network",
+    "undisturbed",
+]
+
+_EXAMPLE = "Check the shapes and types of the example against the network's inputs"
+BOTH_MODES = (False, True, True)
+_CLOSE = 1e-4
+"""Largest difference of a traced network, as a share of the largest value."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the stages differ from the network.
+
+    Attributes:
+        what: In one sentence.
+        is_rounding: Whether it is so small that the order of additions explains it.
+    """
+
+    what: str
+    is_rounding: bool
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    logits: Tensor
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Let a network run without a trace on its state, its modes and the random generators."""
+    modes = [(module, module.training) for module in model.modules()]
+    kept: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
+        (held, name, value, None if value is None else value.detach().clone())
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for name, value in held.items()
+    ]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    devices = {value.device for *_, value, _ in kept if value is not None and value.is_cuda}
+    python = random.getstate()
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        with torch.no_grad():
+            for held, name, value, copy in kept:
+                held[name] = value
+                if value is not None and copy is not None:
+                    value.copy_(copy)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+def run_network(model: nn.Module, form: Form, batch: Tree) -> Any:
+    """Run the network on an arranged batch.
+
+    Raises:
+        PartitionError: if it does not accept the batch.
+    """
+    args, kwargs = form.arguments(tree_map(Tensor.clone, batch))
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        raise PartitionError(
+            "The network must accept the example batch",
+            f"On {describe(batch)} it raised {type(error).__name__}: {error}",
+            _EXAMPLE,
+        ) from error
+
+
+def changed_buffers(model: nn.Module, form: Form, batch: Tree) -> list[str]:
+    """Name the buffers that a forward pass in training mode changes."""
+    before = {name: b.clone() for name, b in model.named_buffers(remove_duplicate=False)}
+    with undisturbed(model):
+        model.train()
+        run_network(model, form, batch)
+        after = dict(model.named_buffers(remove_duplicate=False))
+        return [name for name, value in before.items() if not _same(value, after[name])]
+
+
+def difference(
+    model: nn.Module, pieces: Pieces, batch: Tree, modes: Sequence[bool], unused: Collection[str]
+) -> Difference | None:
+    """Find out whether the stages differ from the network.
+
+    Args:
+        model: The network; its state is put back afterwards.
+        pieces: Its stages, which share its parameters and buffers.
+        batch: Some samples.
+        modes: Whether to compare in training mode; several times with other random numbers.
+        unused: Parameters and buffers that are in no stage.
+    """
+
+    def network(batch: Tree) -> Tensor:
+        found: Tensor = pieces.logits(run_network(model, pieces.form, batch))
+        return found
+
+    worst: Difference | None = None
+    for seed, training in enumerate(modes):
+        with undisturbed(model):
+            model.train(training)
+            for part in (*pieces.bodies, pieces.readout):
+                part.train(training)
+            _disturb(model, seed)
+            state = {n: t.detach().clone() for n, t in _state(model).items()}
+            expected = _outcome(model, network, batch, seed)
+            with torch.no_grad():
+                for name, tensor in _state(model).items():
+                    tensor.copy_(state[name])
+            found = _outcome(model, pieces.run, batch, seed)
+        mode = "training" if training else "evaluation"
+        fault = _compare(expected, found, mode, unused)
+        if fault is not None and not fault.is_rounding:
+            return fault
+        worst = worst or fault
+    return worst
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def _disturb(model: nn.Module, seed: int) -> None:
+    """Change every parameter, and move every buffer up: a variance must stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.05 * noise.to(parameter))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            noise = torch.rand(buffer.shape, generator=generator)
+            buffer.add_(0.05 * noise.to(buffer))
+
+
+def _outcome(
+    model: nn.Module, function: Callable[[Tree], Tensor], batch: Tree, seed: int
+) -> _Outcome:
+    random.seed(seed)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = None
+    logits = function(tree_map(Tensor.clone, batch))
+    if model.training and logits.requires_grad:
+        weights = torch.rand(logits.shape, generator=torch.Generator().manual_seed(seed))
+        (logits * weights.to(logits)).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+    return _Outcome(logits.detach(), gradients, buffers)
+
+
+def _compare(
+    expected: _Outcome, found: _Outcome, mode: str, unused: Collection[str]
+) -> Difference | None:
+    """Compare outputs, then what happened to every parameter and buffer by name."""
+    faults: list[Difference] = []
+    pairs = [("the output", expected.logits, found.logits)]
+    for kind, theirs, ours in (
+        ("the gradient of", expected.gradients, found.gradients),
+        ("", expected.buffers, found.buffers),
+    ):
+        for name in {**theirs, **ours}:
+            if not kind and name in unused:
+                continue
+            if name not in theirs or name not in ours:
+                with_it = "the network" if name in theirs else "the stages"
+                what = f"in {mode} mode {kind} {name!r} exists in {with_it} only"
+                return Difference(" ".join(what.split()), is_rounding=False)
+            pairs.append((f"{kind} {name!r}".strip(), theirs[name], ours[name]))
+    for what, one, other in pairs:
+        if not _same(one, other):
+            faults.append(_describe_difference(what, one, other, mode))
+    large = [fault for fault in faults if not fault.is_rounding]
+    return next(iter([*large, *faults]), None)
+
+
+def _describe_difference(what: str, one: Tensor, other: Tensor, mode: str) -> Difference:
+    if one.shape != other.shape:
+        shapes = f"{TensorSpec.of(one)} in the network and {TensorSpec.of(other)} in the stages"
+        return Difference(f"in {mode} mode {what} is {shapes}", is_rounding=False)
+    finite = one.isfinite() & other.isfinite()
+    same_elsewhere = _same(one[~finite], other[~finite])
+    apart = (one - other)[finite].abs().double()
+    scale = one[finite].abs().max().item() if finite.any() else 0.0
+    most = apart.max().item() if len(apart) else 0.0
+    text = f"in {mode} mode {what} differs by up to {most:.2g} (largest value {scale:.2g})"
+    return Difference(text, is_rounding=same_elsewhere and most <= _CLOSE * scale)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    if one.is_floating_point():
+        return torch.equal(one.isnan(), other.isnan()) and torch.equal(
+            one.nan_to_num(), other.nan_to_num()
+        )
+    return torch.equal(one, other)
+
+
+def describe(tree: Tree) -> str:
+    """Describe the tensors of a tree."""
+    return " and ".join(str(TensorSpec.of(tensor)) for tensor in tensors_of(tree)) or "nothing"
