@@ -97,7 +97,7 @@ class ScheduledBatch(TrainBatch):
     """A batch whose features are moved by a schedule of ``torch.distributed.pipelining``.
 
     Attributes:
-        specs: The features that the rank before is going to send, whole.
+        specs: The features that the rank before is going to send, of one micro-batch.
     """
 
     specs: tuple[TensorSpec, ...] = ()

@@ -80,7 +80,7 @@ class Trace:
         constants: The placeholders of tensors that the forward pass makes of numbers.
         parameters: Which of the names are parameters.
         inputs: The placeholders of the network's inputs, in the order of its `Form`.
-        outputs: The network's output, with nodes for tensors.
+        logits: Where they end.
         modules: Subgraphs (a ``torch.no_grad`` block) by the target of their node.
     """
 
@@ -89,7 +89,7 @@ class Trace:
     constants: Mapping[Node, Tensor]
     parameters: frozenset[str]
     inputs: tuple[Node, ...]
-    outputs: Any
+    logits: Node
     modules: Mapping[str, nn.Module]
 
     @cached_property
@@ -141,13 +141,16 @@ def _writes_back(node: Node) -> bool:
     )
 
 
-def trace(model: nn.Module, form: Form, example: Tree, *, training: bool) -> Trace:
+def trace(
+    model: nn.Module, form: Form, example: Tree, logits: Callable[[Any], Any], *, training: bool
+) -> Trace:
     """Trace a network in one mode, with free sizes of batch and sequence.
 
     Args:
         model: The network. Its mode is changed and not put back.
         form: How a batch becomes arguments.
         example: At least two samples.
+        logits: Finds the logits in what the network returns; what else it returns is left out.
         training: Which mode.
 
     Raises:
@@ -170,7 +173,7 @@ def trace(model: nn.Module, form: Form, example: Tree, *, training: bool) -> Tra
             f"In {'training' if training else 'evaluation'} mode it failed: {_first_cause(error)}",
             BY_HAND,
         ) from error
-    return _read(program)
+    return _read(program, logits)
 
 
 class _Called(nn.Module):
@@ -229,7 +232,7 @@ def _first_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'without a message'}"
 
 
-def _read(program: torch.export.ExportedProgram) -> Trace:
+def _read(program: torch.export.ExportedProgram, logits: Callable[[Any], Any]) -> Trace:
     graph = program.graph
     by_name = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     tensors: dict[Node, str] = {}
@@ -253,19 +256,20 @@ def _read(program: torch.export.ExportedProgram) -> Trace:
                 f"Got {name!r}, a {spec.kind.name.lower().replace('_', ' ')}",
                 BY_HAND,
             )
+    (flat,) = graph.output_node().args
+    assert program.call_spec.out_spec is not None
+    output = logits(pytree.tree_unflatten(list(flat), program.call_spec.out_spec))
+    graph.output_node().args = (output,)
     for node in reversed(list(graph.nodes)):
         if node.target in _CHECKS and not node.users:
             graph.erase_node(node)
     graph.eliminate_dead_code()
-    (flat,) = graph.output_node().args
-    assert program.call_spec.out_spec is not None
-    outputs = pytree.tree_unflatten(list(flat), program.call_spec.out_spec)
     modules = {
         str(node.target): program.graph_module.get_submodule(str(node.target))
         for node in graph.nodes
         if node.op == "get_attr"
     }
-    return Trace(graph, tensors, constants, frozenset(parameters), tuple(inputs), outputs, modules)
+    return Trace(graph, tensors, constants, frozenset(parameters), tuple(inputs), output, modules)
 
 
 class Needs:

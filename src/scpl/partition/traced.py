@@ -68,20 +68,23 @@ def cut_graph(
     """
     rows = samples(example, ROWS)
     varying = changed_buffers(model, form, rows)
+
+    def logits(result: Any) -> Any:
+        return find_logits(result, output)
+
     with undisturbed(model):
-        traces = {mode: trace(model, form, rows, training=mode) for mode in (False, True)}
+        traces = {mode: trace(model, form, rows, logits, training=mode) for mode in (False, True)}
     for each in traces.values():
         form = _check_batch(each, form, rows)
-    logits = {mode: find_logits(each.outputs, output) for mode, each in traces.items()}
     evaluated = traces[False]
-    head = _readout(evaluated, logits[False], readout)
+    head = _readout(evaluated, readout)
     end = _start(traces[False], head)
     costs = _operations(evaluated, model, rows)
     if before is None:
         assert num_stages is not None
         before = _chosen(evaluated, end, costs, num_stages, Needs(evaluated, varying))
     _check_cuts(model, traces, before, head)
-    bodies, reads = _bodies(model, traces, logits, [*before, head], varying, form)
+    bodies, reads = _bodies(model, traces, [*before, head], varying, form)
     edges = [0, *(_start(evaluated, name) for name in before), end, len(evaluated.body)]
     ranges = list(pairwise(edges))
     layers = [_layers(evaluated, a, b) for a, b in ranges]
@@ -94,7 +97,7 @@ def cut_graph(
         cuts=tuple(before),
         costs=tuple(sum(costs[a:b]) for a, b in ranges[:-1]),
         form=form,
-        logits=lambda result: find_logits(result, output),
+        logits=logits,
     )
 
 
@@ -104,7 +107,7 @@ def _start(graph: Trace, name: str) -> int:
     return place
 
 
-def _readout(graph: Trace, logits: fx.Node, wanted: str | None) -> str:
+def _readout(graph: Trace, wanted: str | None) -> str:
     """Name the module that the classifier begins with: the last one with parameters."""
     if wanted is not None:
         if graph.start(wanted) is None:
@@ -113,7 +116,7 @@ def _readout(graph: Trace, logits: fx.Node, wanted: str | None) -> str:
                 f"There is no layer {wanted!r} that computes{hint(wanted, list(graph.first))}",
             )
         return wanted
-    on_the_way = {logits}
+    on_the_way = {graph.logits}
     for node in reversed(graph.body):
         if node not in on_the_way:
             continue
@@ -296,7 +299,6 @@ def _layers(graph: Trace, start: int, end: int) -> tuple[str, ...]:
 def _bodies(
     model: nn.Module,
     traces: Mapping[bool, Trace],
-    logits: Mapping[bool, fx.Node],
     names: Sequence[str],
     varying: Sequence[str],
     form: Form,
@@ -306,7 +308,6 @@ def _bodies(
     Args:
         model: The network.
         traces: Its graphs.
-        logits: Where they end.
         names: What the second stage and all that follows begins with, the classifier last.
         varying: Buffers that the forward pass changes.
         form: Names the network's inputs.
@@ -315,21 +316,21 @@ def _bodies(
     reads: dict[bool, list[_Read]] = {}
     for mode, graph in traces.items():
         cuts = [_start(graph, name) for name in names]
-        alone = crossing(graph, cuts, logits[mode], Needs(graph, varying), [()] * len(cuts))
+        alone = crossing(graph, cuts, graph.logits, Needs(graph, varying), [()] * len(cuts))
         reads[mode] = [
             _choose(graph, form, values, begin, cut, name)
             for values, (begin, cut), name in zip(alone, pairwise([0, *cuts]), names, strict=True)
         ]
         besides = [read.nodes for read in reads[mode]]
         masks = {node for nodes in besides for node in nodes[1:]}
-        found = crossing(graph, cuts, logits[mode], Needs(graph, varying, masks), besides)
+        found = crossing(graph, cuts, graph.logits, Needs(graph, varying, masks), besides)
         # What is read comes first, so that it has the same place in both modes.
         values = [graph.inputs] + [
             tuple(dict.fromkeys([*first, *every]))
             for first, every in zip(besides, found, strict=True)
         ]
         for stage, (begin, end) in enumerate(pairwise([0, *cuts, len(graph.body)])):
-            outputs = values[stage + 1] if stage < len(cuts) else (logits[mode],)
+            outputs = values[stage + 1] if stage < len(cuts) else (graph.logits,)
             codes[stage][mode] = piece(graph, graph.body[begin:end], values[stage], outputs)
     for one, other, name in zip(reads[True], reads[False], names, strict=True):
         if one.form != other.form:

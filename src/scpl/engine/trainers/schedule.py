@@ -94,11 +94,12 @@ class ScheduleTrainer(Trainer):
     def train(self, batch: TrainBatch, earlier: Losses) -> Losses:
         """Send the target on, run the schedule, update."""
         inputs, target, step = tensors_of(batch.features), batch.target, batch.step
+        count = micro_batches(len(target), self._method.slices)
         if isinstance(batch, ScheduledBatch):
             specs = batch.specs
         else:  # it begins here
-            specs = tuple(map(TensorSpec.of, inputs))
-        part, schedule, onward = self._schedule_for(len(target), specs)
+            specs = tuple(TensorSpec.of(tensor.chunk(count)[0]) for tensor in inputs)
+        part, schedule, onward = self._schedule_for(count, specs)
         self.bytes_sent += self.outbox.send(
             ScheduledBatch(step, None, target, losses=earlier, specs=onward)
         )
@@ -148,27 +149,25 @@ class ScheduleTrainer(Trainer):
             gradient.mul_(scale)
 
     def _schedule_for(
-        self, rows: int, specs: tuple[TensorSpec, ...]
+        self, count: int, specs: tuple[TensorSpec, ...]
     ) -> tuple[RecordedStage, Any, tuple[TensorSpec, ...]]:
-        """The schedule for batches of this form, and the form of what this rank sends on.
+        """The schedule for micro-batches of this form, and the form of what this rank sends on.
 
         The last batch of an epoch may be smaller than others, and texts differ in length; if it
         has too few equal slices for the schedule, GPipe gives the same gradients. Torch would find
         the shapes by running layers in training mode, which changes their state.
         """
-        key = (rows, specs)
+        key = (count, specs)
         if key in self._schedules:
             self._schedules.move_to_end(key)
             return self._schedules[key]
-        count = micro_batches(rows, self._method.slices)
-        slices = [TensorSpec((rows // count, *spec.shape[1:]), spec.dtype) for spec in specs]
-        outputs = self._outputs(slices)
+        outputs = self._outputs(specs)
         part = RecordedStage(
             self._module,
             self._mesh.rank,
             self._mesh.num_ranks,
             self.stages[0].device,
-            input_args=self._examples(slices, attached=not self._mesh.is_first),
+            input_args=self._examples(specs, attached=not self._mesh.is_first),
             output_args=self._examples(outputs, attached=True),
             group=self._group,
             timeline=self.timeline,
@@ -178,8 +177,7 @@ class ScheduleTrainer(Trainer):
         kind = get_schedule_class(wanted if fits(wanted, count, num_ranks) else "GPipe")
         several = issubclass(kind, PipelineScheduleMulti)
         schedule = kind([part] if several else part, count, loss_fn=_mean_cross_entropy)
-        onward = tuple(TensorSpec((rows, *spec.shape[1:]), spec.dtype) for spec in outputs)
-        self._schedules[key] = (part, schedule, onward)
+        self._schedules[key] = (part, schedule, tuple(outputs))
         if len(self._schedules) > KEPT_SCHEDULES:
             self._schedules.popitem(last=False)
         return self._schedules[key]
