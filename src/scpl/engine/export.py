@@ -15,7 +15,8 @@ from scpl.engine.stage import Stage
 from scpl.errors import InputError
 from scpl.methods.base import Method, Objective
 from scpl.partition import Partition
-from scpl.partition.values import Tree, tree_map
+from scpl.partition.pieces import MIXED, Dimensions
+from scpl.partition.values import Tree, tensors_of, tree_map
 
 __all__ = [
     "PREFIX",
@@ -202,7 +203,7 @@ class ExitNetwork(nn.Module):
                 del (model.get_submodule(parent) if parent else self)._modules[leaf]
         self._bodies = parts.bodies  # in a tuple, so that layers have no second key
         self._exits = tuple(exits.get(index) for index in range(parts.num_stages))
-        self._form = parts.form
+        self._form, self._batch_dims = parts.form, parts.batch_dims
 
     @property
     def num_stages(self) -> int:
@@ -271,12 +272,26 @@ class ExitNetwork(nn.Module):
             rows = rows[~sure]
             if not len(rows):
                 break
-            features = _keep(features, ~sure)
+            features = _keep(features, ~sure, self._batch_dims[index])
         return _in_order(found)
 
 
-def _keep(features: Tree, stays: Tensor) -> Tree:
-    return tree_map(lambda tensor: tensor[stays], features)
+def _keep(features: Tree, stays: Tensor, dims: Dimensions) -> Tree:
+    """Take the samples that go on out of what a stage hands on."""
+    if dims is None:
+        return tree_map(lambda tensor: tensor[stays], features)
+    if MIXED in dims:
+        raise InputError(
+            "To leave early, what crosses a cut must have a row per sample",
+            "A value of this network mixes samples with another dimension",
+            "Cut elsewhere, or use all stages",
+        )
+    rows = stays.nonzero().flatten()
+    kept = tuple(
+        value if dim is None else value.index_select(dim, rows)
+        for value, dim in zip(tensors_of(features), dims, strict=True)
+    )
+    return kept[0] if len(kept) == 1 else kept
 
 
 def _in_order(found: list[tuple[Tensor, Tensor, int]]) -> EarlyExits:

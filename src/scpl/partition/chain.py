@@ -98,6 +98,7 @@ def cut_chain(
         costs=tuple(sum(operations.get(name, 0.0) for name, _ in part) for part in parts[:-1]),
         form=Form.whole(),
         logits=lambda result: find_logits(result, None),
+        batch_dims=(None,) * len(bodies),
     )
 
 

@@ -9,6 +9,7 @@ the user's network, under its own ``state_dict`` keys.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -73,6 +74,7 @@ class Partition(Pieces):
             feature_shapes=self.feature_shapes[-1:],
             cuts=(),
             costs=(sum(self.costs),),
+            batch_dims=self.batch_dims[-1:],
         )
 
 
@@ -114,8 +116,14 @@ def split(
     before = _checked_cuts(before, num_stages)
     if isinstance(model, (list, tuple)):
         return _by_hand(model, before, num_stages, features, example)
+    if features is not None and not callable(features):
+        raise PartitionError(
+            "`features` must be a function",
+            f"Got {features!r}",
+            "For instance scpl.partition.reading.first_token, of a value and a mask",
+        )
     model = _unwrapped(model)
-    with without_cache(model):
+    with without_cache(model), torch.enable_grad(), _uncompiled(model):
         if output is None and is_chain(model):
             _initialise(model, Form.whole(), example)
             if before is None:
@@ -142,7 +150,11 @@ def _checked_cuts(before: Any, num_stages: int | None) -> list[str] | None:
         )
     if isinstance(before, str):
         return [before]
-    if before is not None and not isinstance(before, (list, tuple)):
+    if num_stages is not None and type(num_stages) is not int:
+        raise PartitionError("`num_stages` must be a whole number", f"Got {num_stages!r}")
+    if before is not None and not (
+        isinstance(before, (list, tuple)) and all(isinstance(name, str) for name in before)
+    ):
         raise PartitionError(
             "`before` must be a list of layer names",
             f"Got {before!r}",
@@ -193,6 +205,15 @@ def _unwrapped(model: Any) -> nn.Module:
         else:
             found: nn.Module = model
             return found
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[object]:
+    """Run layers that torch.compile has wrapped as they are: compiling takes minutes."""
+    layers = list(model.modules())
+    if any(hasattr(layer, "_orig_mod") or layer._compiled_call_impl for layer in layers):
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
+    return nullcontext()
 
 
 def _initialise(model: nn.Module, form: Form, example: Tree) -> None:

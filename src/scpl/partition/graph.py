@@ -39,6 +39,7 @@ __all__ = [
     "GraphBody",
     "Needs",
     "Trace",
+    "constant",
     "crossing",
     "expression",
     "in_example",
@@ -162,10 +163,9 @@ def trace(
     try:
         with warnings.catch_warnings(), without_cache(model), _quiet():
             warnings.simplefilter("ignore")  # of torch's own making, about its graph
-            with torch.compiler.set_stance("force_eager"):
-                program = torch.export.export(
-                    _Called(model), (args, kwargs), dynamic_shapes=sizes, strict=False
-                )
+            program = torch.export.export(
+                _Called(model), (args, kwargs), dynamic_shapes=sizes, strict=False
+            )
     except Exception as error:
         raise PartitionError(
             f"torch.export must be able to trace {type(model).__name__}, which is not a chain of "
@@ -282,7 +282,7 @@ class Needs:
     Args:
         graph: The whole graph.
         varying: Buffers that the forward pass changes.
-        riding: Inputs that cross every cut anyway.
+        riding: Masks that cross cuts anyway.
     """
 
     def __init__(self, graph: Trace, varying: Iterable[str], riding: Collection[Node] = ()) -> None:
@@ -303,6 +303,8 @@ class Needs:
             return node not in self._graph.inputs
         if node.op == "get_attr":
             return True
+        if node in self._riding:
+            return False
         roots = self._roots_of(node)
         if roots is None:
             return False
@@ -340,6 +342,8 @@ class Needs:
     def _find_roots(self, node: Node) -> frozenset[Node] | None:
         if node in self._changed:
             return None
+        if node in self._riding:
+            return frozenset([node])
         if node.op == "placeholder":
             if node in self._graph.inputs:
                 return None if node.meta["val"].is_floating_point() else frozenset([node])
@@ -425,6 +429,12 @@ def in_example(size: int | torch.SymInt) -> int:
 def is_same(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     """Whether two sizes are the same in every batch."""
     return bool(expression(one) == expression(other))
+
+
+def constant(size: int | torch.SymInt) -> int | None:
+    """The value of a size that is the same in every batch; None if it is free."""
+    found = expression(size)
+    return int(found) if isinstance(found, int) or found.is_number else None
 
 
 def expression(size: int | torch.SymInt) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scpl.errors import InputError, PartitionError
-from scpl.partition.values import Tree, tensors_of, tree_map
+from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
 __all__ = ["LABELS", "Form", "samples", "without_labels"]
 
@@ -155,13 +155,13 @@ def _parameter_names(model: nn.Module, wanted: int) -> list[str]:
 
 def _checked(names: Any, values: list[Any]) -> tuple[str, ...]:
     bad = [
-        f"{name}: {type(value).__name__}"
+        f"{name}: {TensorSpec.of(value) if isinstance(value, Tensor) else type(value).__name__}"
         for name, value in zip(names, values, strict=True)
-        if not isinstance(value, Tensor) or value.ndim == 0
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == 0
     ]
     if bad or not values:
         raise PartitionError(
-            "The example must be a tensor [N, ...], or a tuple or mapping of such",
+            "The example must be a tensor [N, ...] with a row, or a tuple or mapping of such",
             f"Got {', '.join(bad) or 'nothing'}",
             "Take a batch of your loader, without its target",
         )

@@ -13,9 +13,20 @@ from scpl.errors import PartitionError
 from scpl.partition.inputs import Form
 from scpl.partition.values import Tree, tree_map
 
-__all__ = ["Pieces", "Read", "find_logits", "hint", "refuse_shared", "tied_names"]
+__all__ = [
+    "MIXED",
+    "Dimensions",
+    "Pieces",
+    "Read",
+    "find_logits",
+    "hint",
+    "refuse_shared",
+    "tied_names",
+]
 
 Read: TypeAlias = Callable[[Tree], Tensor]
+Dimensions: TypeAlias = "tuple[int | None, ...] | None"
+MIXED = -1
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,9 @@ class Pieces:
         costs: Floating-point operations of each stage on the example.
         form: How a batch becomes the network's arguments.
         logits: Finds the logits in what the network returns.
+        batch_dims: For each stage and each value that it hands on, in evaluation mode, the
+            dimension that is the batch (None: it has none; MIXED: it cannot be told apart). Of a
+            chain it is the first one everywhere.
     """
 
     bodies: tuple[nn.Module, ...]
@@ -44,6 +58,7 @@ class Pieces:
     costs: tuple[float, ...]
     form: Form
     logits: Callable[[Any], Any]
+    batch_dims: tuple[Dimensions, ...]
 
     def run(self, values: Tree) -> Tensor:
         """Compute logits of an arranged batch, stage by stage.
@@ -110,7 +125,7 @@ def find_logits(result: Any, output: str | int | None) -> Any:
     Raises:
         PartitionError: if that does not say which.
     """
-    if isinstance(result, (Tensor, fx.Node)):
+    if isinstance(result, (Tensor, fx.Node)) and output is None:
         return result
     if isinstance(result, Mapping):
         known: dict[Any, Any] = dict(result)

@@ -39,8 +39,11 @@ def mean_of_tokens(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def first_token(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Take the first token of a sequence ``[N, L, C]``, the class token of many networks."""
-    return value[:, 0]
+    """Take the first token of a sequence ``[N, L, C]``, the class token of many networks.
+
+    What is no sequence is read by the rule above.
+    """
+    return value[:, 0] if value.ndim == 3 else summarized(value, mask)
 
 
 def summarized(value: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from scpl.partition.graph import (
     GraphBody,
     Needs,
     Trace,
+    constant,
     crossing,
     expression,
     is_same,
@@ -27,10 +28,25 @@ from scpl.partition.graph import (
     trace,
 )
 from scpl.partition.inputs import Form, samples
-from scpl.partition.pieces import Pieces, find_logits, hint, refuse_shared, tied_names
+from scpl.partition.pieces import (
+    MIXED,
+    Dimensions,
+    Pieces,
+    find_logits,
+    hint,
+    refuse_shared,
+    tied_names,
+)
 from scpl.partition.reading import Features, Reading, summarized
 from scpl.partition.values import Tree, tensors_of
-from scpl.partition.verify import changed_buffers, undisturbed
+from scpl.partition.verify import (
+    changed_attributes,
+    changed_buffers,
+    depends_on_python_chance,
+    describe,
+    run_network,
+    undisturbed,
+)
 
 __all__ = ["cut_graph"]
 
@@ -66,12 +82,13 @@ def cut_graph(
     Raises:
         PartitionError: if the network cannot be traced or cut there.
     """
-    rows = samples(example, ROWS)
-    varying = changed_buffers(model, form, rows)
+    rows = _few(model, form, example)
 
     def logits(result: Any) -> Any:
         return find_logits(result, output)
 
+    varying = changed_buffers(model, form, rows)
+    _refuse_hidden_state(model, form, rows, logits)
     with undisturbed(model):
         traces = {mode: trace(model, form, rows, logits, training=mode) for mode in (False, True)}
     for each in traces.values():
@@ -84,7 +101,7 @@ def cut_graph(
         assert num_stages is not None
         before = _chosen(evaluated, end, costs, num_stages, Needs(evaluated, varying))
     _check_cuts(model, traces, before, head)
-    bodies, reads = _bodies(model, traces, [*before, head], varying, form)
+    bodies, reads, dims = _bodies(model, traces, [*before, head], varying, form)
     edges = [0, *(_start(evaluated, name) for name in before), end, len(evaluated.body)]
     ranges = list(pairwise(edges))
     layers = [_layers(evaluated, a, b) for a, b in ranges]
@@ -98,7 +115,44 @@ def cut_graph(
         costs=tuple(sum(costs[a:b]) for a, b in ranges[:-1]),
         form=form,
         logits=logits,
+        batch_dims=dims,
     )
+
+
+def _few(model: nn.Module, form: Form, example: Tree) -> Tree:
+    """Take a few samples of the example, which the network must accept."""
+    rows = samples(example, ROWS)
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        run_network(model, form, example)
+        try:
+            run_network(model, form, rows)
+        except PartitionError as error:
+            raise PartitionError(
+                "The network must take batches of any size",
+                f"It takes the example, but not {describe(rows)}: {error.__cause__}",
+                BY_HAND,
+            ) from error
+    return rows
+
+
+def _refuse_hidden_state(
+    model: nn.Module, form: Form, batch: Tree, logits: Callable[[Any], Any]
+) -> None:
+    """A graph has a counter, or a random number of Python, as it was when it was made."""
+    if depends_on_python_chance(model, form, batch, logits):
+        raise PartitionError(
+            "A network that is traced must draw its random numbers with torch",
+            f"{type(model).__name__} depends on those of Python or numpy",
+            BY_HAND,
+        )
+    changed = changed_attributes(model, form, batch)
+    if changed:
+        raise PartitionError(
+            "A network that is traced must keep what changes in its forward pass in buffers",
+            f"{type(model).__name__} changes {', '.join(map(repr, changed[:4]))}",
+            f"Make it a buffer (register_buffer). {BY_HAND}",
+        )
 
 
 def _start(graph: Trace, name: str) -> int:
@@ -150,7 +204,8 @@ def _check_cuts(
         for cut in before:
             at = graph.start(cut)
             if at is None:
-                faults.append(_explain_unknown(model, graph, cut))
+                here = "training" if mode else "evaluation"
+                faults.append(_explain_unknown(model, graph, cut, here))
             elif at == 0:
                 faults.append(f"{cut!r} comes first: the stage before it would be empty")
             elif at >= end:
@@ -182,9 +237,9 @@ def _shallow(graph: Trace) -> Iterable[str]:
     return [name for name in graph.first if name]
 
 
-def _explain_unknown(model: nn.Module, graph: Trace, cut: str) -> str:
+def _explain_unknown(model: nn.Module, graph: Trace, cut: str, mode: str) -> str:
     if cut in dict(model.named_modules()):
-        return f"{cut!r} does not compute anything in the network's forward pass"
+        return f"{cut!r} computes nothing that the logits depend on, in {mode} mode"
     return f"there is no layer {cut!r}{hint(cut, list(graph.first))}"
 
 
@@ -302,7 +357,7 @@ def _bodies(
     names: Sequence[str],
     varying: Sequence[str],
     form: Form,
-) -> tuple[list[GraphBody], list[_Read]]:
+) -> tuple[list[GraphBody], list[_Read], tuple[Dimensions, ...]]:
     """Build a module for each stage and one for the classifier, and find what objectives read.
 
     Args:
@@ -314,7 +369,7 @@ def _bodies(
     """
     codes: list[dict[bool, Code]] = [{} for _ in range(len(names) + 1)]
     reads: dict[bool, list[_Read]] = {}
-    for mode, graph in traces.items():
+    for mode, graph in sorted(traces.items(), reverse=True):  # evaluation mode last
         cuts = [_start(graph, name) for name in names]
         alone = crossing(graph, cuts, graph.logits, Needs(graph, varying), [()] * len(cuts))
         reads[mode] = [
@@ -339,7 +394,10 @@ def _bodies(
                 f"Before {name!r} it is {one.form} in training and {other.form} in evaluation mode",
                 "Cut elsewhere",
             )
-    return _hold(model, codes, varying), reads[True]
+    # Only in evaluation mode samples are taken out of what crosses a cut; values are those of it.
+    batches = _batches(traces[False])
+    dims = tuple(tuple(_rows_of(node, batches) for node in each) for each in values[1:])
+    return _hold(model, codes, varying), reads[True], dims
 
 
 def _hold(
@@ -425,10 +483,20 @@ def _choose(
         if len(shape) == 3 and batch < 2
         else None
     )
-    sizes = tuple(s if isinstance(s, int) else None for i, s in enumerate(shape) if i != batch)
+    sizes = tuple(constant(size) for dim, size in enumerate(shape) if dim != batch)
     if mask is None:
         return _Read((main,), batch, False, sizes)
     return _Read((main, mask[0]), batch, mask[1], sizes)
+
+
+def _rows_of(node: fx.Node, batches: set[Any]) -> int | None:
+    """Find the dimension of a value that is the batch: -1 if it is mixed with another one."""
+    dim = _batch_dimension(node, batches)
+    symbols = {symbol for each in batches for symbol in getattr(each, "free_symbols", ())}
+    sizes: Iterator[set[Any]] = (
+        getattr(expression(size), "free_symbols", set()) for size in node.meta["val"].shape
+    )
+    return MIXED if dim is None and any(symbols & found for found in sizes) else dim
 
 
 def _batch_dimension(node: fx.Node, batches: set[Any]) -> int | None:
@@ -472,11 +540,11 @@ def _check_batch(graph: Trace, form: Form, example: Tree) -> Form:
     sizes: list[tuple[int | None, ...]] = []
     for node, name, tensor in zip(graph.inputs, form.names, tensors_of(example), strict=True):
         shape = node.meta["val"].shape
-        if isinstance(shape[0], int) and len(tensor) > 1:
+        if constant(shape[0]) is not None and len(tensor) > 1:
             raise PartitionError(
                 "The network must take batches of any size",
-                f"Its forward is only right for {shape[0]} rows of {name!r}, the example's number",
+                f"Its forward is only right for {len(tensor)} rows of {name!r}, the example's number",
                 BY_HAND,
             )
-        sizes.append(tuple(size if isinstance(size, int) else None for size in shape))
+        sizes.append(tuple(map(constant, shape)))
     return replace(form, sizes=tuple(sizes))

@@ -7,12 +7,14 @@ begins at zero would hide what was left out. Outputs, gradients and buffers must
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,9 @@ from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 __all__ = [
     "BOTH_MODES",
     "Difference",
+    "changed_attributes",
     "changed_buffers",
+    "depends_on_python_chance",
     "describe",
     "difference",
     "run_network",
@@ -33,8 +37,13 @@ __all__ = [
 
 _EXAMPLE = "Check the shapes and types of the example against the network's inputs"
 BOTH_MODES = (False, True, True)
+_THROWS = 8
+"""How often a network runs with other random numbers of Python, to see whether they matter."""
 _CLOSE = 1e-4
 """Largest difference of a traced network, as a share of the largest value."""
+
+
+Pick: TypeAlias = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class _Outcome:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Let a network run without a trace on its state, its modes and the random generators."""
-    modes = [(module, module.training) for module in model.modules()]
+    plain = [(module, _plain_attributes(module)) for module in model.modules()]
     kept: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
         (held, name, value, None if value is None else value.detach().clone())
         for module in model.modules()
@@ -69,7 +78,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     gradients = [(p, p.grad) for p in model.parameters()]
     devices = {value.device for *_, value, _ in kept if value is not None and value.is_cuda}
-    python = random.getstate()
+    python, of_numpy = random.getstate(), numpy.random.get_state()
     try:
         for parameter, _ in gradients:
             parameter.grad = None
@@ -77,6 +86,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
+        numpy.random.set_state(of_numpy)
         with torch.no_grad():
             for held, name, value, copy in kept:
                 held[name] = value
@@ -84,8 +94,51 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     value.copy_(copy)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module, mode in modes:
-            module.training = mode
+        for module, attributes in plain:
+            vars(module).update(attributes)
+
+
+def depends_on_python_chance(model: nn.Module, form: Form, batch: Tree, pick: Pick) -> bool:
+    """Whether the logits depend on random numbers of Python or numpy: a graph would freeze them."""
+    found: list[Tensor] = []
+    for seed in range(_THROWS):
+        with undisturbed(model), torch.no_grad():
+            model.train()
+            _seed_python(seed)
+            torch.manual_seed(0)
+            found.append(pick(run_network(model, form, batch)))
+    return not all(_same(found[0], other) for other in found[1:])
+
+
+def _seed_python(seed: int) -> None:
+    random.seed(seed)
+    numpy.random.seed(seed)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """The numbers and texts that a module keeps: its mode, a counter."""
+    kinds = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(module).items() if type(value) in kinds}
+
+
+def changed_attributes(model: nn.Module, form: Form, batch: Tree) -> list[str]:
+    """Name what else a forward pass in training mode changes: counters, extra state."""
+    with undisturbed(model):
+        model.train()
+        before = _other_state(model)
+        run_network(model, form, batch)
+        after = _other_state(model)
+    return [name for name, value in after.items() if before.get(name, value) != value]
+
+
+def _other_state(model: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        found |= {f"{prefix}{key}": value for key, value in _plain_attributes(module).items()}
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            found[f"{prefix}get_extra_state()"] = pickle.dumps(module.get_extra_state())
+    return found
 
 
 def run_network(model: nn.Module, form: Form, batch: Tree) -> Any:
@@ -174,7 +227,7 @@ def _disturb(model: nn.Module, seed: int) -> None:
 def _outcome(
     model: nn.Module, function: Callable[[Tree], Tensor], batch: Tree, seed: int
 ) -> _Outcome:
-    random.seed(seed)
+    _seed_python(seed)
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = None
