@@ -2,11 +2,12 @@
 
 Started alone and under torchrun; `checks.py` compares what the ranks leave behind.
 
-usage: rank.py OUT STAGES METHODS NAME...
+usage: rank.py OUT STAGES METHODS NAME
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from zoo import CLASSES, ZOO, Entry
 import scpl
 from scpl.engine.ranks import Ranks, connect
 from scpl.methods import METHODS
-from scpl.partition.values import tree_map
 
 ROWS = (6, 6, 4, 6, 2)
 LENGTHS = (9, 5, 12, 7, 9)
@@ -31,11 +31,6 @@ def loader(entry: Entry) -> list[tuple[Any, Tensor]]:
         (entry.batch(rows, length), torch.randint(0, CLASSES, (rows,)))
         for rows, length in zip(ROWS, LENGTHS, strict=True)
     ]
-
-
-def network(entry: Entry) -> nn.Module:
-    torch.manual_seed(0)
-    return entry.build()
 
 
 def without_chance(model: nn.Module) -> nn.Module:
@@ -53,38 +48,40 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
 
 
-def train(entry: Entry, num_stages: int, method: str, ranks: Ranks) -> dict[str, Any]:
-    """Cut a network, train it for five steps, and return everything that came of it."""
-    batches = loader(entry)
-    model = network(entry)
-    rival = not METHODS[method].cuts_gradients and method != "bp"
-    if rival:
+def cut(entry: Entry, num_stages: int, *, chance: bool) -> scpl.Partition:
+    torch.manual_seed(0)
+    model = entry.build()
+    if not chance:
         without_chance(model)
+    example = entry.batch(4, 9)
+    return scpl.split(model, num_stages=num_stages, example=example, output=entry.output)
+
+
+def train(entry: Entry, parts: scpl.Partition, method: str, ranks: Ranks) -> dict[str, Any]:
+    """Train a network for five steps, and return everything that came of it."""
     sliced = method in ("gpipe", "1f1b")
-    parts = scpl.split(model, num_stages=num_stages, example=entry.batch(4, 9), output=entry.output)
     pipeline = scpl.Pipeline(
-        parts, METHODS[method](**({"num_micro_batches": 2} if sliced else {})), sgd, ranks=ranks
+        copy.deepcopy(parts),
+        METHODS[method](**({"num_micro_batches": 2} if sliced else {})),
+        sgd,
+        ranks=ranks,
     )
+    batches = loader(entry)
     losses = [report.values() for report in pipeline.steps(batches)]
     scores = pipeline.evaluate(batches).result()
-    state = {k: v.clone() for k, v in pipeline.export().state_dict().items()}
+    exported = pipeline.export()
     pipeline.close()
-    return {
-        "losses": losses,
-        "accuracy": scores.accuracy,
-        "state": state,
-        "bytes": pipeline.bytes_per_step,
-    }
+    return {"losses": losses, "accuracy": scores.accuracy, "state": exported.state_dict()}
 
 
 def plain(entry: Entry) -> dict[str, Tensor]:
     """Train the network itself with a loop as anyone would write it, without dropout."""
-    model, batches = without_chance(network(entry)), loader(entry)
-    parts = scpl.split(model, num_stages=1, example=entry.batch(4, 9), output=entry.output)
+    parts, batches = cut(entry, 1, chance=False), loader(entry)
+    model = parts.model
     optimizer = sgd(p for n, p in model.named_parameters() if n not in parts.unused)
     model.train()
     for inputs, target in batches:
-        args, kwargs = parts.form.arguments(parts.form.arrange(tree_map_any(inputs)))
+        args, kwargs = parts.form.arguments(parts.form.arrange(inputs))
         logits = parts.logits(model(*args, **kwargs))
         nn.functional.cross_entropy(logits.float(), target).backward()
         optimizer.step()
@@ -92,20 +89,18 @@ def plain(entry: Entry) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def tree_map_any(inputs: Any) -> Any:
-    return tree_map(Tensor.clone, inputs)
-
-
 def main() -> None:
-    out, stages, methods, *names = sys.argv[1:]
+    out, stages, methods, name = sys.argv[1:]
     torch.set_num_threads(1)
-    ranks = connect("cpu")
-    for name in names:
-        for method in methods.split(","):
-            found = train(ZOO[name], int(stages), method, ranks)
+    ranks, entry = connect("cpu"), ZOO[name]
+    local = [method for method in methods.split(",") if METHODS[method].cuts_gradients]
+    rivals = [method for method in methods.split(",") if method not in local]
+    for group in filter(None, (local, rivals)):
+        parts = cut(entry, int(stages), chance=group is local)
+        for method in group:
+            found = train(entry, parts, method, ranks)
             if ranks.mesh.is_last:
-                path = Path(out) / f"{name}-{method}-{ranks.mesh.num_ranks}.pt".replace("/", "_")
-                torch.save(found, path)
+                torch.save(found, Path(out) / f"{method}-{ranks.mesh.num_ranks}.pt")
     ranks.close()
 
 

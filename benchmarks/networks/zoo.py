@@ -1,7 +1,7 @@
-"""Networks that were not written for scpl, tiny: code as users have it, and families of transformers.
+"""Networks that were not written for scpl, tiny: code as users have it, families of transformers.
 
-Each entry makes a network and says how to make a batch for it, of any number of rows, and of any length
-where the network takes sequences.
+Each entry makes a network and says how to make a batch for it, of any number of rows, and of any
+length where the network takes sequences.
 """
 
 from __future__ import annotations
@@ -452,62 +452,119 @@ USERS: dict[str, Entry] = {
     "data-dependent branch": Entry(DataDependent, vectors(8), refused="torch.export must be able"),
 }
 
+VIT_BY_RATIO = {name: size for name, size in VIT.items() if name != "intermediate_size"}
+
 TRANSFORMERS: dict[str, Entry] = {
     "BERT": Entry(pretrained_like("Bert", **BERT), texts("token_type_ids")),
     "RoBERTa": Entry(pretrained_like("Roberta", **BERT, pad_token_id=0), texts()),
     "ELECTRA": Entry(pretrained_like("Electra", **BERT, embedding_size=16), texts()),
     "DistilBERT": Entry(
-        pretrained_like("DistilBert", dim=16, n_layers=4, n_heads=2, hidden_dim=32, vocab_size=TOKENS), texts()
+        pretrained_like(
+            "DistilBert", dim=16, n_layers=4, n_heads=2, hidden_dim=32, vocab_size=TOKENS
+        ),
+        texts(),
     ),
     "DeBERTa-v2": Entry(
-        pretrained_like("DebertaV2", **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"]), texts()
+        pretrained_like("DebertaV2", **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+        texts(),
     ),
     "MPNet": Entry(pretrained_like("MPNet", **BERT), texts()),
     "ModernBERT": Entry(
-        pretrained_like("ModernBert", **BERT, pad_token_id=0, cls_token_id=1, sep_token_id=2), texts()
+        pretrained_like("ModernBert", **BERT, pad_token_id=0, cls_token_id=1, sep_token_id=2),
+        texts(),
     ),
     "ALBERT": Entry(
-        pretrained_like("Albert", **BERT, embedding_size=16), texts(), refused="must belong to one stage"
+        pretrained_like("Albert", **BERT, embedding_size=16),
+        texts(),
+        refused="must belong to one stage",
     ),
     "GPT-2": Entry(
-        pretrained_like("GPT2", n_embd=16, n_layer=4, n_head=2, vocab_size=TOKENS, n_positions=64, pad_token_id=0),
+        pretrained_like(
+            "GPT2",
+            n_embd=16,
+            n_layer=4,
+            n_head=2,
+            vocab_size=TOKENS,
+            n_positions=64,
+            pad_token_id=0,
+        ),
         texts(),
     ),
     "OPT": Entry(
-        pretrained_like("OPT", hidden_size=16, num_hidden_layers=4, num_attention_heads=2, ffn_dim=32,
-                        vocab_size=TOKENS, max_position_embeddings=64, word_embed_proj_dim=16, pad_token_id=0),
+        pretrained_like(
+            "OPT",
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            ffn_dim=32,
+            vocab_size=TOKENS,
+            max_position_embeddings=64,
+            word_embed_proj_dim=16,
+            pad_token_id=0,
+        ),
         texts(),
     ),
     "Llama": Entry(pretrained_like("Llama", **LLAMA), texts()),
     "Qwen2": Entry(pretrained_like("Qwen2", **LLAMA), texts()),
     "Gemma": Entry(pretrained_like("Gemma", **LLAMA, head_dim=8), texts()),
     "ViT": Entry(pretrained_like("ViT", **VIT), pixels()),
-    "DeiT": Entry(pretrained_like("Deit" if False else "DeiT", **VIT), pixels()),
-    "DINOv2": Entry(pretrained_like("Dinov2", **{k: v for k, v in VIT.items() if k != "intermediate_size"}), pixels()),
+    "DeiT": Entry(pretrained_like("DeiT", **VIT), pixels()),
+    "DINOv2": Entry(pretrained_like("Dinov2", **VIT_BY_RATIO), pixels()),
     "BEiT": Entry(pretrained_like("Beit", **VIT), pixels()),
     "Swin": Entry(
-        pretrained_like("Swin", image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4),
+        pretrained_like(
+            "Swin",
+            image_size=32,
+            patch_size=2,
+            embed_dim=8,
+            depths=[2, 2],
+            num_heads=[2, 2],
+            window_size=4,
+        ),
         pixels(32),
     ),
     "ResNet": Entry(
-        pretrained_like("ResNet", embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], layer_type="basic"),
+        pretrained_like(
+            "ResNet",
+            embedding_size=8,
+            hidden_sizes=[8, 16, 16, 16],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+        ),
         pixels(32),
     ),
     "RegNet": Entry(
-        pretrained_like("RegNet", embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], groups_width=8),
+        pretrained_like(
+            "RegNet",
+            embedding_size=8,
+            hidden_sizes=[8, 16, 16, 16],
+            depths=[1, 1, 1, 1],
+            groups_width=8,
+        ),
         pixels(32),
     ),
     "ConvNeXt": Entry(
-        pretrained_like("ConvNext", hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 2, 1], drop_path_rate=0.2), pixels(32)
+        pretrained_like(
+            "ConvNext", hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 2, 1], drop_path_rate=0.2
+        ),
+        pixels(32),
     ),
-    "MobileNetV2": Entry(pretrained_like("MobileNetV2", depth_multiplier=0.25, image_size=32), pixels(32)),
+    "MobileNetV2": Entry(
+        pretrained_like("MobileNetV2", depth_multiplier=0.25, image_size=32), pixels(32)
+    ),
     "SegFormer": Entry(
-        pretrained_like("Segformer", hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2],
-                        decoder_hidden_size=16), pixels(32)
+        pretrained_like(
+            "Segformer",
+            hidden_sizes=[8, 8, 16, 16],
+            depths=[1, 1, 1, 1],
+            num_attention_heads=[1, 1, 2, 2],
+            decoder_hidden_size=16,
+        ),
+        pixels(32),
     ),
     "PoolFormer": Entry(
         pretrained_like("PoolFormer", hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), pixels(32)
     ),
-}  # fmt: skip
+}
 
 ZOO: dict[str, Entry] = USERS | TRANSFORMERS
