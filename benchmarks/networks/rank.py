@@ -20,7 +20,7 @@ import scpl
 from scpl.engine.ranks import Ranks, connect
 from scpl.methods import METHODS
 
-ROWS = (6, 6, 4, 6, 2)
+ROWS = (6, 6, 4, 6, 4)
 LENGTHS = (9, 5, 12, 7, 9)
 
 

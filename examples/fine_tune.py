@@ -1,0 +1,50 @@
+"""Fine-tune a text classifier of transformers, with plain PyTorch.
+
+python examples/fine_tune.py MODEL TRAIN.csv TEST.csv OUT
+
+MODEL is a folder (or a name on the hub) that transformers loads; a table has the columns text and
+label. Beside it, fine_tune_scpl.py does the same with scpl.
+"""
+
+import csv
+import sys
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder, train_file, test_file, out = sys.argv[1:]
+torch.manual_seed(0)
+train, test = (list(csv.DictReader(open(name))) for name in (train_file, test_file))
+labels = sorted({row["label"] for row in train})
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels))
+
+
+def collate(rows):
+    texts = [row["text"] for row in rows]
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    batch["labels"] = torch.tensor([labels.index(row["label"]) for row in rows])
+    return batch
+
+
+train_loader = DataLoader(train, batch_size=16, shuffle=True, collate_fn=collate)
+test_loader = DataLoader(test, batch_size=64, collate_fn=collate)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+for epoch in range(3):
+    model.train()
+    for batch in train_loader:
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    correct = 0
+    with torch.no_grad():
+        for batch in test_loader:
+            correct += (model(**batch).logits.argmax(1) == batch["labels"]).sum().item()
+    print(f"epoch {epoch + 1}: {correct / len(test):.1%} of {len(test)} texts")
+
+model.save_pretrained(out)
+tokenizer.save_pretrained(out)
