@@ -30,7 +30,7 @@ def collate(rows):
 
 train_loader = DataLoader(train, batch_size=16, shuffle=True, collate_fn=collate)
 test_loader = DataLoader(test, batch_size=64, collate_fn=collate)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
 for epoch in range(3):
     model.train()

@@ -34,7 +34,7 @@ def collate(rows):
 train_loader = DataLoader(train, batch_size=16, shuffle=True, collate_fn=collate)
 test_loader = DataLoader(test, batch_size=64, collate_fn=collate)
 parts = scpl.split(model, num_stages=2, example=collate(train[:4]))
-pipeline = scpl.Pipeline(parts, scpl.SCPL(), lambda params: torch.optim.AdamW(params, lr=1e-3))
+pipeline = scpl.Pipeline(parts, scpl.SCPL(), lambda params: torch.optim.AdamW(params, lr=5e-5))
 
 for epoch in range(3):
     pipeline.train(train_loader)

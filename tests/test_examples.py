@@ -1,5 +1,6 @@
 """The examples run as a user runs them: as scripts, alone and under torchrun."""
 
+import difflib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -65,3 +67,54 @@ def test_own_network_ends_with_the_same_weights_on_two_ranks(tmp_path, alone):
 def test_own_method_learns():
     out = run(EXAMPLES / "own_method.py", timeout=60)
     assert last_accuracy(out) > 80
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A tiny pre-trained network and two tables, as arguments of the scripts."""
+    from pretrained_files import write_bert
+    from text_files import tickets, write_table
+
+    folder = tmp_path_factory.mktemp("texts")
+    arguments = [write_bert(folder / "bert")]
+    for name, seed in (("train", 0), ("test", 1)):
+        rows = [
+            {"text": r["body"], "label": r["queue"]} for r in tickets(160, classes=3, seed=seed)
+        ]
+        write_table(folder / f"{name}.csv", rows)
+        arguments.append(folder / f"{name}.csv")
+    return arguments
+
+
+def test_fine_tuning_with_scpl_is_at_most_twelve_lines_apart():
+    plain, ours = ((EXAMPLES / f"fine_tune{e}.py").read_text().splitlines() for e in ("", "_scpl"))
+    assert len(plain) <= 60
+    assert len([line for line in difflib.ndiff(plain, ours) if line.startswith("+ ")]) <= 12
+
+
+@pytest.mark.parametrize("script", ["fine_tune.py", "fine_tune_scpl.py"])
+def test_fine_tuning_changes_all_layers_and_leaves_a_folder_for_transformers(
+    tmp_path, texts, script
+):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out = run(EXAMPLES / script, *texts, tmp_path, timeout=100)
+    assert re.fullmatch(r"(epoch \d: [\d.]+% of 160 texts\n){3}", out)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert model.config.num_labels == 3
+    assert AutoTokenizer.from_pretrained(tmp_path)("the printer")["input_ids"]
+    before = load_file(texts[0] / "model.safetensors")
+    changed = {key for key, value in model.state_dict().items() if key in before
+               and not torch.equal(value, before[key])}  # fmt: skip
+    layers = {key for key in before if key.startswith("bert.encoder.layer")}
+    assert layers - changed <= {key for key in layers if "key.bias" in key}  # no gradient: softmax
+
+
+@pytest.mark.slow
+def test_fine_tuning_ends_with_the_same_weights_on_two_ranks(tmp_path, texts):
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    script, folders = EXAMPLES / "fine_tune_scpl.py", [tmp_path / "one", tmp_path / "two"]
+    run(script, *texts, folders[0], timeout=100)
+    run(*launcher, script, *texts, folders[1], timeout=100)
+    one, two = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(one[key], two[key]) for key in one)

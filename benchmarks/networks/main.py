@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from zoo import ZOO, Entry
 
 import scpl
-from scpl.errors import PartitionError
+from scpl.errors import PartitionError, ScplError
 from scpl.partition.verify import BOTH_MODES, difference
 
 HERE = Path(__file__).parent
@@ -52,11 +52,14 @@ def cut(entry: Entry, num_stages: int) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     faults = []
     for rows, length in SIZES:
-        batch = parts.form.arrange(entry.batch(rows, length))
         modes = BOTH_MODES if rows > 1 else (False,)
-        fault = difference(model, parts, batch, modes, parts.unused)
-        if fault is not None:
-            faults.append(f"{rows} rows, length {length}: {fault.what}")
+        try:
+            batch = parts.form.arrange(entry.batch(rows, length))
+            fault = difference(model, parts, batch, modes, parts.unused)
+        except ScplError as error:
+            faults.append(f"{rows} rows, length {length}: {error}")
+        else:
+            faults += [f"{rows} rows, length {length}: {fault.what}"] if fault else []
     if list(model.state_dict()) != keys:
         faults.append("the network's keys have changed")
     return {

@@ -197,6 +197,29 @@ def test_a_batch_that_is_not_the_first_dimension_is_found():
     assert parts.readings[0](parts.bodies[0](ids)).shape == (5, 8)
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_take_any_length(kind):
+    """torch.export would write out the steps of the example's length."""
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(20, 8)
+            self.first = kind(8, 8, 2, dropout=0.2, bidirectional=True, batch_first=True)
+            self.second, self.head = kind(16, 8), nn.Linear(8, 3)
+
+        def forward(self, ids):
+            x, _ = self.first(self.embed(ids))
+            x, _ = self.second(x.transpose(0, 1))
+            return self.head(x[-1])
+
+    torch.manual_seed(0)
+    model = Reader()
+    parts = split(model, before=["second"], example=torch.randint(0, 20, (3, 6)))
+    for rows, length in ((2, 3), (5, 11)):
+        compare_by_hand(model, parts, torch.randint(0, 20, (rows, length)))
+
+
 # What a user passes
 
 

@@ -32,6 +32,7 @@ from torch.utils import _pytree as pytree
 from scpl.errors import PartitionError
 from scpl.partition.inputs import Form
 from scpl.partition.layers import holder, place_tensor
+from scpl.partition.recurrent import recurrent_layers_as_nodes, restore_recurrent_layers
 from scpl.partition.values import Tree, tensors_of
 
 __all__ = [
@@ -163,9 +164,10 @@ def trace(
     try:
         with warnings.catch_warnings(), without_cache(model), _quiet():
             warnings.simplefilter("ignore")  # of torch's own making, about its graph
-            program = torch.export.export(
-                _Called(model), (args, kwargs), dynamic_shapes=sizes, strict=False
-            )
+            with recurrent_layers_as_nodes():
+                program = torch.export.export(
+                    _Called(model), (args, kwargs), dynamic_shapes=sizes, strict=False
+                )
     except Exception as error:
         raise PartitionError(
             f"torch.export must be able to trace {type(model).__name__}, which is not a chain of "
@@ -256,6 +258,7 @@ def _read(program: torch.export.ExportedProgram, logits: Callable[[Any], Any]) -
                 f"Got {name!r}, a {spec.kind.name.lower().replace('_', ' ')}",
                 BY_HAND,
             )
+    restore_recurrent_layers(graph)
     (flat,) = graph.output_node().args
     assert program.call_spec.out_spec is not None
     output = logits(pytree.tree_unflatten(list(flat), program.call_spec.out_spec))

@@ -543,7 +543,7 @@ def _check_batch(graph: Trace, form: Form, example: Tree) -> Form:
         if constant(shape[0]) is not None and len(tensor) > 1:
             raise PartitionError(
                 "The network must take batches of any size",
-                f"Its forward is only right for {len(tensor)} rows of {name!r}, the example's number",
+                f"Its forward is only right for {len(tensor)} rows of {name!r}, as the example has",
                 BY_HAND,
             )
         sizes.append(tuple(map(constant, shape)))
