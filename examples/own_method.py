@@ -56,8 +56,8 @@ class PredSim(scpl.Method):
     def objective(self, site: Site) -> scpl.Objective:
         """Build the objective of one stage."""
         # The network's own classifier stands at its end; other stages get one of their own.
-        classifier = site.readout or heads.PooledMLP(64, site.num_classes)(site.feature_shape)
-        head = heads.PooledMLP(64, 64)(site.feature_shape)
+        classifier = site.readout or site.head(heads.PooledMLP(64, site.num_classes))
+        head = site.head(heads.PooledMLP(64, 64))
         return PredictAndMatch(head, classifier, site.num_classes, self.beta)
 
 
