@@ -69,7 +69,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
         raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
     if config.probe:
-        _probe(done, quiet=base.run.quiet)
+        _probe(done, base.network.model, quiet=base.run.quiet)
     comparison = Comparison.read(
         done,
         f"{base.network.model} on {base.data.data}: {', '.join(methods)}"
@@ -96,11 +96,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     }
 
 
-def _probe(done: Sequence[Path], *, quiet: bool) -> None:
+def _probe(done: Sequence[Path], model: str, *, quiet: bool) -> None:
     """Add the accuracy of linear probes to the summaries of the runs that have none."""
     for folder in done:
         try:
-            found = probe_run(folder)
+            found = probe_run(folder, model)
         except ScplError as error:  # the comparison is worth more than this picture
             sys.stderr.write(f"no linear probes of {folder.name}: {error}\n")
             continue
@@ -168,7 +168,9 @@ def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
         _check_same(run, job)
         if run.summary.is_file():
             return None
-        arguments = ["--resume", str(folder), *(["--quiet"] if job.run.quiet else [])]
+        # The user has named the network, to this command.
+        own = ["--resume", str(folder), "--model", job.network.model]
+        arguments = [*own, *(["--quiet"] if job.run.quiet else [])]
     else:
         plain = job.changed(out=folder, resume=None, json=True, dry_run=False, force=False)
         recipe.write_text(write_toml(plain), encoding="utf-8")
