@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from scpl.app.config import EvalConfig, ExportConfig, TrainConfig
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import inputs_of
 from scpl.app.network import classify, load_network, separate
-from scpl.data.extras import import_extra
 from scpl.data.loader import Inputs
 from scpl.errors import InputError, ScplError
 from scpl.files import write_whole
@@ -60,7 +60,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         _check_new([config.to], force=config.force)  # before the work
         make = _torch_program if config.format == "torch-export" else _onnx_program
         samples = _Samples.of(config, folder, description)
-        program, checked = make(_Program(network).eval(), samples, config)
+        names = list(samples.example) if isinstance(samples.example, dict) else None
+        program, checked = make(_Program(network, names).eval(), samples, config)
         contents = {config.to: program, **_beside(config.to, beside)}
     _check_new(contents, force=config.force)
     for path, content in contents.items():
@@ -109,15 +110,27 @@ def _check_new(paths: Iterable[Path], *, force: bool) -> None:
 
 
 class _Program(nn.Module):
-    """A network that takes its inputs in order or by name, and returns nothing but logits."""
+    """A network that takes its inputs by name or in order, and returns nothing but logits.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: The network.
+        names: Of the parts of a batch; None if it is one tensor.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str] | None) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Return logits ``[N, C]``."""
-        return classify(self.network, kwargs or args[0])
+        def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
+            if names is None:
+                return classify(network, *args, **kwargs)
+            return classify(network, {**dict(zip(names, args, strict=False)), **kwargs})
+
+        # The names become those of the program's inputs.
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        asked = [inspect.Parameter(name, kind) for name in names or ["inputs"]]
+        forward.__signature__ = inspect.Signature(asked)  # type: ignore[attr-defined]
+        self.forward = forward
 
 
 def _torch_program(
@@ -150,7 +163,14 @@ def _onnx_program(
 ) -> tuple[bytes, dict[str, Any]]:
     """An ONNX model, and what it was compared on, if onnxruntime is there to run it."""
     for package in ("onnx", "onnxscript"):
-        import_extra(package, "onnx", "--format onnx")
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                "--format onnx needs the packages 'onnx' and 'onnxscript'",
+                f"{package} cannot be imported: {error}",
+                "Install them, or choose --format torch-export",
+            ) from error
     args, kwargs = _arguments(samples.example)
     names = list(kwargs) or ["inputs"]
     with tempfile.TemporaryDirectory() as folder:
@@ -232,8 +252,8 @@ def _free(inputs: Inputs) -> dict[str, Any]:
         return free | ({1: torch.export.Dim.AUTO} if tensor.ndim == 2 else {})
 
     if isinstance(inputs, dict):
-        return {"kwargs": {name: sizes(tensor) for name, tensor in inputs.items()}}
-    return {"args": (sizes(inputs),)}
+        return {name: sizes(tensor) for name, tensor in inputs.items()}
+    return {"inputs": sizes(inputs)}
 
 
 def _compared(

@@ -167,7 +167,8 @@ def _import(path: str) -> ModuleType:
 def _place(error: BaseException) -> str:
     """Where the user's code failed; without it he would have to search."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    ours = (__file__, "<frozen", os.sep + "site-packages" + os.sep, importlib.__file__ or "")
+    own = [frame for frame in frames if not any(part in frame.filename for part in ours)]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 

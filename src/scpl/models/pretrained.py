@@ -243,7 +243,8 @@ def _read_config(name: str, arguments: Mapping[str, Any]) -> Any:
         config = _library().AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
     for key, value in arguments.items():
         if not hasattr(config, key):
-            raise unknown_name(f"A setting of {name}", key, config.to_dict())
+            known = [each for each in config.to_dict() if each[0] != "_"]
+            raise unknown_name(f"A setting of {name}", key, known)
         setattr(config, key, value)
     return config
 
