@@ -68,6 +68,12 @@ class PretrainedTokenizer:
             ) from error
         finally:
             logger.setLevel(level)
+        if len(model) <= len(set(model.all_special_ids)):  # what a folder without one gives
+            raise DataError(
+                f"{name} must hold a tokenizer with a vocabulary",
+                f"Got one of {len(model)} special tokens and nothing else",
+                "Save it there with tokenizer.save_pretrained",
+            )
         return cls(model, name)
 
     @property
