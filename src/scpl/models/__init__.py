@@ -114,9 +114,6 @@ _TEXT_MODELS = {
 }
 
 
-_OWN = "One of your own is package.module:function, one of transformers hf:FOLDER_OR_NAME"
-
-
 def known() -> tuple[str, ...]:
     """Names of the networks that :func:`build` makes."""
     return tuple(_MODELS)
@@ -188,7 +185,7 @@ def text_sizes(name: str) -> tuple[str, ...]:
         InputError: An unknown name.
     """
     if name not in _TEXT_MODELS:
-        raise unknown_name("text model", name, _TEXT_MODELS, _OWN)
+        raise unknown_name("text model", name, _TEXT_MODELS)
     return _TEXT_MODELS[name].sizes
 
 
@@ -215,5 +212,5 @@ def readout(name: str) -> str | None:
 
 def _entry(name: str) -> _Entry:
     if name not in _MODELS:
-        raise unknown_name("model", name, _MODELS, _OWN)
+        raise unknown_name("model", name, _MODELS)
     return _MODELS[name]
