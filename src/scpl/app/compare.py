@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scpl import models
 from scpl.app.bench.bench import bench, config_for
 from scpl.app.config import (
     FREE_IN_A_COMPARISON,
@@ -168,9 +169,9 @@ def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
         _check_same(run, job)
         if run.summary.is_file():
             return None
-        # The user has named the network, to this command.
-        own = ["--resume", str(folder), "--model", job.network.model]
-        arguments = [*own, *(["--quiet"] if job.run.quiet else [])]
+        arguments = ["--resume", str(folder), *(["--quiet"] if job.run.quiet else [])]
+        if models.origin_of(job.network.model) == "factory":  # the user has named it to us
+            arguments += ["--model", job.network.model]
     else:
         plain = job.changed(out=folder, resume=None, json=True, dry_run=False, force=False)
         recipe.write_text(write_toml(plain), encoding="utf-8")
