@@ -19,7 +19,7 @@ from cli_runs import finish, fork, refused, scpl
 from data_files import picture
 from pretrained_files import POSITIONS, write_bert, write_vit
 from scpl.data.text import Padding
-from scpl.models.pretrained import load_pretrained
+from scpl.models.pretrained import config_text, load_pretrained
 from text_files import tickets, write_table
 
 SHORT = ["--epochs", "1", "--threads", "1", "--device", "cpu", "--quiet", "--stages", "2"]
@@ -160,6 +160,17 @@ class TestTexts:
         )
         assert torch.equal(drawn[0], drawn[1])
         assert not torch.equal(drawn[0], drawn[2])
+
+    def test_weights_of_half_precision(self, root, tmp_path):
+        """Trained in float32, they were read back as bfloat16, for the configuration said so."""
+        half = AutoModelForSequenceClassification.from_pretrained(root / "bert").bfloat16()
+        half.save_pretrained(tmp_path / "half")
+        network = load_pretrained(str(tmp_path / "half"), "text", 2, {}, lambda line: None)
+        assert {value.dtype for value in network.state_dict().values()} <= {
+            torch.float32,
+            torch.int64,
+        }
+        assert json.loads(config_text(network, ["a", "b"]))["dtype"] == "float32"
 
     def test_settings_of_its_configuration(self, root):
         network = ["--model", f"hf:{root / 'bert'}", *texts(root)]

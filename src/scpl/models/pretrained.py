@@ -81,6 +81,7 @@ def load_pretrained(
             config=config,
             ignore_mismatched_sizes=True,  # checked below: of the head only
             output_loading_info=True,
+            dtype="float32",  # files may hold another; what a run computes in is its own setting
             trust_remote_code=False,
         )
     _check_loaded(name, network, info, tell)
@@ -233,8 +234,11 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _float32(network: Any) -> nn.Module:
-    # Files may hold another type. What a run computes in is a setting of its own.
+    """Bring a network to float32, and have its configuration say so, for whoever loads it next."""
+    import torch
+
     result: nn.Module = network.float()
+    network.config.dtype = torch.float32
     return result
 
 
