@@ -132,6 +132,31 @@ def test_an_interrupted_one_continues(here, tmp_path, monkeypatch):
     assert len(result(tmp_path / "all" / "bp-seed0")["steps"]) == NUM_STEPS
 
 
+NET = """
+from torch import nn
+
+
+def build(num_classes, in_channels, image_size):
+    features = in_channels * image_size**2
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+
+
+def test_a_function_named_to_it_is_named_to_its_runs(here, tmp_path, monkeypatch):
+    """A run folder alone must not run code: neither to continue a run nor to probe it."""
+    from test_train import signal_at
+
+    (tmp_path / "own_net.py").write_text(NET)
+    own = ["--model", "own_net:build", "--stages", "1", "--methods", "bp", "--probe"]
+    with monkeypatch.context() as patch:
+        signal_at(patch, 4, 2)
+        assert compare(*own).status == 130
+    found = compare(*own)
+    assert found.status == 0, found.err
+    assert here[1][:4] == ["--resume", "all/bp-seed0", "--model", "own_net:build"]
+    assert "linear probes of bp-seed0: " in found.err
+
+
 def test_one_that_fails_is_reported_and_the_others_go_on(here, monkeypatch, tmp_path):
     child = module._run_child
 

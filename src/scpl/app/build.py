@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from scpl import models
 from scpl.app.config import MethodConfig, TrainConfig, flag
 from scpl.app.environment import choose_device
 from scpl.app.inputs import modality_of
-from scpl.app.inputs.base import Inputs, Loaders
+from scpl.app.inputs.base import ImageInputs, Inputs, Loaders, TextInputs
 from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import OneRank, Ranks, connect
 from scpl.errors import InputError
 from scpl.methods import METHODS, Method, MicroBatched
+from scpl.models.own import build_timm, call_factory, read_arguments
+from scpl.models.pretrained import load_pretrained
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.seeding import derive_seed
@@ -28,9 +30,11 @@ from scpl.seeding import derive_seed
 __all__ = [
     "build_loaders",
     "build_method",
+    "build_network",
     "build_partition",
     "build_pipeline",
     "connect_ranks",
+    "cut_network",
     "laid_out",
     "schedule",
 ]
@@ -65,31 +69,104 @@ def build_method(config: MethodConfig, rows: int | None = None) -> Method:
     return method
 
 
+def build_network(
+    config: TrainConfig,
+    inputs: Inputs,
+    num_classes: int,
+    initial: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> nn.Module:
+    """Build the network with seeded weights, or load it; every rank builds the same.
+
+    Args:
+        config: Which network.
+        inputs: What goes into it.
+        num_classes: Number of classes.
+        initial: What to begin with instead of drawn weights, on the rank that has the data.
+        tell: Takes what the user should know of the network.
+
+    Raises:
+        InputError: for an unknown network, or one that cannot be built or loaded.
+    """
+    name, origin = config.network.model, models.origin_of(config.network.model)
+    with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
+        if origin == "ours":
+            return inputs.build(name, num_classes, **(initial or {}))
+        arguments = read_arguments(config.network.model_args)
+        offers = {"num_classes": num_classes, **inputs.offers}
+        if origin == "factory":
+            return call_factory(name, arguments, offers)
+        _, _, inside = name.partition(":")
+        if origin == "timm":
+            if not isinstance(inputs, ImageInputs):
+                raise InputError(
+                    "The networks of timm are for images",
+                    f"Got {name} for {inputs.modality}s",
+                    "Choose another --model",
+                )
+            return build_timm(inside, arguments, offers)
+        network = load_pretrained(inside, inputs.modality, num_classes, arguments, tell)
+        if isinstance(inputs, TextInputs):
+            _check_tokens(network, inputs, name)
+        return network
+
+
+def _check_tokens(network: Any, inputs: TextInputs, name: str) -> None:
+    """Check that the network has a vector for every token and every place of a text."""
+    network.config.pad_token_id = inputs.padding.number
+    known = network.get_input_embeddings().num_embeddings
+    if inputs.vocab_size > known:
+        raise InputError(
+            f"{name} must have a vector for every token of its tokenizer",
+            f"Got {inputs.vocab_size:,} tokens for {known:,} vectors",
+            "Take the tokenizer that belongs to it",
+        )
+    for key, module in network.named_modules():
+        if key.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            taken = 0 if module.padding_idx is None else module.padding_idx + 1
+            if inputs.max_tokens > module.num_embeddings - taken:
+                raise InputError(
+                    f"{name} reads at most {module.num_embeddings - taken} tokens of a text",
+                    f"Got `max_tokens` {inputs.max_tokens}",
+                    "Lower it",
+                )
+
+
+def cut_network(
+    config: TrainConfig, network: nn.Module, inputs: Inputs, num_classes: int
+) -> Partition:
+    """Cut a network as configured.
+
+    Raises:
+        PartitionError: if the cuts do not fit it.
+        InputError: if it has not a logit for each class.
+    """
+    name, chosen = config.network.model, config.network
+    network = laid_out(network, choose_device(config.run.device))
+    example, readout = inputs.example(), models.readout(name)
+    if chosen.cuts:
+        parts = split(network, before=chosen.cuts, readout=readout, example=example)
+    else:
+        parts = split(network, num_stages=chosen.num_stages, readout=readout, example=example)
+    if parts.num_outputs != num_classes:
+        raise InputError(
+            f"{name} must return a logit for each of the {num_classes} classes",
+            f"Got {parts.num_outputs}",
+            "Let it take the argument num_classes, and end in a layer of that width",
+        )
+    return parts
+
+
 def build_partition(
     config: TrainConfig,
     inputs: Inputs,
     num_classes: int,
     initial: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Partition:
-    """Build the network with seeded weights and cut it.
-
-    Args:
-        config: Which network, and how to cut it.
-        inputs: What goes into it.
-        num_classes: Number of classes.
-        initial: What to begin with instead of drawn weights, on the rank that has the data.
-
-    Raises:
-        InputError: for an unknown network, or cuts that do not fit it (PartitionError).
-    """
-    with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
-        model = inputs.build(config.network.model, num_classes, **(initial or {}))
-    network = laid_out(model, choose_device(config.run.device))
-    example, readout = inputs.example(), models.readout(config.network.model)
-    if config.network.cuts:
-        return split(network, before=config.network.cuts, readout=readout, example=example)
-    stages = config.network.num_stages
-    return split(network, num_stages=stages, readout=readout, example=example)
+    """Build the network and cut it: `build_network`, then `cut_network`."""
+    network = build_network(config, inputs, num_classes, initial, tell)
+    return cut_network(config, network, inputs, num_classes)
 
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:

@@ -106,7 +106,10 @@ def _train(arguments: list[str]) -> int:
 
     run = config.run
     if run.resume is not None:
-        config = resumed_config(config, run.resume)
+        # A recipe and a flag are the user's own word; the configuration of a run folder is not.
+        recipe, flags = _recipe(arguments)
+        named = config.network.model if recipe else _value_of(flags, "--model")
+        config = resumed_config(config, run.resume, named)
     if run.dry_run:
         return _show(dry_run(config), as_json=run.json)
     if run.processes > 1 and not is_rank():
@@ -207,7 +210,7 @@ def _predict(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     config = _parse(ExportConfig, "export RUN --to FILE", arguments)
-    from scpl.app.evaluate import export
+    from scpl.app.export import export
 
     return _show(export(config), as_json=config.json)
 
@@ -375,7 +378,7 @@ commands:
   bench     measure how fast several methods train, in turns
   eval      test a trained run
   predict   classify images or texts with a trained run
-  export    write a trained network as safetensors
+  export    write a trained network for others to load
   recipes   list, show or copy the recipes that come with scpl
   doctor    show versions and devices, and what is wrong
 
@@ -395,6 +398,8 @@ EXAMPLES = {
   scpl train quick/digits
   scpl train --data tickets.csv --text subject body --label queue --model transformer
   scpl train --data fashion-mnist --processes 2 --epochs 3
+  scpl train --data photos/ --model package.module:function --model-args width=32
+  scpl train --data tickets.csv --text body --label queue --model hf:path/to/bert
   scpl train mine.toml --method dgl --lr 3e-4""",
     "compare": """\
   scpl compare quick/digits --seeds 0,1,2
@@ -411,6 +416,8 @@ EXAMPLES = {
   scpl predict runs/pets-small-cnn-scpl photo.jpg holiday/ --top 3
   scpl predict runs/tickets.csv-transformer-scpl "The printer is on fire" """,
     "export": """\
-  scpl export runs/digits-small-cnn-scpl --to digits.safetensors""",
+  scpl export runs/digits-small-cnn-scpl --to digits.safetensors
+  scpl export runs/digits-small-cnn-scpl --to digits.pt2 --format torch-export
+  scpl export runs/tickets.csv-bert-scpl --to fine-tuned     # a folder for from_pretrained""",
 }
 """Lines below the description of a command."""

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scpl import models
 from scpl.app.bench.bench import bench, config_for
 from scpl.app.config import (
     FREE_IN_A_COMPARISON,
@@ -69,7 +70,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
         raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
     if config.probe:
-        _probe(done, quiet=base.run.quiet)
+        _probe(done, base.network.model, quiet=base.run.quiet)
     comparison = Comparison.read(
         done,
         f"{base.network.model} on {base.data.data}: {', '.join(methods)}"
@@ -96,11 +97,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     }
 
 
-def _probe(done: Sequence[Path], *, quiet: bool) -> None:
+def _probe(done: Sequence[Path], model: str, *, quiet: bool) -> None:
     """Add the accuracy of linear probes to the summaries of the runs that have none."""
     for folder in done:
         try:
-            found = probe_run(folder)
+            found = probe_run(folder, model)
         except ScplError as error:  # the comparison is worth more than this picture
             sys.stderr.write(f"no linear probes of {folder.name}: {error}\n")
             continue
@@ -169,6 +170,8 @@ def _complete(folder: Path, job: TrainConfig, out: Path) -> Absent | None:
         if run.summary.is_file():
             return None
         arguments = ["--resume", str(folder), *(["--quiet"] if job.run.quiet else [])]
+        if models.origin_of(job.network.model) == "factory":  # the user has named it to us
+            arguments += ["--model", job.network.model]
     else:
         plain = job.changed(out=folder, resume=None, json=True, dry_run=False, force=False)
         recipe.write_text(write_toml(plain), encoding="utf-8")

@@ -34,6 +34,7 @@ from scpl import models
 from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
+from scpl.models.own import read_arguments
 
 __all__ = [
     "FREE_IN_A_COMPARISON",
@@ -91,6 +92,7 @@ def setting(
     *,
     samples: Samples | None = None,
     model: str | None = None,
+    ours: bool = False,
     decides: Decides = "numbers",
 ) -> T:
     """Say of a field what else is known of it.
@@ -100,10 +102,12 @@ def setting(
         takes: Which numbers; None, where that is a value, is always fine.
         samples: Which data it is for; None: any.
         model: Which network it is for; None: any.
+        ours: Whether it is only for networks that come with scpl, of these samples.
         decides: What depends on it: the numbers of a run on a CPU, so that a resumed run must keep
             it; else its speed, so that all runs of one comparison must have it; else nothing.
     """
-    about = {"takes": takes, "samples": samples, "model": model, "decides": decides}
+    about: dict[str, Any] = {"takes": takes, "samples": samples, "model": model, "ours": ours}
+    about["decides"] = decides
     return field(default=default, metadata=about)
 
 
@@ -139,12 +143,13 @@ class DataConfig:
     test_share: float = setting(0.2, PROPER_SHARE, samples="texts")
     """texts: share that is tested on, where there is no test split; the same in every run."""
     tokens: Literal["words", "paper-words", "subwords"] = setting("words", samples="texts")
-    """texts: words; words cut as the paper's code does; or byte-pair encoding."""
+    """texts: words; words cut as the paper's code does; or byte-pair encoding. A network of
+    transformers has its own tokenizer."""
     vocab_size: int = setting(30_000, POSITIVE, samples="texts")
     """texts: at most so many tokens are known, the most common ones of the training texts."""
     max_tokens: int = setting(350, POSITIVE, samples="texts")
-    """texts: so many tokens of a text are read."""
-    vectors: Path | None = setting(None, samples="texts")
+    """texts: so many tokens of a text are read; fewer where the network has room for fewer."""
+    vectors: Path | None = setting(None, samples="texts", ours=True)
     """texts: file of word vectors to begin with, in the text format of GloVe or fastText."""
 
 
@@ -154,23 +159,28 @@ class NetworkConfig:
 
     model: str = "small-cnn"
     """small-cnn, mlp, vgg8, resnet18, resnet34, resnet50, resnet18-3x3; texts: lstm,
-    transformer."""
-    width: float = setting(1.0, POSITIVE, samples="images")
+    transformer. Or your own, package.module:function; of transformers, hf:FOLDER_OR_NAME; of timm,
+    timm:NAME."""
+    model_args: tuple[str, ...] = ()
+    """For a network of your own: what the function gets besides num_classes and, if it asks for
+    them, in_channels, image_size or vocab_size, e.g. width=32; hf: settings of its config."""
+    width: float = setting(1.0, POSITIVE, samples="images", ours=True)
     """images: factor on the channels of the network (hidden features of mlp)."""
-    hidden: int | None = setting(None, POSITIVE, samples="texts")
+    hidden: int | None = setting(None, POSITIVE, samples="texts", ours=True)
     """texts: width of the layers; default: 300."""
-    layers: int | None = setting(None, POSITIVE, samples="texts")
+    layers: int | None = setting(None, POSITIVE, samples="texts", ours=True)
     """texts: layers between embedding and classifier; default: 3."""
-    dropout: float | None = setting(None, samples="texts")
+    dropout: float | None = setting(None, samples="texts", ours=True)
     """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
     heads: int | None = setting(None, POSITIVE, samples="texts", model="transformer")
     """transformer: attention heads, which share the width equally; default: the most of up to 6."""
     hand_over: bool = setting(False, samples="texts", model="lstm")
     """lstm: begin each layer in the final state of the one before, as the paper does."""
     stages: int | None = setting(None, POSITIVE)
-    """How many stages the network is cut into; default: 4; texts: as many as --layers."""
+    """How many stages the network is cut into; default: 4; lstm, transformer: as --layers."""
     cuts: tuple[str, ...] = ()
-    """Layers that the second and later stages begin with; default: stages of about equal cost."""
+    """Layers that the second and later stages begin with, by their names in the network;
+    default: stages of about equal cost."""
 
     @property
     def num_stages(self) -> int:
@@ -251,8 +261,8 @@ class OptimizerConfig:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Each stage has its own; sgd has momentum 0.9."""
     lr: float | None = setting(None, POSITIVE)
-    """Highest learning rate; default: 0.005 for small-cnn, 0.003 for other networks on images,
-    0.001 on texts; 0.05 with sgd."""
+    """Highest learning rate; default: 0.005 for small-cnn, 0.003 for our other networks on images,
+    0.001 for those on texts and for yours, 0.00005 for hf:...; 0.05 with sgd."""
     warmup: float = setting(0.05, SHARE)
     """Share of the steps in which the learning rate rises to --lr."""
     end_lr: float = setting(1e-5, NOT_NEGATIVE)
@@ -361,7 +371,9 @@ class TrainConfig:
     @property
     def run_name(self) -> str:
         """What the folder of the run is called by default."""
-        return f"{Path(self.data.data).name}-{self.network.model}-{self.method.method}"
+        prefix, colon, inside = self.network.model.partition(":")
+        model = Path(inside).name if colon else prefix
+        return f"{Path(self.data.data).name}-{model}-{self.method.method}"
 
     def resolved(self) -> TrainConfig:
         """The same with the learning rate and every option of the method written out."""
@@ -382,7 +394,10 @@ class TrainConfig:
         model = self.network.model
         if self.optimizer.optimizer == "sgd":
             return 0.05
-        if model in models.known_text():
+        origin = models.origin_of(model)
+        if origin == "hf":
+            return 5e-5
+        if origin != "ours" or model in models.known_text():
             return 1e-3
         return 5e-3 if model == "small-cnn" else 3e-3
 
@@ -403,8 +418,30 @@ class TrainConfig:
                     f"Got --model {self.network.model}",
                     "Leave it out, or choose that network",
                 )
+        self._check_origin()
         self.method.check([self.method.method] if methods is None else methods)
         self._check_stages()
+
+    def _check_origin(self) -> None:
+        """Check that nothing is set that the network, wherever it comes from, cannot use."""
+        origin = models.origin_of(self.network.model)
+        read_arguments(self.network.model_args)
+        if origin == "ours" and self.network.model_args:
+            raise InputError(
+                "--model-args must go with a network of your own, of transformers or of timm",
+                f"Got --model {self.network.model}",
+                "Leave it out",
+            )
+        own_tokenizer = ("tokens", "vocab_size") if origin == "hf" else ()
+        for part, each in self._fields():
+            only_ours = origin != "ours" and each.metadata.get("ours")
+            wrong = only_ours or each.name in own_tokenizer
+            if wrong and getattr(part, each.name) != each.default:
+                raise InputError(
+                    f"{flag(each.name)} must go with a network that comes with scpl",
+                    f"Got --model {self.network.model}",
+                    "Leave it out; a network of your own gets its sizes by --model-args",
+                )
 
     def _check_stages(self) -> None:
         """Check what needs no network; ranks under torchrun check the rest."""
@@ -674,6 +711,9 @@ class EvalConfig:
     exit_threshold: float | None = None
     """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
     for runs whose stages all predict."""
+    model: str | None = None
+    """The network as in training; needed if code of your own makes it (package.module:function),
+    which is never run because a run folder says so."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False
@@ -693,6 +733,9 @@ class PredictConfig:
     """Text columns of tables; default: those of the training data."""
     top: int = 1
     """How many classes to print for each."""
+    model: str | None = None
+    """The network as in training; needed if code of your own makes it (package.module:function),
+    which is never run because a run folder says so."""
     batch_size: int = 256
     """Images or texts per mini-batch."""
     device: str = "auto"
@@ -703,14 +746,24 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the trained network, under its own state_dict keys, as safetensors."""
+    """Write the trained network for others to load.
+
+    As safetensors it has its own state_dict keys; one of transformers becomes a folder that
+    from_pretrained loads. Any format is compared with the network before it is kept.
+    """
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
     to: Path
-    """File to write."""
+    """File to write; for a network of transformers, as safetensors: folder."""
+    format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
+    """safetensors: weights; torch-export: a program for torch.export.load; onnx: needs the packages
+    onnx and onnxscript. Programs take batches of any size, and texts of any length."""
     force: bool = False
-    """Overwrite the file."""
+    """Overwrite what is there."""
+    model: str | None = None
+    """The network as in training; needed if code of your own makes it (package.module:function),
+    which is never run because a run folder says so."""
     json: bool = False
     """Print one JSON object on stdout."""
 

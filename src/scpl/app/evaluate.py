@@ -1,6 +1,6 @@
-"""What a finished run is good for: `scpl eval`, `scpl predict` and `scpl export`.
+"""What a finished run is good for: `scpl eval` and `scpl predict`.
 
-All need only what `scpl.app.network` reads: the plain network, or the one with exits.
+Both need only what `scpl.app.network` reads: the plain network, or the one with exits.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import csv
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TextIO
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from scpl.app.build import laid_out
-from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
+from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
 from scpl.app.inputs import modality_named
-from scpl.app.inputs.base import inputs_of
-from scpl.app.network import load_exits, load_network
+from scpl.app.network import classify, load_exits, load_network
+from scpl.data.loader import Inputs
 from scpl.engine.export import ExitNetwork
 from scpl.errors import InputError
-from scpl.files import write_whole
+from scpl.partition.values import tree_map
 from scpl.runs import RunFolder
 
-__all__ = ["evaluate", "export", "predict"]
+__all__ = ["evaluate", "predict"]
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -78,45 +78,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     }
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
-    """Write the plain network of a finished run, and what it is, into one safetensors file.
-
-    What a prediction needs besides, such as the tokenizer of texts, is written beside it.
-
-    Returns:
-        The file, those beside it, the number of parameters, and the number of keys.
-
-    Raises:
-        CheckpointError: if the run is not finished or damaged.
-        InputError: if a file exists, or cannot be written.
-    """
-    folder = RunFolder.open(config.run)
-    network, description = load_network(folder)
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    contents = {config.to: save(state, {"format": "pt", "scpl": json.dumps(description)})}
-    for name in inputs_of(description).files:
-        contents[config.to.with_name(f"{config.to.stem}.{name}")] = folder.read_bytes(name)
-    existing = [path for path in contents if path.exists()]
-    if existing and not config.force:
-        advice = "Choose another with --to, or overwrite it with --force"
-        raise InputError("An exported file must not exist yet", f"Got {existing[0]}", advice)
-    for path, content in contents.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content)
-        except OSError as error:
-            raise InputError(
-                "An exported file must be writable", f"{path}: {error}", "Choose another with --to"
-            ) from error
-    beside = [str(path) for path in contents if path != config.to]
-    return {
-        "file": str(config.to),
-        **({"beside": beside} if beside else {}),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "keys": len(state),
-    }
-
-
 def predict(config: PredictConfig, out: TextIO) -> None:
     """Classify the user's own inputs and write a line for each to `out`, batch by batch.
 
@@ -138,7 +99,11 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     if not config.json:
         table.writeheader()
     for names, inputs in batches:
-        best = _compute_logits(network, inputs, device, precision).softmax(1).topk(top)
+        best = (
+            _compute_logits(partial(classify, network), inputs, device, precision)
+            .softmax(1)
+            .topk(top)
+        )
         chances, indices = best.values.tolist(), best.indices.tolist()
         for number, name in enumerate(names):
             labels = [classes[index] for index in indices[number]]
@@ -167,19 +132,20 @@ def _open_run(
     """Open a finished run: its folder, configuration, network, description and device."""
     folder = RunFolder.open(config.run)
     trained = TrainConfig.read(folder.config)
-    network, description = load_network(folder) if threshold is None else load_exits(folder)
+    load = load_network if threshold is None else load_exits
+    network, description = load(folder, config.model)
     # By default the device of the run, so that its numbers come out again.
     device = choose_device(trained.run.device if config.device == "auto" else config.device)
     return folder, trained, laid_out(network.to(device), device), description, device
 
 
 def _compute_logits(
-    network: Callable[[Tensor], Tensor], inputs: Tensor, device: torch.device, precision: str
+    network: Callable[[Inputs], Tensor], inputs: Inputs, device: torch.device, precision: str
 ) -> Tensor:
     """Compute float32 logits ``[N, C]`` in the precision the network was trained in."""
     dtype = None if precision == "float32" else getattr(torch, precision)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        return network(inputs.to(device)).float()
+        return network(tree_map(lambda tensor: tensor.to(device), inputs)).float()
 
 
 class _Exits:
@@ -192,11 +158,10 @@ class _Exits:
         self._network, self._threshold = network, threshold
         self._left: list[int] = []
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs) -> Tensor:
         """Return logits ``[N, C]``."""
         if self._threshold is None:
-            logits: Tensor = self._network(inputs)
-            return logits
+            return classify(self._network, inputs)
         assert isinstance(self._network, ExitNetwork)
         found = self._network.leave_early(inputs, self._threshold)
         counts = found.stages.bincount(minlength=self._network.num_stages).tolist()

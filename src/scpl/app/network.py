@@ -1,13 +1,18 @@
 """The network that a finished run leaves behind: what it is, how it is written and read again.
 
 ``model.json`` says what to build, ``model.safetensors`` holds the weights of the network that
-predicts, and ``exits.safetensors`` what is needed besides to predict after earlier stages.
+predicts, and ``exits.safetensors`` what is needed besides to predict after earlier stages. With
+``config.json`` and the tokenizer's files, the folder of a network of ``transformers`` is one that
+``from_pretrained`` loads.
+
+Code of the user that makes a network is run only if the user names it again: a folder may come from
+someone else.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,21 +21,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from scpl.app.build import build_method, build_partition
+from scpl import models
+from scpl.app.build import build_method, build_network, cut_network
 from scpl.app.config import TrainConfig
 from scpl.app.inputs.base import DataSummary, inputs_of
+from scpl.data.loader import Inputs as Batch
 from scpl.engine.export import ExitNetwork, build_exits
 from scpl.errors import CheckpointError, InputError
+from scpl.models.pretrained import CONFIG, config_text, describe, is_pretrained, rebuild
 from scpl.partition import Partition
+from scpl.partition.pieces import find_logits
 from scpl.runs import RunFolder
 
 __all__ = [
+    "check_named",
+    "classify",
     "describe_network",
     "load_exits",
     "load_network",
     "load_stages",
     "save_exits",
     "save_network",
+    "separate",
 ]
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -40,17 +52,21 @@ def describe_network(config: TrainConfig, data: DataSummary, parts: Partition) -
     """Say all that is needed to build the network again, without its data set."""
     model, method = config.network.model, config.method.resolved()
     cut = {"stages": parts.num_stages, "cuts": list(parts.cuts)}
+    own = {"model": model, "model_args": list(config.network.model_args)}
     return {
         "model": model,
         "num_classes": data.num_classes,
         **data.inputs.describe(),
         "classes": list(data.classes),
-        "recipe": {"model": model, "method": method.method, **cut, **method.options},
+        **({"config": describe(parts.model)} if is_pretrained(parts.model) else {}),
+        "recipe": {**own, "method": method.method, **cut, **method.options},
     }
 
 
-def save_network(network: nn.Module, folder: RunFolder) -> None:
+def save_network(network: nn.Module, folder: RunFolder, classes: Sequence[str]) -> None:
     """Write the network that predicts, under its own keys, whole or not at all."""
+    if is_pretrained(network):
+        folder.write_text(folder.path / CONFIG, config_text(network, classes))
     _write(network.state_dict(), folder, folder.weights)
 
 
@@ -61,24 +77,29 @@ def save_exits(exits: ExitNetwork, network: nn.Module, folder: RunFolder) -> Non
     _write(state, folder, folder.exits)
 
 
-def load_network(folder: RunFolder) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(folder: RunFolder, named: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network of a finished run and load its weights.
+
+    Args:
+        folder: Of the run.
+        named: The network as the user names it now; needed where it is made by code of his.
 
     Returns:
         The plain network on the CPU, in eval mode, and its description (``model.json``).
 
     Raises:
         CheckpointError: if the run is not finished, or a file is damaged or of another network.
+        InputError: if the network is made by code that is not named.
     """
-    return _load(folder, _network, [folder.weights])
+    return _load(folder, named, _network, [folder.weights])
 
 
-def load_stages(folder: RunFolder) -> Partition:
+def load_stages(folder: RunFolder, named: str | None = None) -> Partition:
     """Build the network of a finished run, cut as it was trained; else as `load_network`.
 
     Where the method has a readout of its own, the network's has weights of no meaning.
     """
-    network, description = load_network(folder)
+    network, description = load_network(folder, named)
     if "recipe" not in description:
         raise CheckpointError(
             "The run must say where its network was cut",
@@ -92,7 +113,7 @@ def load_stages(folder: RunFolder) -> Partition:
     return parts
 
 
-def load_exits(folder: RunFolder) -> tuple[ExitNetwork, dict[str, Any]]:
+def load_exits(folder: RunFolder, named: str | None = None) -> tuple[ExitNetwork, dict[str, Any]]:
     """Build the network of a finished run with an exit after every stage; else as `load_network`.
 
     Raises:
@@ -105,11 +126,48 @@ def load_exits(folder: RunFolder) -> tuple[ExitNetwork, dict[str, Any]]:
             f"Got {folder.path} without",
             "Train with a method whose stages all predict, such as early-exit",
         )
-    return _load(folder, _exits, [folder.weights, folder.exits])
+    return _load(folder, named, _exits, [folder.weights, folder.exits])
+
+
+def check_named(folder: RunFolder, model: str, named: str | None) -> None:
+    """Check that code of the user's own may run to make the network of a run.
+
+    Args:
+        folder: Of the run.
+        model: The network that it names.
+        named: The network as the user names it now, if he does.
+
+    Raises:
+        InputError: if the folder alone names that code.
+    """
+    if named is not None and named != model:
+        raise InputError(
+            f"--model must be the network of {folder.path}", f"Got {named}, not {model}"
+        )
+    if models.origin_of(model) == "factory" and named is None:
+        raise InputError(
+            "Code that makes a network must be named by you, for a run folder may come from "
+            "someone else",
+            f"{folder.path} wants to run {model}",
+            f"If you trust it, add: --model {model}",
+        )
+
+
+def classify(network: nn.Module, inputs: Batch) -> Tensor:
+    """Compute the logits ``[N, C]`` of a batch, however the network takes it and returns them."""
+    if isinstance(inputs, dict) and not isinstance(network, ExitNetwork):
+        result = network(**inputs)
+    else:
+        result = network(inputs)
+    logits: Tensor = find_logits(result, None)
+    return logits
 
 
 def _load(
-    folder: RunFolder, build: Callable[[dict[str, Any]], Network], files: list[Path]
+    folder: RunFolder,
+    named: str | None,
+    build: Callable[[dict[str, Any]], Network],
+    files: list[Path],
 ) -> tuple[Network, dict[str, Any]]:
     if not folder.weights.is_file():
         lost = folder.summary.is_file()  # which is written after the weights
@@ -119,6 +177,10 @@ def _load(
             "Train it again" if lost else f"Finish it with: scpl train --resume {folder.path}",
         )
     description = folder.read_json(folder.description)
+    recipe = description.get("recipe")
+    inner = recipe.get("model") if isinstance(recipe, dict) else None
+    for model in {str(description.get("model")), str(inner or description.get("model"))}:
+        check_named(folder, model, named)
     try:
         num_classes, classes = description["num_classes"], description["classes"]
         if len(classes) != num_classes:
@@ -127,6 +189,8 @@ def _load(
             network = build(description)
         network.load_state_dict({k: v for file in files for k, v in load_file(file).items()})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError) and named is not None:
+            raise  # what the user's own code says
         names = " and ".join(str(file) for file in files)
         raise CheckpointError(
             f"{names} and {folder.description.name} beside it must be intact, and the "
@@ -143,7 +207,7 @@ def _network(description: dict[str, Any]) -> nn.Module:
         if method.replaces_readout:
             parts = _parts(description)
             return build_exits(parts, method, [parts.num_stages - 1])[0]
-    return inputs_of(description).build(description["model"], description["num_classes"])
+    return _plain(description)
 
 
 def _exits(description: dict[str, Any]) -> ExitNetwork:
@@ -156,10 +220,32 @@ def _recipe(description: dict[str, Any]) -> TrainConfig:
 
 
 def _parts(description: dict[str, Any]) -> Partition:
+    config, inputs = _recipe(description), inputs_of(description)
+    return cut_network(config, _plain(description), inputs, description["num_classes"])
+
+
+def _plain(description: dict[str, Any]) -> nn.Module:
+    """Build the network with weights of no meaning."""
     inputs = inputs_of(description)
-    return build_partition(_recipe(description), inputs, description["num_classes"])
+    if "config" in description:
+        return rebuild(description["config"], inputs.modality)
+    config = TrainConfig.of(
+        model=description["model"],
+        model_args=tuple(description.get("recipe", {}).get("model_args", ())),
+    )
+    return build_network(config, inputs, description["num_classes"])
 
 
 def _write(state: Mapping[str, Tensor], folder: RunFolder, path: Path) -> None:
-    plain = {name: value.contiguous() for name, value in state.items()}
-    folder.write_bytes(path, save(plain, metadata={"format": "pt"}))
+    folder.write_bytes(path, save(separate(state), metadata={"format": "pt"}))
+
+
+def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each tensor memory of its own, as the file format wants it; tied ones are copied."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value.contiguous()
+        seen.add(place)
+    return found

@@ -20,6 +20,7 @@ from scpl.app.build import build_loaders
 from scpl.app.config import EvalConfig, TrainConfig
 from scpl.app.environment import choose_device, set_threads
 from scpl.app.network import load_stages
+from scpl.data.loader import Batch
 from scpl.errors import InputError
 from scpl.partition import Partition
 from scpl.partition.values import tree_map
@@ -31,7 +32,7 @@ _SIDE = 2
 _RIDGE = 1e-3
 """Added to the correlation matrix of the features, whose diagonal is 1."""
 
-Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+Batches: TypeAlias = Iterable[Batch]
 
 
 def probe(config: EvalConfig) -> list[float]:
@@ -52,7 +53,7 @@ def probe(config: EvalConfig) -> list[float]:
             "--probe uses the data of the run", f"Got --data {config.data}", "Leave it out"
         )
     folder = RunFolder.open(config.run)
-    parts = load_stages(folder)
+    parts = load_stages(folder, config.model)
     trained = TrainConfig.read(folder.config)
     set_threads(trained.run.threads, trained.run.processes)
     loaders = build_loaders(
@@ -68,8 +69,12 @@ def probe(config: EvalConfig) -> list[float]:
     return probe_partition(parts, loaders.train, judge, len(loaders.classes), device)
 
 
-def probe_run(path: Path) -> list[float]:
+def probe_run(path: Path, model: str | None = None) -> list[float]:
     """Add the probes of a run to its summary, as ``readout_accuracy``; else as `probe`.
+
+    Args:
+        path: Its folder.
+        model: The network as the user names it now.
 
     Returns:
         Their accuracies; nothing if the summary had them already.
@@ -78,7 +83,7 @@ def probe_run(path: Path) -> list[float]:
     summary = folder.read_json(folder.summary)
     if "readout_accuracy" in summary:
         return []
-    found = probe(EvalConfig(path))
+    found = probe(EvalConfig(path, model=model))
     folder.write_json(folder.summary, {**summary, "readout_accuracy": found})
     return found
 

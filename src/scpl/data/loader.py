@@ -12,9 +12,11 @@ from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["Batch", "EpochLoader", "check", "prefetched"]
+__all__ = ["Batch", "EpochLoader", "Inputs", "check", "prefetched"]
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
+Inputs: TypeAlias = Tensor | dict[str, Tensor]
+"""What goes into a network: one tensor, or several by the names of its arguments."""
+Batch: TypeAlias = tuple[Inputs, Tensor]
 """Inputs and targets."""
 T = TypeVar("T")
 

@@ -1,7 +1,8 @@
-"""The networks: those of the paper, a small CNN and an MLP, as plain modules.
+"""The networks: those of the paper, a small CNN and an MLP; and those that come from elsewhere.
 
-Each is an ``nn.Sequential`` with named children, so its forward pass is the chain of the children
-and it can be cut before any of them. Importing this package does not import torch.
+Each of ours is an ``nn.Sequential`` with named children, so its forward pass is the chain of the
+children and it can be cut before any of them. The user's own come from a function of his or from
+timm (`own`), or from ``transformers`` (`pretrained`). Importing this package does not import torch.
 
 May import: errors.
 """
@@ -11,14 +12,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from scpl.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build", "build_text", "known", "known_text", "paper_cuts", "readout", "text_sizes"]
+__all__ = [
+    "Origin",
+    "build",
+    "build_text",
+    "known",
+    "known_text",
+    "origin_of",
+    "paper_cuts",
+    "readout",
+    "text_sizes",
+]
+
+Origin: TypeAlias = Literal["ours", "factory", "hf", "timm"]
+
+
+def origin_of(name: str) -> Origin:
+    """Say where a network comes from.
+
+    ``hf:FOLDER_OR_NAME`` is one of ``transformers``, ``timm:NAME`` one of timm, and
+    ``package.module:function`` one that a function of the user makes.
+    """
+    prefix, colon, _ = name.partition(":")
+    if not colon:
+        return "ours"
+    if prefix == "hf":
+        return "hf"
+    return "timm" if prefix == "timm" else "factory"
 
 
 class _Entry(NamedTuple):
@@ -171,12 +198,14 @@ def paper_cuts(name: str) -> tuple[str, ...]:
     return _TEXT_MODELS[name].cuts if name in _TEXT_MODELS else _entry(name).cuts
 
 
-def readout(name: str) -> str:
-    """The child that turns the last features into logits.
+def readout(name: str) -> str | None:
+    """The child that turns the last features into logits; None if the network is not ours.
 
     Raises:
         InputError: An unknown name.
     """
+    if origin_of(name) != "ours":
+        return None
     paper_cuts(name)  # raises where the name is unknown
     return "classifier"
 

@@ -40,7 +40,6 @@ class RunFolder:
         self.weights = path / "model.safetensors"
         self.exits = path / "exits.safetensors"
         self.description = path / "model.json"
-        self.tokenizer = path / "tokenizer.json"
         self.summary = path / "summary.json"
         self.metrics = path / "metrics.csv"
         self.steps = path / "steps.jsonl"
@@ -116,9 +115,14 @@ class RunFolder:
             )
         return cls(path)
 
-    def read_about(self) -> dict[str, str]:
-        """Read the files that say what the run is, for machines with a disk of their own."""
-        paths = (self.config, self.environment, self.description, self.tokenizer)
+    def read_about(self, files: Iterable[str] = ()) -> dict[str, str]:
+        """Read the files that say what the run is, for machines with a disk of their own.
+
+        Args:
+            files: Names of others than those of every run.
+        """
+        others = (self.path / name for name in files)
+        paths = (self.config, self.environment, self.description, *others)
         return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 
     def complete_about(self, files: Mapping[str, str]) -> None:

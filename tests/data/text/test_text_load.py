@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from scpl.data.text import (
+    WITH_ZEROS,
     Columns,
     SplitSettings,
     TextSettings,
@@ -67,7 +68,7 @@ def test_what_is_loaded(table):
     assert (data.name, data.classes) == ("tickets", ("hardware", "software"))
     assert [len(part) for part in (data.train, data.valid, data.test)] == [72, 8, 20]
     assert int(data.train.lengths.max()) <= 8
-    row = data.train.rows(torch.tensor([0]))[0].tolist()
+    row = data.train.batch(torch.tensor([0]), WITH_ZEROS)[0].tolist()
     assert {data.tokenizer.words[number] for number in row} <= {*data.tokenizer.words}
     assert f"{data.tokenizer.vocab_size} words" in data.notes[-1]
 
@@ -79,7 +80,7 @@ def test_the_vocabulary_is_of_the_training_texts_alone(tmp_path):
     numbers = {word for word in data.tokenizer.words if word.isdecimal()}
     assert len(numbers) == len(data.train) == 72
     for part in (data.valid, data.test):
-        assert all((row == 1).any() for row in part.rows(torch.arange(len(part))))
+        assert all((row == 1).any() for row in part.batch(torch.arange(len(part)), WITH_ZEROS))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

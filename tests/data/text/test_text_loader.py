@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.data.text import Encoded, TextLoader, pad
+from scpl.data.text import WITH_ZEROS, Encoded, TextLoader
 from scpl.errors import DataError, InputError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=300)
@@ -102,11 +102,11 @@ def test_numbers_out_of_range_are_refused():
 def test_the_largest_number_fits(vocab_size, dtype):
     packed = Encoded.of([[vocab_size - 1, 1], [2]], torch.tensor([0, 1]), vocab_size)
     assert packed.tokens.dtype == dtype
-    assert packed.rows(torch.tensor([1, 0])).tolist() == [[2, 0], [vocab_size - 1, 1]]
+    assert packed.batch(torch.tensor([1, 0]), WITH_ZEROS).tolist() == [[2, 0], [vocab_size - 1, 1]]
 
 
 def test_padding():
-    assert pad([[5], [6, 7, 8]]).tolist() == [[5, 0, 0], [6, 7, 8]]
+    assert WITH_ZEROS.rows([[5], [6, 7, 8]]).tolist() == [[5, 0, 0], [6, 7, 8]]
 
 
 @pytest.mark.parametrize(

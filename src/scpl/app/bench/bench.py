@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from scpl.app.bench.measure import Batch, Block, Contender, measure, summary, train_block
+from scpl.app.bench.measure import Block, Contender, measure, summary, train_block
 from scpl.app.bench.workers import Workers, sending_failures
 from scpl.app.build import (
     build_loaders,
@@ -25,12 +24,12 @@ from scpl.app.build import (
 from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
 from scpl.app.environment import choose_device, describe_environment, set_threads, share_of_cores
 from scpl.app.inputs.base import DataSummary, ImageInputs, Inputs, TextInputs
-from scpl.app.inputs.images import side_of
-from scpl.app.inputs.texts import network_sizes
+from scpl.app.inputs.images import network_wants, side_of
+from scpl.app.inputs.texts import network_sizes, pretrained_inputs
 from scpl.app.launch import is_rank
 from scpl.data import is_here
 from scpl.data.images import EMBEDDED, IMAGE_SETS, known, load
-from scpl.data.loader import EpochLoader
+from scpl.data.loader import Batch, EpochLoader
 from scpl.data.text import TEXT_SETS
 from scpl.engine.mesh import Mesh
 from scpl.engine.ranks import Ranks
@@ -240,8 +239,16 @@ def synthetic_data(config: TrainConfig) -> DataSummary:
         texts = TEXT_SETS[config.data.data]
         own, classes = config.data, texts.classes
         columns, label = own.text or texts.text[:1], own.label or "label"
-        sizes = network_sizes(config)
-        inputs: Inputs = TextInputs(own.vocab_size, own.max_tokens, columns, label, "", sizes)
+        pretrained, sizes = pretrained_inputs(config), network_sizes(config)
+        drawn = TextInputs(own.vocab_size, own.max_tokens, columns, label, "", sizes)
+        if pretrained is not None:
+            drawn = replace(
+                drawn,
+                vocab_size=pretrained.tokenizer.vocab_size,
+                max_tokens=pretrained.max_tokens,
+                padding=pretrained.padding,
+            )
+        inputs: Inputs = drawn
     else:
         config.check_samples("images")
         classes, inputs = _images(config)
@@ -249,7 +256,7 @@ def synthetic_data(config: TrainConfig) -> DataSummary:
     return DataSummary(config.data.data, classes, inputs, samples, 0, 0, steps=NUM_BATCHES)
 
 
-def synthetic_batches(config: TrainConfig, data: DataSummary) -> list[tuple[Tensor, Tensor]]:
+def synthetic_batches(config: TrainConfig, data: DataSummary) -> list[Batch]:
     """Draw inputs ``[N * views, ...]`` with classes ``[N * views]``."""
     generator = torch.Generator().manual_seed(derive_seed(config.run.seed, "synthetic"))
     batches = []
@@ -271,6 +278,9 @@ def _images(config: TrainConfig) -> tuple[tuple[str, ...], Inputs]:
     else:
         advice = "A folder of images works too, or a table of texts, without --synthetic"
         raise unknown_name("--data", config.data.data, (*known(), *TEXT_SETS), advice)
+    wanted = network_wants(config)
+    if wanted is not None:
+        channels, size = wanted.channels, config.data.image_size or wanted.size or size
     mean, std = (0.0,) * channels, (1.0,) * channels
     inputs = ImageInputs(channels, side_of(size, config), mean, std, config.network.width)
     return tuple(map(str, range(num_classes))), inputs

@@ -14,19 +14,18 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from scpl.app.bench.workers import CannotRun, Timing, Workers
 from scpl.app.environment import peak_memory
 from scpl.app.signals import end_signals
+from scpl.data.loader import Batch
 from scpl.errors import Interrupted
 from scpl.methods import Method
 from scpl.pipeline import Pipeline
 from scpl.report.groups import Sample
 
-__all__ = ["Batch", "Block", "Contender", "measure", "summary", "train_block"]
+__all__ = ["Block", "Contender", "measure", "summary", "train_block"]
 
-Batch = tuple[Tensor, Tensor]
 HEAD_START = 3
 """Batches that a loader has ready when a block begins: they must not count as its speed."""
 MAIN_THREAD = ("forward", "learn", "backward", "update", "wait", "snapshot")

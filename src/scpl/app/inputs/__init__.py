@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs import images, texts
 from scpl.app.inputs.base import Loaders
-from scpl.data.loader import EpochLoader
+from scpl.data.loader import EpochLoader, Inputs
 from scpl.data.text import is_text
 from scpl.runs import RunFolder
 
@@ -42,7 +40,7 @@ class Modality(Protocol):
 
     def pending(
         self, config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
-    ) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
+    ) -> Iterator[tuple[list[dict[str, Any]], Inputs]]:
         """Read what is to be classified: names of the inputs, and a batch of them."""
 
 

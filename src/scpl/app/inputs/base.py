@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from scpl import models
 from scpl.data.loader import EpochLoader
+from scpl.data.loader import Inputs as Batch
+from scpl.data.text import WITH_ZEROS, Padding
 
 __all__ = ["DataSummary", "ImageInputs", "Inputs", "Loaders", "TextInputs", "inputs_of"]
 
@@ -27,7 +29,7 @@ class Loaders:
         valid: The held-out share of the training samples, or None.
         test: The test samples; used once, at the end.
         notes: What the user should know of the data.
-        files: Texts of the files that ``inputs`` names.
+        files: Texts of the files that ``inputs`` names, by name.
         initial: Makes what the network begins with instead of drawn weights, if the data has it.
     """
 
@@ -52,6 +54,7 @@ class ImageInputs:
         mean: What is subtracted from each channel.
         std: What each channel is divided by.
         width: Factor on the channels of the network.
+        files: Files of the run folder that a prediction needs besides.
     """
 
     channels: int
@@ -59,11 +62,16 @@ class ImageInputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     width: float = 1.0
+    files: tuple[str, ...] = ()
     modality: ClassVar[str] = "image"
-    files: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def offers(self) -> dict[str, Any]:
+        """What a network that is not ours may ask for by name."""
+        return {"in_channels": self.channels, "image_size": self.image_size}
 
     def build(self, model: str, num_classes: int, **initial: Any) -> nn.Sequential:
-        """Build a network for images."""
+        """Build one of our networks for images."""
         return models.build(
             model,
             num_classes=num_classes,
@@ -90,6 +98,7 @@ class ImageInputs:
             "mean": list(self.mean),
             "std": list(self.std),
             "width": self.width,
+            "files": list(self.files),
         }
 
     @classmethod
@@ -99,7 +108,8 @@ class ImageInputs:
         if not len(mean) == len(std) == values["in_channels"]:
             raise ValueError(f"mean and std have {len(mean)} and {len(std)} entries")
         width = values.get("width", 1.0)  # earlier versions had none
-        return cls(values["in_channels"], values["image_size"], mean, std, width)
+        files = tuple(values.get("files", ()))  # nor this
+        return cls(values["in_channels"], values["image_size"], mean, std, width, files)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,8 @@ class TextInputs:
         label_column: Column of the class.
         fingerprint: Digest of the content of the files that were learnt from.
         sizes: Sizes of the network other than its own defaults.
+        padding: How texts become a batch.
+        files: Files of the run folder that a prediction needs besides.
     """
 
     vocab_size: int
@@ -121,35 +133,55 @@ class TextInputs:
     label_column: str
     fingerprint: str
     sizes: Mapping[str, Any]
+    padding: Padding = WITH_ZEROS
+    files: tuple[str, ...] = ("tokenizer.json",)
     modality: ClassVar[str] = "text"
-    files: ClassVar[tuple[str, ...]] = ("tokenizer.json",)
+
+    @property
+    def offers(self) -> dict[str, Any]:
+        """What a network that is not ours may ask for by name."""
+        return {"vocab_size": self.vocab_size}
 
     def build(self, model: str, num_classes: int, **initial: Any) -> nn.Sequential:
-        """Build a network for texts."""
+        """Build one of our networks for texts."""
         return models.build_text(
             model, num_classes=num_classes, vocab_size=self.vocab_size, **self.sizes, **initial
         )
 
-    def example(self) -> Tensor:
-        """Return two texts ``[2, 8]``, one of them padded."""
-        tokens = torch.ones(2, 8, dtype=torch.int64)
-        tokens[1, 5:] = 0
-        return tokens
+    def example(self) -> Batch:
+        """Return two texts of up to 8 tokens, one of them padded."""
+        length = min(8, self.max_tokens)
+        return self.padding.rows([[1] * length, [1] * max(1, length - 3)])
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw texts of full length ``int64 [count, max_tokens]``."""
-        return torch.randint(1, self.vocab_size, (count, self.max_tokens), generator=generator)
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """Draw texts of full length, ``max_tokens``."""
+        shape = (count, self.max_tokens)
+        return self.padding.rows(
+            torch.randint(1, self.vocab_size, shape, generator=generator).tolist()
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return JSON values."""
         values = asdict(self)
-        return {"kind": self.modality, **values, "text_columns": list(self.text_columns)}
+        padding = {**values["padding"], "parts": list(self.padding.parts)}
+        lists = {"text_columns": list(self.text_columns), "files": list(self.files)}
+        return {"kind": self.modality, **values, **lists, "padding": padding}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TextInputs:
         """Rebuild from `describe`."""
-        own = {each.name: values[each.name] for each in fields(cls)}
-        return cls(**{**own, "text_columns": tuple(values["text_columns"])})
+        own = {
+            each.name: values[each.name]
+            for each in fields(cls)
+            if each.name in values or each.default is MISSING  # earlier versions had fewer
+        }
+        for name in ("text_columns", "files"):
+            if name in own:
+                own[name] = tuple(own[name])
+        if "padding" in own:
+            padding = own["padding"]
+            own["padding"] = Padding(padding["number"], padding["left"], tuple(padding["parts"]))
+        return cls(**own)
 
 
 Inputs: TypeAlias = ImageInputs | TextInputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs.base import ImageInputs, Loaders
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError
+from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = ["COLUMNS", "SAMPLES", "loaders", "pending", "side_of", "test_loader"]
+__all__ = [
+    "COLUMNS",
+    "SAMPLES",
+    "loaders",
+    "network_wants",
+    "pending",
+    "side_of",
+    "test_loader",
+]
 
 SAMPLES: Samples = "images"
 COLUMNS: tuple[str, ...] = ("path",)
@@ -39,13 +50,17 @@ def loaders(config: TrainConfig) -> Loaders:
         DataError: if it is missing or damaged.
     """
     chosen, seed = config.data, config.run.seed
-    source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=chosen.image_size)
+    wanted = network_wants(config)
+    side = chosen.image_size or (wanted.size if wanted else None)
+    source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=side)
     notes: tuple[str, ...] = ()
-    size = side_of(source.image_size, config)
+    size = side or side_of(source.image_size, config)
     if size != source.image_size:
         notes = (f"Images of {source.image_size} x {source.image_size} pixels are enlarged to "
                  f"{size} x {size} (--image-size)",)  # fmt: skip
         source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=size)
+    source, told = _as_wanted(source, wanted)
+    notes += told
     train, valid = source.train, None
     if chosen.limit_train is not None and chosen.limit_train < len(train):
         train = data.limit(train, chosen.limit_train, derive_seed(seed, "limit"))
@@ -58,7 +73,14 @@ def loaders(config: TrainConfig) -> Loaders:
     return Loaders(
         source.name,
         tuple(source.classes),
-        ImageInputs(source.channels, source.image_size, mean, std, config.network.width),
+        ImageInputs(
+            source.channels,
+            source.image_size,
+            mean,
+            std,
+            config.network.width,
+            (PROCESSOR,) if wanted and wanted.text else (),
+        ),
         data.Loader(
             train,
             data.Augmentation(chosen.augmentation, mean, std, source.flip),
@@ -70,7 +92,41 @@ def loaders(config: TrainConfig) -> Loaders:
         None if valid is None else data.Loader(valid, plain, batch_size=chosen.batch_size),
         data.Loader(source.test, plain, batch_size=chosen.batch_size),
         notes,
+        {PROCESSOR: wanted.text} if wanted and wanted.text else {},
     )
+
+
+def network_wants(config: TrainConfig) -> ImageSettings | None:
+    """How a network of ``transformers`` wants its images; None for any other.
+
+    Raises:
+        InputError: if it is none for images.
+    """
+    if models.origin_of(config.network.model) != "hf":
+        return None
+    return image_settings(config.network.model.partition(":")[2])
+
+
+def _as_wanted(
+    source: data.ImageData, wanted: ImageSettings | None
+) -> tuple[data.ImageData, tuple[str, ...]]:
+    """Give images the channels and the normalisation of the network; say what was done."""
+    if wanted is None:
+        return source, ()
+    notes: tuple[str, ...] = ()
+    if wanted.channels != source.channels:
+        train, test = (
+            dataclasses.replace(split, images=_with_channels(split.images, wanted.channels))
+            for split in (source.train, source.test)
+        )
+        was = source.channels
+        mean, std = ((values[0],) * wanted.channels for values in (source.mean, source.std))
+        source = dataclasses.replace(source, train=train, test=test, mean=mean, std=std)
+        notes += (f"Images of {was} channels are given {wanted.channels}, as the network wants",)
+    if wanted.mean is None or wanted.std is None:
+        return source, (*notes, "The network does not say how pixels are normalised: as the data")
+    source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
+    return source, (*notes, "Pixels are normalised as the network's image processor says")
 
 
 def side_of(published: int, config: TrainConfig) -> int:
@@ -87,6 +143,10 @@ def test_loader(
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
     source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
+    if models.origin_of(description["model"]) == "hf":
+        source, _ = _as_wanted(
+            source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)
+        )
     model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
     takes, got = (f"{x.channels} x {x.image_size} x {x.image_size}" for x in (inputs, source))
     if takes != got:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs.base import Loaders, TextInputs
 from scpl.data import text
+from scpl.data.loader import Inputs
 from scpl.errors import DataError, InputError
+from scpl.models.pretrained import inputs_of_texts
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 
-__all__ = ["COLUMNS", "SAMPLES", "loaders", "network_sizes", "pending", "test_loader"]
+__all__ = [
+    "COLUMNS",
+    "SAMPLES",
+    "PretrainedInputs",
+    "loaders",
+    "network_sizes",
+    "pending",
+    "pretrained_inputs",
+    "test_loader",
+]
 
 SAMPLES: Samples = "texts"
 COLUMNS: tuple[str, ...] = ("source", "row")
 """What names a text in the output of `scpl predict`."""
 
-Batch = tuple[list[dict[str, Any]], Tensor]
+Batch = tuple[list[dict[str, Any]], Inputs]
 
 TOKENIZER = "tokenizer.json"
 _SIZES = {"hidden": "width", "layers": "depth", "dropout": "dropout", "heads": "heads"}
@@ -38,19 +48,29 @@ def loaders(config: TrainConfig) -> Loaders:
         InputError: if the network is for images.
     """
     chosen, seed = config.data, config.run.seed
-    sizes = network_sizes(config)  # before any reading
+    own = pretrained_inputs(config)
+    sizes = {} if own else network_sizes(config)  # before any reading
+    most = own.max_tokens if own else chosen.max_tokens
     source = text.load_text(
-        chosen.data, _settings_of(config), data_dir=chosen.data_dir, test_data=chosen.test_data
+        chosen.data,
+        _settings_of(config, most),
+        data_dir=chosen.data_dir,
+        test_data=chosen.test_data,
+        tokenizer=own.tokenizer if own else None,
     )
-    notes, vectors = list(source.notes), None
+    notes, vectors = [*(own.notes if own else ()), *source.notes], None
     if chosen.vectors is not None and config.run.resume is None:
         words = source.tokenizer.words
         vectors = text.read_vectors(chosen.vectors, words)
         notes.append(f"{chosen.vectors}: {vectors.coverage(words, source.train.tokens)}")
-    size, columns = source.tokenizer.vocab_size, source.columns
+    columns, padding = source.columns, own.padding if own else text.WITH_ZEROS
+    files = own.tokenizer.files if own else {TOKENIZER: source.tokenizer.to_json()}
     inputs = TextInputs(
-        size, chosen.max_tokens, columns.text, columns.label, source.fingerprint, sizes
-    )
+        source.tokenizer.vocab_size, most, columns.text, columns.label, source.fingerprint, sizes,
+        padding, tuple(files),
+    )  # fmt: skip
+
+    batches: dict[str, Any] = {"batch_size": chosen.batch_size, "padding": padding}
 
     def initial() -> dict[str, Any]:
         if vectors is None:
@@ -62,16 +82,52 @@ def loaders(config: TrainConfig) -> Loaders:
         source.name,
         source.classes,
         inputs,
-        text.TextLoader(source.train, batch_size=chosen.batch_size, shuffle=True, seed=seed),
-        text.TextLoader(source.valid, batch_size=chosen.batch_size) if source.valid else None,
-        text.TextLoader(source.test, batch_size=chosen.batch_size),
+        text.TextLoader(source.train, shuffle=True, seed=seed, **batches),
+        text.TextLoader(source.valid, **batches) if source.valid else None,
+        text.TextLoader(source.test, **batches),
         tuple(notes),
-        {TOKENIZER: source.tokenizer.to_json()},
+        files,
         initial,
     )
 
 
-def _settings_of(config: TrainConfig) -> text.TextSettings:
+@dataclass(frozen=True)
+class PretrainedInputs:
+    """How a network of ``transformers`` wants its texts.
+
+    Attributes:
+        tokenizer: Its own.
+        padding: How texts become a batch for it.
+        max_tokens: So many tokens of a text are read.
+        notes: What the user should know.
+    """
+
+    tokenizer: text.PretrainedTokenizer
+    padding: text.Padding
+    max_tokens: int
+    notes: tuple[str, ...]
+
+
+def pretrained_inputs(config: TrainConfig) -> PretrainedInputs | None:
+    """Open the tokenizer of a network of ``transformers``; None for any other network.
+
+    Raises:
+        InputError: if it has none, or is no network for texts.
+    """
+    if models.origin_of(config.network.model) != "hf":
+        return None
+    name = config.network.model.partition(":")[2]
+    taken, room = inputs_of_texts(name)
+    tokenizer = text.PretrainedTokenizer.open(name)
+    wanted = config.data.max_tokens
+    most = min(each for each in (wanted, room, tokenizer.most) if each is not None)
+    notes = tokenizer.notes
+    if most < wanted:
+        notes += (f"{most} tokens of a text are read, for the network has room for no more",)
+    return PretrainedInputs(tokenizer, tokenizer.padding(taken), most, notes)
+
+
+def _settings_of(config: TrainConfig, max_tokens: int) -> text.TextSettings:
     """What of a configuration says how a data set is read."""
     chosen = config.data
     splits = text.SplitSettings(
@@ -86,7 +142,7 @@ def _settings_of(config: TrainConfig) -> text.TextSettings:
         splits=splits,
         tokens=chosen.tokens,
         vocab_size=chosen.vocab_size,
-        max_tokens=chosen.max_tokens,
+        max_tokens=max_tokens,
     )
 
 
@@ -97,6 +153,8 @@ def network_sizes(config: TrainConfig) -> dict[str, Any]:
         InputError: if the network does not take texts, or the word vectors are not for words.
     """
     network, vectors = config.network, config.data.vectors
+    if models.origin_of(network.model) != "ours":
+        return {}
     known = models.text_sizes(network.model)
     sizes = {
         size: getattr(network, name)
@@ -124,7 +182,7 @@ def test_loader(
     """The test texts, in the numbers of the run's own tokenizer."""
     inputs, classes = TextInputs.of(description), tuple(description["classes"])
     batch_size = config.batch_size or trained.data.batch_size
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(folder, inputs)
     if config.data is not None:
         columns = text.Columns(inputs.text_columns, inputs.label_column)
         data_dir = config.data_dir or trained.data.data_dir
@@ -132,10 +190,10 @@ def test_loader(
             config.data, tokenizer, classes, columns, inputs.max_tokens, data_dir=data_dir
         )
         sys.stderr.write("".join(f"{note}\n" for note in notes))
-        return text.TextLoader(found, batch_size=batch_size)
+        return text.TextLoader(found, batch_size=batch_size, padding=inputs.padding)
     source = text.load_text(
         trained.data.data,
-        _settings_of(trained),
+        _settings_of(trained, inputs.max_tokens),
         data_dir=config.data_dir or trained.data.data_dir,
         test_data=trained.data.test_data,
         tokenizer=tokenizer,
@@ -146,7 +204,7 @@ def test_loader(
             f"The files of {trained.data.data} have changed since",
             "Put the old files back, or test on a table of its own: --data FILE",
         )
-    return text.TextLoader(source.test, batch_size=batch_size)
+    return text.TextLoader(source.test, batch_size=batch_size, padding=inputs.padding)
 
 
 def pending(
@@ -158,7 +216,7 @@ def pending(
     counted on stderr; the others go on.
 
     Returns:
-        What names each text, and the tokens ``int64 [N, L]``.
+        What names each text, and a batch of them, as the network takes it.
 
     Raises:
         DataError: at once, if a file is missing or lacks a column; at the end, if rows could not
@@ -178,12 +236,12 @@ def _batches(
     folder: RunFolder,
     inputs: TextInputs,
 ) -> Iterator[Batch]:
-    tokenizer, faults = _tokenizer(folder), text.Faults()
+    tokenizer, faults = _tokenizer(folder, inputs), text.Faults()
     found = (each for source in sources for each in _texts(source, columns, faults))
     while batch := list(islice(found, size)):
         names = [{"source": source, "row": row} for source, row, _ in batch]
         rows = tokenizer.encode([content for _, _, content in batch], inputs.max_tokens)
-        yield names, text.pad(rows)
+        yield names, inputs.padding.rows(rows)
     for note in faults.notes():
         sys.stderr.write(f"{note}\n")
     lost = sum(map(faults.count, text.LEFT_OUT))
@@ -219,7 +277,9 @@ def _texts(
         yield str(source), number, text.text_of(values, columns, f"{source} row {number}")
 
 
-def _tokenizer(folder: RunFolder) -> text.Tokenizer:
+def _tokenizer(folder: RunFolder, inputs: TextInputs) -> text.Tokenizer:
+    if inputs.padding.parts:
+        return text.PretrainedTokenizer.open(str(folder.path))
     path = folder.path / TOKENIZER
     try:
         content = path.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from scpl.app.config import TrainConfig, changed_settings, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import after_restart, launcher
-from scpl.app.network import describe_network, save_exits, save_network
+from scpl.app.network import check_named, describe_network, save_exits, save_network
 from scpl.app.signals import GracefulStop
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
@@ -41,13 +41,19 @@ __all__ = ["chrome_trace", "dry_run", "resumed_config", "train"]
 SECONDS_BETWEEN_FLUSHES = 0.5
 
 
-def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
+def resumed_config(config: TrainConfig, run: Path, named: str | None = None) -> TrainConfig:
     """Check that the flags given now, over the run's own configuration, fit the run.
 
+    Args:
+        config: Flags and configuration.
+        run: Its folder.
+        named: The network as the user names it now; needed where it is made by code of his.
+
     Raises:
-        InputError: if a flag would change the numbers of the run.
+        InputError: if a flag would change the numbers of the run, or the folder alone names code.
     """
     folder = RunFolder.open(run)
+    check_named(folder, config.network.model, named)
     changed = changed_settings(TrainConfig.read(folder.config), config)
     if changed:
         raise InputError(
@@ -106,15 +112,16 @@ def _train(
         ranks.share("data", DataSummary.of(loaders).to_json())
     data = DataSummary.from_json(ranks.fetch("data"))
     initial = loaders.initial() if loaders is not None else None
-    parts = build_partition(config, data.inputs, data.num_classes, initial)
+    told: list[str] = []
+    parts = build_partition(config, data.inputs, data.num_classes, initial, told.append)
     if loaders is not None:
         description = describe_network(config, data, parts)
         made = _prepare_folder(config, description, loaders.files, threads)
-        ranks.share("folder", {"path": str(made.path), "files": made.read_about()})
+        ranks.share("folder", {"path": str(made.path), "files": made.read_about(loaders.files)})
     shared = ranks.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
     folder.complete_about(shared["files"])
-    run = _Run(config, data, folder, loaders, stop)
+    run = _Run(config, data, folder, loaders, stop, told)
     checkpoints = Checkpoints(
         folder.checkpoints,
         every=config.run.checkpoint_every,
@@ -210,9 +217,10 @@ class _Run:
         folder: RunFolder,
         loaders: Loaders | None,
         stop: GracefulStop,
+        told: Sequence[str],
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
-        self.loaders, self.stop = loaders, stop
+        self.loaders, self.stop, self.told = loaders, stop, told
         self.clock = Clock()
         self.recorder: Recorder | None = None
 
@@ -262,7 +270,7 @@ class _Run:
             f"{data.test_samples:,} to test; {processes} process{'es' * (processes > 1)} "
             f"on {pipeline.device}, {config.optimizer.precision}"
         )
-        for line in (*data.notes, *stages):
+        for line in (*data.notes, *self.told, *stages):
             say(line)
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
@@ -334,7 +342,7 @@ class _Run:
         if self.recorder is None:
             return None
         assert test is not None, "the last rank has the result"
-        save_network(network, folder)
+        save_network(network, folder, self.data.classes)
         if exits is not None:
             save_exits(exits, network, folder)
         events = [event for rank in ranks for event in rank["events"]]
@@ -434,7 +442,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     method = build_method(config.method, config.rows)
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
-    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial())
+    notes = list(data.notes)
+    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial(), notes.append)
     total_steps = config.optimizer.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps)
     report = next(pipeline.steps(loaders.train))
@@ -445,7 +454,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         f"train_{data.noun}": data.train_samples,
         f"valid_{data.noun}": data.valid_samples,
         f"test_{data.noun}": data.test_samples,
-        **({"notes": list(data.notes)} if data.notes else {}),
+        **({"notes": notes} if notes else {}),
         "steps": total_steps,
         "first_losses": report.values(),
         "stages": describe_stages(pipeline),

@@ -2,7 +2,8 @@
 
 from scpl.data.known import TEXT_SETS, TextSet
 from scpl.data.text.load import TextData, TextSettings, load_test, load_text
-from scpl.data.text.loader import Encoded, TextLoader, pad
+from scpl.data.text.loader import WITH_ZEROS, Encoded, Padding, TextLoader
+from scpl.data.text.pretrained import PretrainedTokenizer
 from scpl.data.text.splits import Columns, SplitSettings, is_text
 from scpl.data.text.tables import (
     LEFT_OUT,
@@ -18,9 +19,12 @@ from scpl.data.text.tokenizer import Tokenizer, WordVectors, from_json, read_vec
 __all__ = [
     "LEFT_OUT",
     "TEXT_SETS",
+    "WITH_ZEROS",
     "Columns",
     "Encoded",
     "Faults",
+    "Padding",
+    "PretrainedTokenizer",
     "SplitSettings",
     "TextData",
     "TextLoader",
@@ -35,7 +39,6 @@ __all__ = [
     "is_text",
     "load_test",
     "load_text",
-    "pad",
     "read_vectors",
     "rows_of",
     "text_of",

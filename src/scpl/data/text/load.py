@@ -118,7 +118,7 @@ def load_text(
     sizes = [len(files.train), len(files.valid), len(files.test)]
     about = [fingerprint, files.name, sizes, dataclasses.asdict(columns)]
     key = _key(about, settings, tokenizer)
-    data = _recalled(files.name, columns, fingerprint, key)
+    data = _recalled(files.name, columns, fingerprint, key, tokenizer)
     if data is None:
         data = _made(files, columns, settings, tokenizer, fingerprint)
         if _states(files.all) != before:
@@ -183,7 +183,8 @@ def _made(
     test = _encode(splits.test, tokenizer, settings.max_tokens)
     held_out = splits.valid
     valid = None if held_out is None else _encode(held_out, tokenizer, settings.max_tokens)
-    unknown = float((test.tokens == 1).double().mean())
+    number = -1 if tokenizer.unknown is None else tokenizer.unknown
+    unknown = float((test.tokens == number).double().mean())
     cut = float((train.lengths == settings.max_tokens).double().mean())
     told = (
         f"{tokenizer.vocab_size:,} {tokenizer.kind}; {100 * unknown:.1f} % of the test tokens are "
@@ -223,7 +224,9 @@ def _key(about: Sequence[object], settings: TextSettings, tokenizer: Tokenizer |
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _recalled(name: str, columns: Columns, fingerprint: str, key: str) -> TextData | None:
+def _recalled(
+    name: str, columns: Columns, fingerprint: str, key: str, tokenizer: Tokenizer | None
+) -> TextData | None:
     found = recall("texts", key)
     if found is None:
         return None
@@ -236,7 +239,7 @@ def _recalled(name: str, columns: Columns, fingerprint: str, key: str) -> TextDa
         name,
         tuple(json.loads(about["classes"])),
         columns,
-        from_json(about["tokenizer"], "the cache"),
+        tokenizer or from_json(about["tokenizer"], "the cache"),
         split("train"),
         split("valid") if "valid.tokens" in tensors else None,
         split("test"),

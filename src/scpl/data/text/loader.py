@@ -9,13 +9,64 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from scpl.data.loader import Batch, EpochLoader
+from scpl.data.loader import Batch, EpochLoader, Inputs
 from scpl.errors import DataError
 from scpl.seeding import generator
 
-__all__ = ["Encoded", "TextLoader", "pad"]
+__all__ = ["WITH_ZEROS", "Encoded", "Padding", "TextLoader"]
 
 _POOL = 50  # mini-batches whose texts are sorted by length together
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """How texts of different lengths become one batch.
+
+    Args:
+        number: What fills up shorter texts.
+        left: Whether it stands before them.
+        parts: What a batch is made of, if its parts have names: ``input_ids``, ``attention_mask``
+            (1: a token), ``token_type_ids`` (all 0). Without any it is one tensor of tokens.
+    """
+
+    number: int = 0
+    left: bool = False
+    parts: tuple[str, ...] = ()
+
+    def batch(self, tokens: Tensor, starts: Tensor, lengths: Tensor) -> Inputs:
+        """Take texts out of a row of tokens.
+
+        Args:
+            tokens: Some texts one after the other, ``[T]``.
+            starts: Where each text of the batch begins, ``[M]``.
+            lengths: How long each is, ``[M]``, at least 1.
+
+        Returns:
+            ``int64 [M, longest]``, or a mapping of such.
+        """
+        places = torch.arange(int(lengths.max()))[None, :]
+        if self.left:
+            places = places - (places.shape[1] - lengths[:, None])
+        inside = (places >= 0) & (places < lengths[:, None])
+        # Places outside of a text are read at its start, and made padding.
+        found = tokens[starts[:, None] + torch.where(inside, places, 0)].long()
+        found = torch.where(inside, found, self.number)
+        made = {
+            "input_ids": found,
+            "attention_mask": inside.long(),
+            "token_type_ids": torch.zeros_like(found),
+        }
+        return {part: made[part] for part in self.parts} if self.parts else found
+
+    def rows(self, rows: Sequence[Sequence[int]]) -> Inputs:
+        """Make a batch of rows of tokens."""
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = torch.tensor(list(chain.from_iterable(rows)))
+        return self.batch(tokens, lengths.cumsum(0) - lengths, lengths)
+
+
+WITH_ZEROS = Padding()
+"""One tensor of tokens, shorter texts filled up with 0 on the right."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,21 +113,10 @@ class Encoded:
         """Tokens of each text, ``int64 [N]``."""
         return self.starts.diff()
 
-    def rows(self, indices: Tensor) -> Tensor:
-        """Return some texts, padded with 0 on the right: ``int64 [M, longest of them]``."""
-        begin = self.starts[indices, None]
-        lengths = self.starts[indices + 1, None] - begin
-        places = torch.arange(int(lengths.max()))[None, :]
-        inside = places < lengths
-        # Places behind a text's end are read at its start, and made padding.
-        found = self.tokens[begin + torch.where(inside, places, 0)].long()
-        return torch.where(inside, found, 0)
-
-
-def pad(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Pad rows of tokens with 0 on the right: ``int64 [N, longest]``."""
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *([0] * (length - len(row)))] for row in rows], dtype=torch.int64)
+    def batch(self, indices: Tensor, padding: Padding) -> Inputs:
+        """Return some texts, the shorter ones filled up: ``int64 [M, longest of them]``."""
+        starts = self.starts[indices]
+        return padding.batch(self.tokens, starts, self.starts[indices + 1] - starts)
 
 
 class TextLoader(EpochLoader):
@@ -85,14 +125,15 @@ class TextLoader(EpochLoader):
     Texts of similar length come together, so that little is padding. With ``shuffle``, each epoch
     shuffles all texts, sorts pools of 50 mini-batches by length, cuts them, and shuffles the
     mini-batches: who is together with whom differs from epoch to epoch. Every batch is tokens
-    ``int64 [B, L]``, padded with 0 on the right, and targets ``int64 [B]``. It depends only on the
-    arguments, the epoch and its own number.
+    ``int64 [B, L]``, or a mapping with them, as `Padding` makes it, and targets ``int64 [B]``. It
+    depends only on the arguments, the epoch and its own number.
 
     Args:
         split: The texts.
         batch_size: Texts per batch; one batch of an epoch may have fewer.
         shuffle: Whether each epoch has an order of its own; else texts are sorted by length.
         seed: Of the order.
+        padding: How texts become a batch.
         prefetch: How many batches a background thread prepares ahead; 0 for no thread.
 
     Raises:
@@ -106,10 +147,11 @@ class TextLoader(EpochLoader):
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        padding: Padding = WITH_ZEROS,
         prefetch: int = 2,
     ) -> None:
         super().__init__(len(split), batch_size, prefetch)
-        self.split, self.shuffle, self.seed = split, shuffle, seed
+        self.split, self.shuffle, self.seed, self.padding = split, shuffle, seed, padding
 
     def _order(self, epoch: int) -> list[Tensor]:
         """The texts of each batch of an epoch, as indices ``int64 [B]``."""
@@ -126,4 +168,4 @@ class TextLoader(EpochLoader):
 
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         for chosen in self._order(epoch)[start:]:
-            yield self.split.rows(chosen), self.split.labels[chosen]
+            yield self.split.batch(chosen, self.padding), self.split.labels[chosen]

@@ -55,6 +55,10 @@ class Tokenizer(Protocol):
     def words(self) -> Sequence[str]:
         """The token of each number."""
 
+    @property
+    def unknown(self) -> int | None:
+        """The number of what is not known; None if nothing is unknown to it."""
+
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Turn texts into at least one and at most ``max_tokens`` numbers each."""
 
@@ -169,6 +173,8 @@ class Words:
     With ``paper``, texts are cleaned as the paper's code does.
     """
 
+    unknown = 1
+
     def __init__(self, words: Sequence[str], *, paper: bool = False) -> None:
         self.words, self.paper = tuple(words), paper
         self._numbers = {word: number for number, word in enumerate(self.words)}
@@ -227,6 +233,7 @@ class Subwords:
     """
 
     kind = "subwords"
+    unknown = 1
 
     def __init__(self, model: Any) -> None:
         self._model = model
