@@ -9,6 +9,7 @@ label. Beside it, fine_tune.py does the same with plain PyTorch.
 
 import csv
 import sys
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,13 +19,15 @@ import scpl
 
 folder, train_file, test_file, out = sys.argv[1:]
 torch.manual_seed(0)
-train, test = (list(csv.DictReader(open(name))) for name in (train_file, test_file))
+train, test = (
+    list(csv.DictReader(Path(name).read_text().splitlines())) for name in (train_file, test_file)
+)
 labels = sorted({row["label"] for row in train})
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels))
 
 
-def collate(rows):
+def collate(rows: list) -> dict:
     texts = [row["text"] for row in rows]
     batch = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
     batch["labels"] = torch.tensor([labels.index(row["label"]) for row in rows])

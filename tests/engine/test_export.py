@@ -107,8 +107,9 @@ def test_exports_are_copies(name, trained):
 
 
 def test_exporting_leaves_the_random_state_alone(trained):
+    pipeline = trained("al")
     before = torch.get_rng_state()
-    trained("al").export_exits()
+    pipeline.export_exits()
     assert torch.equal(torch.get_rng_state(), before)
 
 
