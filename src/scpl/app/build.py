@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from scpl.app.inputs.base import Inputs, Loaders
 from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import OneRank, Ranks, connect
+from scpl.engine.stage import OptimizerFactory
 from scpl.errors import InputError
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.partition import Partition, split
@@ -28,10 +29,13 @@ from scpl.seeding import derive_seed
 __all__ = [
     "build_loaders",
     "build_method",
+    "build_network",
     "build_partition",
     "build_pipeline",
     "connect_ranks",
     "laid_out",
+    "optimizer_factory",
+    "precision_of",
     "schedule",
 ]
 
@@ -65,11 +69,28 @@ def build_method(config: MethodConfig, rows: int | None = None) -> Method:
     return method
 
 
+def build_network(
+    config: TrainConfig,
+    inputs: Inputs,
+    num_classes: int,
+    initial: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build the network with seeded weights; arguments are those of `build_partition`.
+
+    Raises:
+        InputError: for an unknown network.
+    """
+    with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
+        model = inputs.build(config.network.model, num_classes, **(initial or {}))
+    return laid_out(model, choose_device(config.run.device))
+
+
 def build_partition(
     config: TrainConfig,
     inputs: Inputs,
     num_classes: int,
     initial: Mapping[str, Any] | None = None,
+    costs: Sequence[float] | None = None,
 ) -> Partition:
     """Build the network with seeded weights and cut it.
 
@@ -78,16 +99,17 @@ def build_partition(
         inputs: What goes into it.
         num_classes: Number of classes.
         initial: What to begin with instead of drawn weights, on the rank that has the data.
+        costs: What each stage costs, if that was measured.
 
     Raises:
         InputError: for an unknown network, or cuts that do not fit it (PartitionError).
     """
-    with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
-        model = inputs.build(config.network.model, num_classes, **(initial or {}))
-    network = laid_out(model, choose_device(config.run.device))
+    network = build_network(config, inputs, num_classes, initial)
     example, readout = inputs.example(), models.readout(config.network.model)
     if config.network.cuts:
-        return split(network, before=config.network.cuts, readout=readout, example=example)
+        return split(
+            network, before=config.network.cuts, readout=readout, costs=costs, example=example
+        )
     stages = config.network.num_stages
     return split(network, num_stages=stages, readout=readout, example=example)
 
@@ -134,15 +156,8 @@ def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> 
     return LambdaLR(optimizer, factor)
 
 
-def build_pipeline(
-    config: TrainConfig,
-    parts: Partition,
-    method: Method,
-    total_steps: int,
-    checkpoints: Checkpoints | None = None,
-    ranks: Ranks | None = None,
-) -> Pipeline:
-    """Build the pipeline: optimizers, schedules, stages."""
+def optimizer_factory(config: TrainConfig) -> OptimizerFactory:
+    """Say how a stage's optimizer is built from its parameters."""
     chosen = config.optimizer
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -153,13 +168,32 @@ def build_pipeline(
         # Fused: one pass over a parameter's memory instead of about ten. SGD has few, and loses.
         return kind(parameters, lr=lr, weight_decay=decay, fused=True)
 
+    return optimizer
+
+
+def precision_of(config: TrainConfig) -> torch.dtype:
+    """The type of the forward pass."""
+    precision: torch.dtype = getattr(torch, config.optimizer.precision)
+    return precision
+
+
+def build_pipeline(
+    config: TrainConfig,
+    parts: Partition,
+    method: Method,
+    total_steps: int,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
+) -> Pipeline:
+    """Build the pipeline: optimizers, schedules, stages."""
+    chosen = config.optimizer
     return Pipeline(
         parts,
         method,
-        optimizer,
+        optimizer_factory(config),
         scheduler=lambda opt: schedule(opt, total_steps, chosen.warmup, chosen.end_lr),
         clip_norm=chosen.clip_norm,
-        precision=getattr(torch, chosen.precision),
+        precision=precision_of(config),
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),

@@ -24,12 +24,14 @@ from scpl.app.environment import choose_device, describe_environment, peak_memor
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import after_restart, launcher
 from scpl.app.network import describe_network, save_exits, save_network
+from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints, intact_steps
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Ranks
+from scpl.engine.planning import Plan
+from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.worker import Report
 from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
 from scpl.methods import CutBackpropagation
@@ -105,8 +107,10 @@ def _train(
     if loaders is not None:
         ranks.share("data", DataSummary.of(loaders).to_json())
     data = DataSummary.from_json(ranks.fetch("data"))
+    config, plan = balanced(config, ranks, data, loaders)
     initial = loaders.initial() if loaders is not None else None
-    parts = build_partition(config, data.inputs, data.num_classes, initial)
+    costs = None if plan is None else plan.costs
+    parts = build_partition(config, data.inputs, data.num_classes, initial, costs)
     if loaders is not None:
         description = describe_network(config, data, parts)
         made = _prepare_folder(config, description, loaders.files, threads)
@@ -114,7 +118,7 @@ def _train(
     shared = ranks.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
     folder.complete_about(shared["files"])
-    run = _Run(config, data, folder, loaders, stop)
+    run = _Run(config, data, folder, loaders, stop, plan)
     checkpoints = Checkpoints(
         folder.checkpoints,
         every=config.run.checkpoint_every,
@@ -210,9 +214,10 @@ class _Run:
         folder: RunFolder,
         loaders: Loaders | None,
         stop: GracefulStop,
+        plan: Plan | None,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
-        self.loaders, self.stop = loaders, stop
+        self.loaders, self.stop, self.plan = loaders, stop, plan
         self.clock = Clock()
         self.recorder: Recorder | None = None
 
@@ -264,6 +269,9 @@ class _Run:
         )
         for line in (*data.notes, *stages):
             say(line)
+        if self.plan is not None:
+            waits = ", ".join(f"{100 * share:.0f} %" for share in self.plan.wait_shares)
+            say(f"Cut by measurement: processes are expected to wait {waits} of the time")
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
 
@@ -434,9 +442,12 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     method = build_method(config.method, config.rows)
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
-    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial())
+    ranks = OneRank(choose_device(config.run.device))
+    config, plan = balanced(config, ranks, data, loaders)
+    costs = None if plan is None else plan.costs
+    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial(), costs)
     total_steps = config.optimizer.epochs * len(loaders.train)
-    pipeline = build_pipeline(config, parts, method, total_steps)
+    pipeline = build_pipeline(config, parts, method, total_steps, ranks=ranks)
     report = next(pipeline.steps(loaders.train))
     return {
         "method": config.method.method,
