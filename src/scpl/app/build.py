@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -90,7 +90,6 @@ def build_partition(
     inputs: Inputs,
     num_classes: int,
     initial: Mapping[str, Any] | None = None,
-    costs: Sequence[float] | None = None,
 ) -> Partition:
     """Build the network with seeded weights and cut it.
 
@@ -99,7 +98,6 @@ def build_partition(
         inputs: What goes into it.
         num_classes: Number of classes.
         initial: What to begin with instead of drawn weights, on the rank that has the data.
-        costs: What each stage costs, if that was measured.
 
     Raises:
         InputError: for an unknown network, or cuts that do not fit it (PartitionError).
@@ -107,9 +105,7 @@ def build_partition(
     network = build_network(config, inputs, num_classes, initial)
     example, readout = inputs.example(), models.readout(config.network.model)
     if config.network.cuts:
-        return split(
-            network, before=config.network.cuts, readout=readout, costs=costs, example=example
-        )
+        return split(network, before=config.network.cuts, readout=readout, example=example)
     stages = config.network.num_stages
     return split(network, num_stages=stages, readout=readout, example=example)
 

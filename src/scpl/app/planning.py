@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from scpl import models
@@ -117,18 +118,21 @@ def balanced(
         assert loaders is not None, "the first rank reads the data"
         if config.run.resume is not None:
             kept = TrainConfig.read(RunFolder.open(config.run.resume).config)
-            ranks.share("balance", {"cuts": kept.network.cuts})
+            hosted = kept.run.stages_per_process
+            ranks.share("balance", {"cuts": kept.network.cuts, "hosted": hosted})
         else:
             costs = _measure(config, data, _first_batch(loaders), loaders.initial())
             found = costs.plan(config.network.num_stages, config.run.processes)
-            ranks.share("balance", {"plan": found.to_json()})
+            # One number for each process: of one process, or of one stage each, there is no choice.
+            several = 1 < found.num_ranks < len(found.stages)
+            hosted = found.stages_per_rank if several else ()
+            ranks.share("balance", {"cuts": found.cuts, "hosted": hosted, "plan": found.to_json()})
     shared = ranks.fetch("balance")
-    chosen = Plan.from_json(shared["plan"]) if "plan" in shared else None
-    cuts = tuple(shared["cuts"]) if chosen is None else chosen.cuts
-    config = config.changed(balance="operations", cuts=cuts)
-    if chosen is not None and 1 < config.run.processes < len(chosen.stages):
-        config = config.changed(stages_per_process=chosen.stages_per_rank)
-    return config, chosen
+    cuts, hosted = tuple(shared["cuts"]), tuple(shared["hosted"])
+    config = config.changed(balance="operations", cuts=cuts, stages_per_process=hosted)
+    if len(hosted) == ranks.mesh.num_ranks:  # they met before it was known who hosts what
+        ranks.mesh = replace(ranks.mesh, stages_per_rank=hosted)
+    return config, Plan.from_json(shared["plan"]) if "plan" in shared else None
 
 
 def _first_batch(loaders: Loaders) -> Batch:

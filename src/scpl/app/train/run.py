@@ -22,7 +22,7 @@ from scpl.app.build import (
 from scpl.app.config import TrainConfig, changed_settings, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
-from scpl.app.launch import after_restart, launcher
+from scpl.app.launch import after_restart, is_rank, launcher
 from scpl.app.network import describe_network, save_exits, save_network
 from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop
@@ -50,7 +50,15 @@ def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
         InputError: if a flag would change the numbers of the run.
     """
     folder = RunFolder.open(run)
-    changed = changed_settings(TrainConfig.read(folder.config), config)
+    kept = TrainConfig.read(folder.config)
+    processes = Mesh.from_env().num_ranks if is_rank() else config.run.processes
+    if processes != kept.run.processes:
+        # Those of the run are one number per process, and say nothing of another number of them.
+        given = config.run.stages_per_process
+        config = config.changed(
+            stages_per_process=() if given == kept.run.stages_per_process else given
+        )
+    changed = changed_settings(kept, config)
     if changed:
         raise InputError(
             "A resumed run must keep the settings that decide its numbers",
@@ -109,8 +117,7 @@ def _train(
     data = DataSummary.from_json(ranks.fetch("data"))
     config, plan = balanced(config, ranks, data, loaders)
     initial = loaders.initial() if loaders is not None else None
-    costs = None if plan is None else plan.costs
-    parts = build_partition(config, data.inputs, data.num_classes, initial, costs)
+    parts = build_partition(config, data.inputs, data.num_classes, initial)
     if loaders is not None:
         description = describe_network(config, data, parts)
         made = _prepare_folder(config, description, loaders.files, threads)
@@ -443,9 +450,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
     ranks = OneRank(choose_device(config.run.device))
-    config, plan = balanced(config, ranks, data, loaders)
-    costs = None if plan is None else plan.costs
-    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial(), costs)
+    config, _ = balanced(config, ranks, data, loaders)
+    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial())
     total_steps = config.optimizer.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps, ranks=ranks)
     report = next(pipeline.steps(loaders.train))
