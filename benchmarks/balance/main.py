@@ -313,8 +313,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--stages", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of every possible stage")
-    parser.add_argument("--duels", type=int, default=25, help="steps of planned and best stages")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of every possible stage")
+    parser.add_argument("--duels", type=int, default=15, help="steps of planned and best stages")
     parser.add_argument("--digits", type=int, default=3, help="runs of each kind on two processes")
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
     parser.add_argument("--json", action="store_true")
@@ -324,8 +324,9 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"networks": {}, "digits": None}
     for name in options.networks:
-        sys.stderr.write(f"{name}\n")
-        found["networks"][name] = compare(name, options.stages, options.rounds, options.duels)
+        row = compare(name, options.stages, options.rounds, options.duels)
+        sys.stderr.write(f"{name}: planned / best {row['planned']['median']:.3f}\n")
+        found["networks"][name] = row
     if options.digits:
         sys.stderr.write("digits on two processes\n")
         found["digits"] = digits(options.digits, 5)

@@ -149,7 +149,7 @@ def _measure(
         clip_norm=config.optimizer.clip_norm,
         precision=precision_of(config),
     )
-    return measure(
+    costs = measure(
         build_network(config, data.inputs, data.num_classes, initial),
         build_method(config.method, config.rows),
         options,
@@ -158,6 +158,7 @@ def _measure(
         device=choose_device(config.run.device),
         readout=models.readout(config.network.model),
     )
+    return replace(costs, num_samples=costs.num_samples // config.data.views)
 
 
 def _by_operations(

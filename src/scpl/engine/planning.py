@@ -53,7 +53,7 @@ class Unit:
         backward: Within a stage: gradients of parameters and of what comes in.
         forward_first: As the beginning of a stage.
         backward_first: As the beginning of a stage, which needs no gradient of what comes in.
-        update: By the optimizer.
+        update: By the optimizer, without what a step costs however little there is to update.
         objective: What a stage that ends here costs besides: head and loss, forward and backward,
             their update, and the engine.
         objective_parameters: Of the head.
@@ -429,7 +429,9 @@ class _Timer:
         self._follows = index > 0
         # What a stage does besides its layers is what a stage without layers does.
         self._end = Stage(index, nn.Identity(), (), objective, options, seed=0, device=device)
+        self._almost_nothing = nn.Parameter(torch.zeros(1, device=device))
         self._within, self._begins = _Seconds(), _Seconds()
+        self._steps: list[float] = []
         self._objective: list[float] = []
         self._bytes_out = 0
 
@@ -447,6 +449,7 @@ class _Timer:
         home = next((p.device for p in self._body.parameters()), self._device)
         self._body.to(self._device).train()
         optimizer = self._options.optimizer(self._parameters) if self._parameters else None
+        small = self._options.optimizer([self._almost_nothing])
         with self._end.random.active():
             with torch.no_grad(), self._end.autocast():
                 outputs = self._body(tree_map(Tensor.clone, values))
@@ -461,8 +464,11 @@ class _Timer:
                     if self._follows
                     else first
                 )
+                self._almost_nothing.grad = torch.zeros_like(self._almost_nothing)
+                step_itself = self._time_update(small, [self._almost_nothing])
                 if step > 0:
                     self._objective.append(seconds)
+                    self._steps.append(step_itself)
                     self._begins.add(first)
                     self._within.add(within)
         self._body.to(home)
@@ -470,6 +476,8 @@ class _Timer:
 
     def unit(self) -> Unit:
         """Sum up what was measured."""
+        # A stage has one optimizer; its step is counted at the end of the stage, with the head.
+        update = median([*self._begins.update, *self._within.update]) - median(self._steps)
         return Unit(
             layers=self._layers,
             parameters=sum(p.numel() for p in self._body.parameters()),
@@ -477,7 +485,7 @@ class _Timer:
             backward=median(self._within.backward),
             forward_first=median(self._begins.forward),
             backward_first=median(self._begins.backward),
-            update=median([*self._begins.update, *self._within.update]),
+            update=max(update, 0.0),
             objective=median(self._objective),
             objective_parameters=sum(p.numel() for p in self._end.objective.parameters()),
             bytes_out=self._bytes_out,
@@ -525,12 +533,16 @@ class _Timer:
         if pairs:
             torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
         learned = self._now()
-        if optimizer is not None and pairs:
-            if self._options.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._parameters, self._options.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return forwarded - begin, learned - prepared, self._now() - learned
+        updated = self._time_update(optimizer, self._parameters) if optimizer and pairs else 0.0
+        return forwarded - begin, learned - prepared, updated
+
+    def _time_update(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> float:
+        begin = self._now()
+        if self._options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self._options.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return self._now() - begin
 
     def _now(self) -> float:
         """The moment at which everything that was launched is done."""
