@@ -239,8 +239,6 @@ def compare(name: str, num_stages: int, rounds: int, duels: int) -> dict[str, An
         "best_seconds": medians[critical["best"]],
         "planned": ratio("planned"),
         "operations": ratio("operations"),
-        "expected_seconds": max(plan.costs),
-        "measured_seconds": medians[critical["planned"]],
         "planned_cuts": plan.cuts,
         "best_cuts": [costs.cuts[begin - 1] for begin, _ in best[1:]],
         "operations_cuts": default.cuts,
@@ -281,8 +279,8 @@ def table(found: dict[str, Any]) -> str:
     """Write all results as Markdown."""
     lines = [
         "| network | units | ways to cut | best, slowest stage | planned / best (quartiles) "
-        "| operations / best (quartiles) | expected / measured | planning |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| operations / best (quartiles) | planning |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found["networks"].items():
         planned, default = row["planned"], row["operations"]
@@ -290,7 +288,6 @@ def table(found: dict[str, Any]) -> str:
             f"| {name} | {row['units']} | {row['ways']} | {1e3 * row['best_seconds']:.1f} ms "
             f"| **{planned['median']:.3f}** ({planned['low']:.2f} .. {planned['high']:.2f}) "
             f"| {default['median']:.3f} ({default['low']:.2f} .. {default['high']:.2f}) "
-            f"| {row['expected_seconds'] / row['measured_seconds']:.2f} "
             f"| {row['planning_seconds']:.1f} s |"
         )
     if found["digits"]:
