@@ -18,6 +18,7 @@ from scpl.app.config import (
     DoctorConfig,
     EvalConfig,
     ExportConfig,
+    PlanConfig,
     PredictConfig,
     TrainConfig,
     method_options,
@@ -34,6 +35,7 @@ FLAGS = {
     "train": [],
     "compare": [CompareConfig],
     "bench": [BenchConfig],
+    "plan": [PlanConfig],
     "eval": [EvalConfig],
     "predict": [PredictConfig],
     "export": [ExportConfig],
@@ -162,7 +164,7 @@ def test_commands_and_flags_exist(path):
                 continue
             command, *rest = words[words.index("scpl") + 1 :]
             known = {f.name for kind in FLAGS[command] for f in dataclasses.fields(kind)}
-            if command in ("train", "compare", "bench"):
+            if command in ("train", "compare", "bench", "plan"):
                 known |= {*TrainConfig().settings(), *method_options()}
             for word in rest:
                 if word.startswith("--"):

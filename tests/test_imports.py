@@ -37,9 +37,9 @@ MAY_IMPORT = {
 INSIDE = {
     "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
                {"ranks"}, {"channel", "scores", "checkpoint"}, {"trainers"}, {"worker"},
-               {"build"}, {"export"}],
+               {"build"}, {"export", "planning"}],
     "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"network"},
-            {"bench"}, {"train"}, {"evaluate", "export", "probe"}, {"compare"}, {"cli"}],
+            {"bench"}, {"planning"}, {"train"}, {"evaluate", "export", "probe"}, {"compare"}, {"cli"}],
 }  # fmt: skip
 """Within a folder of folders: lowest first; what is not named here is below all."""
 ENTRY = {"__init__", "__main__"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scpl.engine.checkpoint import Checkpoints
+    from scpl.engine.planning import Plan, plan
     from scpl.engine.ranks import connect
     from scpl.engine.scores import Evaluation, Scores
     from scpl.engine.worker import Report
@@ -33,6 +34,8 @@ __version__ = "0.1.0"
 _HOME = {
     "Checkpoints": "scpl.engine.checkpoint",
     "connect": "scpl.engine.ranks",
+    "Plan": "scpl.engine.planning",
+    "plan": "scpl.engine.planning",
     "DASCPL": "scpl.methods",
     "DGL": "scpl.methods",
     "SCPL": "scpl.methods",
@@ -65,10 +68,12 @@ __all__ = [
     "Objective",
     "Partition",
     "Pipeline",
+    "Plan",
     "PredSim",
     "Report",
     "Scores",
     "connect",
+    "plan",
     "split",
 ]
 

@@ -11,7 +11,12 @@ from scpl import SCPL, models, split
 from scpl.engine.build import assign
 from scpl.engine.mesh import Mesh
 from scpl.errors import PartitionError
-from scpl.partition.balance import balanced_cuts, minmax_partition, stages_per_rank
+from scpl.partition.balance import (
+    balanced_cuts,
+    minmax_partition,
+    share_out,
+    stages_per_rank,
+)
 
 
 def largest(costs, starts):
@@ -128,3 +133,64 @@ def test_ranks_get_stages_of_about_equal_cost():
     assert (list(hosted), owners) == ([1, 2, 3], [0, 1, 1, 1])
     hosted, _ = assign(SCPL(), Mesh(1, 2, (3, 1)), parts)  # who chooses gets what they choose
     assert list(hosted) == [3]
+
+
+def spans(size, num_parts):
+    """All ways to cut ``range(size)`` into contiguous parts."""
+    for inner in combinations(range(1, size), num_parts - 1):
+        yield list(pairwise([0, *inner, size]))
+
+
+@given(st.integers(1, 6), st.data())
+def test_the_slowest_rank_is_as_fast_as_it_can_be(size, data):
+    """Against all ways; costs are no sums, because a stage's end has a cost of its own."""
+    num_stages = data.draw(st.integers(1, size))
+    num_ranks = data.draw(st.integers(2, num_stages)) if num_stages > 1 else 1
+    costs = torch.full((size + 1, size + 1), torch.inf, dtype=torch.float64)
+    for begin in range(size):
+        for end in range(begin + 1, size + 1):
+            costs[begin, end] = data.draw(st.integers(0, 50))
+    shares = share_out(costs, num_stages, num_ranks)
+    found = [stage for stages in shares for stage in stages]
+    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == size
+    assert len(found) == num_stages
+    assert len(shares) == num_ranks
+    slowest = max(sum(costs[stage].item() for stage in stages) for stages in shares)
+    best = min(
+        max(sum(costs[stage].item() for stage in stages[a:b]) for a, b in ranks)
+        for stages in spans(size, num_stages)
+        for ranks in spans(num_stages, num_ranks)
+    )
+    assert best <= slowest <= 1.02 * best
+
+
+def test_equal_shares_are_told_apart_by_their_largest_stage():
+    """Each rank has 8 either way; stages of 4 and 4 need less memory than those of 3 and 5."""
+    units = [3, 1, 4, 4, 4]
+    costs = torch.full((6, 6), torch.inf, dtype=torch.float64)
+    for begin, end in combinations(range(6), 2):
+        costs[begin, end] = sum(units[begin:end])
+    assert share_out(costs, 4, 2) == [[(0, 2), (2, 3)], [(3, 4), (4, 5)]]
+
+
+def test_one_rank_gets_stages_as_equal_as_four_would():
+    """The least sum would put all cuts where heads are cheap, and leave one stage almost alone."""
+    costs = torch.full((7, 7), torch.inf, dtype=torch.float64)
+    for begin, end in combinations(range(7), 2):
+        costs[begin, end] = 10 * (end - begin) + (1 if end > 3 else 3)
+    assert share_out(costs, 3, 1) == [[(0, 2), (2, 4), (4, 6)]]
+
+
+def test_measured_costs_decide_who_hosts_what():
+    parts = split(mlp(5), num_stages=4, example=torch.zeros(2, 5))
+    assert assign(SCPL(), Mesh(0, 2), parts)[1] == [0, 0, 1, 1]
+    measured = split(mlp(5), parts.cuts, costs=[9, 1, 1, 1], example=torch.zeros(2, 5))
+    assert measured.costs == (9, 1, 1, 1)
+    assert assign(SCPL(), Mesh(0, 2), measured)[1] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("costs", [[1], [1, 2, 3, -1], [1, 2, 3, float("nan")]])
+def test_wrong_costs_are_refused(costs):
+    with pytest.raises(PartitionError, match="one finite number for each of the 4 stages"):
+        split(mlp(5), num_stages=4, costs=costs, example=torch.zeros(2, 5))

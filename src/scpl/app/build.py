@@ -19,6 +19,7 @@ from scpl.app.inputs.base import ImageInputs, Inputs, Loaders, TextInputs
 from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import OneRank, Ranks, connect
+from scpl.engine.stage import OptimizerFactory
 from scpl.errors import InputError
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.models.own import build_timm, call_factory, read_arguments
@@ -36,6 +37,8 @@ __all__ = [
     "connect_ranks",
     "cut_network",
     "laid_out",
+    "optimizer_factory",
+    "precision_of",
     "schedule",
 ]
 
@@ -211,15 +214,8 @@ def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> 
     return LambdaLR(optimizer, factor)
 
 
-def build_pipeline(
-    config: TrainConfig,
-    parts: Partition,
-    method: Method,
-    total_steps: int,
-    checkpoints: Checkpoints | None = None,
-    ranks: Ranks | None = None,
-) -> Pipeline:
-    """Build the pipeline: optimizers, schedules, stages."""
+def optimizer_factory(config: TrainConfig) -> OptimizerFactory:
+    """Say how a stage's optimizer is built from its parameters."""
     chosen = config.optimizer
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -230,13 +226,32 @@ def build_pipeline(
         # Fused: one pass over a parameter's memory instead of about ten. SGD has few, and loses.
         return kind(parameters, lr=lr, weight_decay=decay, fused=True)
 
+    return optimizer
+
+
+def precision_of(config: TrainConfig) -> torch.dtype:
+    """The type of the forward pass."""
+    precision: torch.dtype = getattr(torch, config.optimizer.precision)
+    return precision
+
+
+def build_pipeline(
+    config: TrainConfig,
+    parts: Partition,
+    method: Method,
+    total_steps: int,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks | None = None,
+) -> Pipeline:
+    """Build the pipeline: optimizers, schedules, stages."""
+    chosen = config.optimizer
     return Pipeline(
         parts,
         method,
-        optimizer,
+        optimizer_factory(config),
         scheduler=lambda opt: schedule(opt, total_steps, chosen.warmup, chosen.end_lr),
         clip_norm=chosen.clip_norm,
-        precision=getattr(torch, chosen.precision),
+        precision=precision_of(config),
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),

@@ -22,6 +22,7 @@ from scpl.app.config import (
     EvalConfig,
     ExportConfig,
     MethodConfig,
+    PlanConfig,
     PredictConfig,
     TrainConfig,
     flag,
@@ -191,6 +192,21 @@ def _bench_default(recipe: Path | None, flags: list[str]) -> BenchConfig:
     return replace(demo, train=train, repeats=5, steps=5)
 
 
+def _plan(arguments: list[str]) -> int:
+    recipe, flags = _recipe(arguments)
+    default = (
+        PlanConfig() if recipe is None else PlanConfig(CompareConfig.from_recipe(recipe).train)
+    )
+    config = _parse(PlanConfig, "plan [RECIPE]", flags, default)
+    from scpl.app.planning import plan, plan_text
+
+    found = plan(config)
+    if config.train.run.json:
+        return _show(found, as_json=True)
+    sys.stdout.write(plan_text(found))
+    return 0
+
+
 def _eval(arguments: list[str]) -> int:
     config = _parse(EvalConfig, "eval RUN", arguments)
     from scpl.app.evaluate import evaluate
@@ -235,6 +251,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "compare": _compare,
     "bench": _bench,
+    "plan": _plan,
     "eval": _eval,
     "predict": _predict,
     "export": _export,
@@ -376,6 +393,7 @@ commands:
   train     train a network from flags or a recipe
   compare   train the same network with several methods and compare them
   bench     measure how fast several methods train, in turns
+  plan      measure where to cut a network, and how long each process would wait
   eval      test a trained run
   predict   classify images or texts with a trained run
   export    write a trained network for others to load
@@ -409,6 +427,9 @@ EXAMPLES = {
   scpl bench quick/digits
   scpl bench --model vgg8 --data cifar10 --synthetic --processes 2
   scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json""",
+    "plan": """\
+  scpl plan quick/digits --processes 2
+  scpl plan --model vgg8 --data cifar10 --processes 4 --stages 8""",
     "eval": """\
   scpl eval runs/digits-small-cnn-scpl
   scpl eval runs/digits-small-cnn-scpl --exit-threshold 0.9""",

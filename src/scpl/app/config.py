@@ -49,6 +49,7 @@ __all__ = [
     "MethodConfig",
     "NetworkConfig",
     "OptimizerConfig",
+    "PlanConfig",
     "PredictConfig",
     "RunConfig",
     "Samples",
@@ -181,6 +182,9 @@ class NetworkConfig:
     cuts: tuple[str, ...] = ()
     """Layers that the second and later stages begin with, by their names in the network;
     default: stages of about equal cost."""
+    balance: Literal["operations", "measured"] = "operations"
+    """operations: stages with equal numbers of operations in their layers, the same cuts everywhere
+    and every time; measured: layers, heads and updates are timed before the run (see scpl plan)."""
 
     @property
     def num_stages(self) -> int:
@@ -421,6 +425,28 @@ class TrainConfig:
         self._check_origin()
         self.method.check([self.method.method] if methods is None else methods)
         self._check_stages()
+        if self.network.balance == "measured":
+            self._check_measured(alone=methods is None)
+
+    def _check_measured(self, *, alone: bool) -> None:
+        if not alone:
+            raise InputError(
+                "Methods that are compared must have the same cuts",
+                "Got --balance measured, which may cut for each one elsewhere",
+                "Find cuts with scpl plan, and give all of them these with --cuts",
+            )
+        if self.network.cuts or self.run.stages_per_process:
+            raise InputError(
+                "--balance measured chooses cuts, and the stages of each process",
+                "Got " + ("--cuts" if self.network.cuts else "--stages-per-process"),
+                "Leave one of them out; scpl plan says what given cuts cost",
+            )
+        if constant_of(self.method.method, "layout") != "stages":
+            raise InputError(
+                "--balance measured is for methods that train stages",
+                f"Got {self.method.method}, which trains the whole network",
+                "Leave it out",
+            )
 
     def _check_origin(self) -> None:
         """Check that nothing is set that the network, wherever it comes from, cannot use."""
@@ -691,6 +717,35 @@ class BenchConfig:
         for name in ("resume", "dry_run"):
             if getattr(self.train.run, name):
                 raise InputError("A benchmark trains anew and writes nothing", f"Got {flag(name)}")
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Measure what the parts of a network cost on this machine, and plan a run by it.
+
+    Prints a table of stages: their layers, what each part of a step takes, what is handed on, and
+    how long each process is expected to wait for the slowest one. It takes the flags of scpl train;
+    with --cuts it says what these cost. Nothing is written.
+    """
+
+    train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
+
+    def check(self) -> None:
+        """Check all values.
+
+        Raises:
+            InputError: naming the flag, its value and what is allowed.
+        """
+        self.train.changed(balance="operations").check()
+        for name in ("resume", "dry_run"):
+            if getattr(self.train.run, name):
+                raise InputError("A plan is made anew and writes nothing", f"Got {flag(name)}")
+        if constant_of(self.train.method.method, "layout") != "stages":
+            raise InputError(
+                "A plan is for methods that train stages",
+                f"Got {self.train.method.method}, which trains the whole network",
+                "Choose another --method",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Choose cuts, and who hosts which stages, so that the most expensive part costs least.
 
-Cost is counted in floating-point operations on an example, not timed: every rank must find the
-same cuts by itself, on any hardware, every time.
+By default cost is counted in floating-point operations on an example, not timed: every rank must
+find the same cuts by itself, on any hardware, every time. `scpl.engine.planning` measures instead;
+`share_out` is what it chooses by.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scpl.errors import PartitionError
@@ -25,16 +26,23 @@ from scpl.partition.verify import run_network, undisturbed
 __all__ = [
     "Cuts",
     "TooFewLayers",
+    "all_cuts",
     "balanced_cuts",
     "best_cuts",
+    "chain_levels",
     "count_operations",
     "counting_operations",
     "minmax_partition",
+    "share_out",
     "stages_per_rank",
 ]
 
 _WORTH_OPENING = 1.1
 """A coarser cut is kept if its largest stage costs at most this many times the best one's."""
+
+_SAME_SPEED = 1.02
+"""Shares-out whose slowest ranks differ by less than this factor are as good: nobody could measure
+the difference, and the one with the smallest largest stage needs least memory."""
 
 
 def balanced_cuts(
@@ -51,12 +59,16 @@ def balanced_cuts(
     Raises:
         PartitionError: if the network has fewer layers that compute than stages wanted.
     """
+    return best_cuts(chain_levels(model, readout, example), num_stages).names
+
+
+def chain_levels(
+    model: nn.Module, readout: str | None, example: Tree
+) -> Iterator[list[tuple[str, float]]]:
+    """Yield the layers of a chain before the classifier with their operations, as `best_cuts`."""
     operations = count_operations(model, example)
-    levels = (
-        [(name, operations.get(name, 0.0)) for name, _ in body]
-        for body in _levels(children(model), readout)
-    )
-    return best_cuts(levels, num_stages).names
+    for body in _levels(children(model), readout):
+        yield [(name, operations.get(name, 0.0)) for name, _ in body]
 
 
 class TooFewLayers(PartitionError):
@@ -103,6 +115,17 @@ def best_cuts(levels: Iterable[list[tuple[str, float]]], num_stages: int) -> Cut
         )
     least = min(cuts.largest for cuts in found)
     return next(cuts for cuts in found if cuts.largest <= _WORTH_OPENING * least)
+
+
+def all_cuts(levels: Iterable[list[tuple[str, float]]], num_stages: int) -> list[list[str]]:
+    """List all layers that a stage can begin with, opened as far as possible; then less far.
+
+    Args:
+        levels: As for `best_cuts`.
+        num_stages: So many must be possible.
+    """
+    units = [[name for name, _ in _units(level)][1:] for level in levels]
+    return [names for names in reversed(units) if len(names) + 1 >= num_stages]
 
 
 def _levels(chain: Chain, readout: str | None) -> Iterator[Chain]:
@@ -158,6 +181,84 @@ def stages_per_rank(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
     """
     starts = [*minmax_partition(costs, num_ranks), len(costs)]
     return tuple(end - start for start, end in pairwise(starts))
+
+
+def share_out(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[tuple[int, int]]]:
+    """Cut a row of units into stages and share them out to ranks: the slowest rank is the fastest.
+
+    Exact, by dynamic programming over products in which plus is the minimum: of two stages on one
+    rank the costs add up, of two ranks the larger one counts. Among shares-out that are as fast,
+    the largest stage is as small as it can be.
+
+    Args:
+        costs: ``[n + 1, n + 1]``; entry ``[a, b]`` is the cost of units ``a .. b - 1`` as one
+            stage, infinite where that is none.
+        num_stages: At most n.
+        num_ranks: At most `num_stages`. With 1, stages are as equal as if each had its own rank.
+
+    Returns:
+        For each rank its stages, each as ``(a, b)``.
+    """
+    if num_ranks == 1 < num_stages:
+        alone = share_out(costs, num_stages, num_stages)
+        return [[stage for stages in alone for stage in stages]]
+    limits: list[float] = sorted(set(costs[costs.isfinite()].tolist()))
+    best = _slowest(costs, num_stages, num_ranks)[-1][num_stages][-1].item()
+    low, high = 0, len(limits) - 1  # by bisection: a higher limit never makes the ranks slower
+    while low < high:
+        middle = (low + high) // 2
+        limited = costs.masked_fill(costs > limits[middle], torch.inf)
+        slowest = _slowest(limited, num_stages, num_ranks)[-1][num_stages][-1].item()
+        low, high = (low, middle) if slowest <= best * _SAME_SPEED else (middle + 1, high)
+    return _trace_back(costs.masked_fill(costs > limits[low], torch.inf), num_stages, num_ranks)
+
+
+def _sums(costs: Tensor, num_stages: int) -> list[Tensor]:
+    """For each number of stages the least sum of their costs, from a unit to another one."""
+    start = torch.full_like(costs, torch.inf).fill_diagonal_(0.0)
+    found = [start]
+    for _ in range(num_stages):
+        found.append((found[-1].unsqueeze(2) + costs.unsqueeze(0)).amin(1))
+    return found
+
+
+def _slowest(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[Tensor]]:
+    """The cost of the slowest of the first ranks, by their number, that of stages, and the end."""
+    sums, size = _sums(costs, num_stages), len(costs)
+    nothing = torch.full((size,), torch.inf, dtype=costs.dtype)
+    begin = nothing.clone()
+    begin[0] = 0.0
+    table = [[begin, *[nothing] * num_stages]]
+    for _ in range(num_ranks):
+        row = [nothing] * (num_stages + 1)
+        for stages in range(1, num_stages + 1):
+            ways = [
+                torch.maximum(table[-1][stages - own].unsqueeze(1), sums[own]).amin(0)
+                for own in range(1, stages + 1)
+            ]
+            row[stages] = torch.stack(ways).amin(0)
+        table.append(row)
+    return table
+
+
+def _trace_back(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[tuple[int, int]]]:
+    sums, table = _sums(costs, num_stages), _slowest(costs, num_stages, num_ranks)
+    end, left = len(costs) - 1, num_stages
+    shares: list[list[tuple[int, int]]] = []
+    for rank in range(num_ranks, 0, -1):
+        ways = [
+            torch.maximum(table[rank - 1][left - own], sums[own][:, end])
+            for own in range(1, left + 1)
+        ]
+        own, start = divmod(int(torch.stack(ways).argmin()), len(costs))
+        left -= own + 1
+        stages: list[tuple[int, int]] = []
+        for count in range(own + 1, 0, -1):
+            begin = int((sums[count - 1][start] + costs[:, end]).argmin())
+            stages.insert(0, (begin, end))
+            end = begin
+        shares.insert(0, stages)
+    return shares
 
 
 def count_operations(model: nn.Module, example: Tree) -> dict[str, float]:

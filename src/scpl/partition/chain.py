@@ -8,7 +8,13 @@ from itertools import pairwise
 from torch import nn
 
 from scpl.errors import PartitionError
-from scpl.partition.balance import TooFewLayers, balanced_cuts, count_operations
+from scpl.partition.balance import (
+    TooFewLayers,
+    all_cuts,
+    balanced_cuts,
+    chain_levels,
+    count_operations,
+)
 from scpl.partition.inputs import Form
 from scpl.partition.layers import (
     Chain,
@@ -26,10 +32,20 @@ __all__ = ["chain_cuts", "cut_chain", "is_in_chain"]
 
 
 def chain_cuts(
-    model: nn.Module, num_stages: int | None, readout: str | None, example: Tree
+    model: nn.Module, num_stages: int, readout: str | None, example: Tree, *, every: bool
 ) -> list[str] | None:
-    """Choose cuts between the layers of a chain; None if it has too few layers."""
-    assert num_stages is not None
+    """Choose cuts between the layers of a chain; None if it has too few layers.
+
+    Args:
+        model: The network.
+        num_stages: Number of stages wanted.
+        readout: Where the classifier begins.
+        example: A small batch.
+        every: Return all places where it could be cut instead.
+    """
+    if every:
+        levels = all_cuts(chain_levels(model, readout, example), num_stages)
+        return next(iter(levels), None)
     try:
         return balanced_cuts(model, num_stages, readout, example)
     except TooFewLayers:

@@ -27,7 +27,7 @@ from scpl.partition.traced import ROWS, cut_graph
 from scpl.partition.values import Tree, tensors_of, tree_map
 from scpl.partition.verify import BOTH_MODES, describe, difference, run_network, undisturbed
 
-__all__ = ["Partition", "split"]
+__all__ = ["Partition", "split", "split_everywhere"]
 
 _READS_SUMMARY = (
     "The classifier must read what the last layer before it says of its output (`summarize`): "
@@ -86,6 +86,7 @@ def split(
     readout: str | None = None,
     output: str | int | None = None,
     features: Features | None = None,
+    costs: Sequence[float] | None = None,
     example: Any,
 ) -> Partition:
     """Cut a network into stages.
@@ -102,6 +103,8 @@ def split(
         output: Key or number of the output that holds the logits ``[N, C]``. Default: the only
             output, or ``logits``.
         features: How objectives read what a stage hands on, see `scpl.partition.reading`.
+        costs: What each stage costs, if that was measured (`scpl.plan`); ranks share the stages by
+            it. Default: floating-point operations of its layers.
         example: A small batch, as the network takes it: a tensor ``[N, ...]``, a tuple of
             arguments, or a mapping of keyword arguments (``labels`` are left out). Later batches
             may have any number of rows, and sequences any length.
@@ -115,19 +118,65 @@ def split(
     """
     before = _checked_cuts(before, num_stages)
     if isinstance(model, (list, tuple)):
-        return _by_hand(model, before, num_stages, features, example)
+        parts = _by_hand(model, before, num_stages, features, example)
+    else:
+        parts = _cut(
+            _unwrapped(model), before, num_stages, readout, output, features, example, every=False
+        )
+    if costs is None:
+        return parts
+    if len(costs) != parts.num_stages or not all(0 <= cost < float("inf") for cost in costs):
+        raise PartitionError(
+            f"`costs` must hold one finite number for each of the {parts.num_stages} stages, "
+            "none negative",
+            f"Got {list(costs)}",
+        )
+    return replace(parts, costs=tuple(costs))
+
+
+def split_everywhere(
+    model: nn.Module,
+    *,
+    num_stages: int,
+    readout: str | None = None,
+    output: str | int | None = None,
+    features: Features | None = None,
+    example: Any,
+) -> Partition:
+    """Cut a network at every place where `split` would consider to begin a stage.
+
+    Arguments are those of `split`; `num_stages` is how many stages must be possible at least.
+
+    Raises:
+        PartitionError: as `split`.
+    """
+    model = _unwrapped(model)
+    return _cut(model, None, num_stages, readout, output, features, example, every=True)
+
+
+def _cut(
+    model: nn.Module,
+    before: list[str] | None,
+    num_stages: int | None,
+    readout: str | None,
+    output: str | int | None,
+    features: Features | None,
+    example: Any,
+    *,
+    every: bool,
+) -> Partition:
     if features is not None and not callable(features):
         raise PartitionError(
             "`features` must be a function",
             f"Got {features!r}",
             "For instance scpl.partition.reading.first_token, of a value and a mask",
         )
-    model = _unwrapped(model)
     with without_cache(model), torch.enable_grad(), _uncompiled(model):
         if output is None and is_chain(model):
             _initialise(model, Form.whole(), example)
             if before is None:
-                before = chain_cuts(model, num_stages, readout, example)
+                assert num_stages is not None
+                before = chain_cuts(model, num_stages, readout, example, every=every)
             if before is not None and is_in_chain(model, [*before, readout or ""]):
                 pieces = cut_chain(model, example, before, readout, features)
                 return _verified(model, pieces, example, is_traced=False)
@@ -137,7 +186,7 @@ def split(
         pieces = cut_graph(
             model, form, arranged,
             before=before, num_stages=num_stages, readout=readout, output=output,
-            features=features,
+            features=features, every=every,
         )  # fmt: skip
         return _verified(model, pieces, arranged, is_traced=True)
 

@@ -41,7 +41,7 @@ class Pieces:
         names: For each stage the dotted names of its layers.
         readout_names: The dotted names of the classifier's layers.
         cuts: The layers that the second and later stages begin with.
-        costs: Floating-point operations of each stage on the example.
+        costs: Floating-point operations of each stage's layers, or what it was measured to cost.
         form: How a batch becomes the network's arguments.
         logits: Finds the logits in what the network returns.
         batch_dims: For each stage and each value that it hands on, in evaluation mode, the

@@ -12,7 +12,13 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from scpl.errors import PartitionError
-from scpl.partition.balance import Cuts, TooFewLayers, best_cuts, counting_operations
+from scpl.partition.balance import (
+    Cuts,
+    TooFewLayers,
+    all_cuts,
+    best_cuts,
+    counting_operations,
+)
 from scpl.partition.graph import (
     BY_HAND,
     Code,
@@ -66,6 +72,7 @@ def cut_graph(
     readout: str | None,
     output: str | int | None,
     features: Features | None,
+    every: bool,
 ) -> Pieces:
     """Cut a network of any shape; arguments are those of `scpl.split`.
 
@@ -78,6 +85,7 @@ def cut_graph(
         readout: Where the classifier begins.
         output: Which output holds the logits.
         features: How objectives read what a stage hands on.
+        every: Cut at all places where a stage could begin, at least `num_stages`.
 
     Raises:
         PartitionError: if the network cannot be traced or cut there.
@@ -97,12 +105,21 @@ def cut_graph(
     head = _readout(evaluated, readout)
     end = _start(traces[False], head)
     costs = _operations(evaluated, model, rows)
-    if before is None:
+    if before is not None:
+        choices = [before]
+    else:
         assert num_stages is not None
-        before = _chosen(evaluated, end, costs, num_stages, Needs(evaluated, varying))
-    _check_cuts(model, traces, before, head)
-    bodies, reads, dims = _bodies(model, traces, [*before, head], varying, form)
-    edges = [0, *(_start(evaluated, name) for name in before), end, len(evaluated.body)]
+        needs = Needs(evaluated, varying)
+        choices = _chosen(evaluated, end, costs, num_stages, needs, every=every)
+    for cuts in choices:
+        try:
+            _check_cuts(model, traces, cuts, head)
+            bodies, reads, dims = _bodies(model, traces, [*cuts, head], varying, form)
+            break
+        except PartitionError:  # a layer that is used twice, for instance, lies in one stage
+            if cuts is choices[-1]:
+                raise
+    edges = [0, *(_start(evaluated, name) for name in cuts), end, len(evaluated.body)]
     ranges = list(pairwise(edges))
     layers = [_layers(evaluated, a, b) for a, b in ranges]
     return Pieces(
@@ -111,7 +128,7 @@ def cut_graph(
         readings=tuple(read.reading(features or summarized) for read in reads),
         names=tuple(layers[:-1]),
         readout_names=layers[-1],
-        cuts=tuple(before),
+        cuts=tuple(cuts),
         costs=tuple(sum(costs[a:b]) for a, b in ranges[:-1]),
         form=form,
         logits=logits,
@@ -244,15 +261,26 @@ def _explain_unknown(model: nn.Module, graph: Trace, cut: str, mode: str) -> str
 
 
 def _chosen(
-    graph: Trace, end: int, costs: Sequence[float], num_stages: int, needs: Needs
-) -> list[str]:
+    graph: Trace,
+    end: int,
+    costs: Sequence[float],
+    num_stages: int,
+    needs: Needs,
+    *,
+    every: bool,
+) -> list[Sequence[str]]:
     """Choose the modules that stages begin with: where as few values cross as possible.
 
     Between the blocks of a network one value crosses, the features; inside of a block a shortcut
     crosses, too, or the parts of an attention, which say less to an objective and cost more.
+
+    Returns:
+        The best choice; if `every`, all places as few values cross, opened as far as possible, then
+        less far.
     """
     live = _live(graph, end, needs)
     best: Cuts | None = None
+    crossing_at_best = 0
     refusal: PartitionError | None = None
     for most in sorted({count for count in live if count}):
         levels = _levels(graph, costs, [0 < count <= most for count in live])
@@ -262,12 +290,15 @@ def _chosen(
             refusal = error
             continue
         if best is None or found.largest * _WORTH_CROSSING < best.largest:
-            best = found
+            best, crossing_at_best = found, most
     if best is None:
         raise refusal or PartitionError(
             "A network must compute features of every sample before its classifier", "Got none"
         )
-    return best.names
+    if every:
+        levels = _levels(graph, costs, [0 < count <= crossing_at_best for count in live])
+        return list(all_cuts(levels, num_stages))
+    return [best.names]
 
 
 def _live(graph: Trace, end: int, needs: Needs) -> list[int]:

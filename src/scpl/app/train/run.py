@@ -22,14 +22,16 @@ from scpl.app.build import (
 from scpl.app.config import TrainConfig, changed_settings, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
-from scpl.app.launch import after_restart, launcher
+from scpl.app.launch import after_restart, is_rank, launcher
 from scpl.app.network import check_named, describe_network, save_exits, save_network
+from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints, intact_steps
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import Ranks
+from scpl.engine.planning import Plan
+from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.worker import Report
 from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
 from scpl.methods import CutBackpropagation
@@ -54,7 +56,15 @@ def resumed_config(config: TrainConfig, run: Path, named: str | None = None) -> 
     """
     folder = RunFolder.open(run)
     check_named(folder, config.network.model, named)
-    changed = changed_settings(TrainConfig.read(folder.config), config)
+    kept = TrainConfig.read(folder.config)
+    processes = Mesh.from_env().num_ranks if is_rank() else config.run.processes
+    if processes != kept.run.processes:
+        # Those of the run are one number per process, and say nothing of another number of them.
+        given = config.run.stages_per_process
+        config = config.changed(
+            stages_per_process=() if given == kept.run.stages_per_process else given
+        )
+    changed = changed_settings(kept, config)
     if changed:
         raise InputError(
             "A resumed run must keep the settings that decide its numbers",
@@ -111,6 +121,7 @@ def _train(
     if loaders is not None:
         ranks.share("data", DataSummary.of(loaders).to_json())
     data = DataSummary.from_json(ranks.fetch("data"))
+    config, plan = balanced(config, ranks, data, loaders)
     initial = loaders.initial() if loaders is not None else None
     told: list[str] = []
     parts = build_partition(config, data.inputs, data.num_classes, initial, told.append)
@@ -121,7 +132,7 @@ def _train(
     shared = ranks.fetch("folder")
     folder = RunFolder(Path(shared["path"]))
     folder.complete_about(shared["files"])
-    run = _Run(config, data, folder, loaders, stop, told)
+    run = _Run(config, data, folder, loaders, stop, told, plan)
     checkpoints = Checkpoints(
         folder.checkpoints,
         every=config.run.checkpoint_every,
@@ -218,9 +229,10 @@ class _Run:
         loaders: Loaders | None,
         stop: GracefulStop,
         told: Sequence[str],
+        plan: Plan | None,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
-        self.loaders, self.stop, self.told = loaders, stop, told
+        self.loaders, self.stop, self.told, self.plan = loaders, stop, told, plan
         self.clock = Clock()
         self.recorder: Recorder | None = None
 
@@ -272,6 +284,9 @@ class _Run:
         )
         for line in (*data.notes, *self.told, *stages):
             say(line)
+        if self.plan is not None:
+            waits = ", ".join(f"{100 * share:.0f} %" for share in self.plan.wait_shares)
+            say(f"Cut by measurement: processes are expected to wait {waits} of the time")
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
 
@@ -443,9 +458,11 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
     notes = list(data.notes)
+    ranks = OneRank(choose_device(config.run.device))
+    config, _ = balanced(config, ranks, data, loaders)
     parts = build_partition(config, data.inputs, data.num_classes, loaders.initial(), notes.append)
     total_steps = config.optimizer.epochs * len(loaders.train)
-    pipeline = build_pipeline(config, parts, method, total_steps)
+    pipeline = build_pipeline(config, parts, method, total_steps, ranks=ranks)
     report = next(pipeline.steps(loaders.train))
     return {
         "method": config.method.method,

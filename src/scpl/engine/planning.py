@@ -1,0 +1,555 @@
+"""Plan a run by measurement: where to cut a network, and what each rank will have to do.
+
+The network is cut everywhere it could be. Of every unit between two such cuts the forward pass, the
+backward pass and the update are timed, and of every cut what a stage that ends there costs besides:
+its objective with the head, and the engine. A stage costs the sum of its units, and what its end
+costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from statistics import median
+from time import perf_counter
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scpl.engine.batches import Source, pair
+from scpl.engine.build import build_objective
+from scpl.engine.ranks import OneRank, Ranks
+from scpl.engine.stage import OptimizerFactory, Stage, StageOptions
+from scpl.errors import InputError
+from scpl.methods.base import Method, Nothing, Objective
+from scpl.partition import Partition
+from scpl.partition.balance import share_out
+from scpl.partition.cutting import split_everywhere
+from scpl.partition.reading import Features
+from scpl.partition.values import Tree, tensors_of, tree_map
+from scpl.partition.verify import undisturbed
+
+__all__ = ["Costs", "Plan", "PlannedStage", "Unit", "measure", "plan"]
+
+STEPS_OF_A_VISIT = 2
+"""Timed steps of a unit before the next unit's turn; one more warms up."""
+_SMALL = 1e-3
+"""Size of gradients that are made up, where no objective gives any."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Layers between two places where a network could be cut, and what they cost.
+
+    All times are seconds per mini-batch.
+
+    Attributes:
+        layers: Dotted names.
+        parameters: Of these layers.
+        forward: Within a stage.
+        backward: Within a stage: gradients of parameters and of what comes in.
+        forward_first: As the beginning of a stage.
+        backward_first: As the beginning of a stage, which needs no gradient of what comes in.
+        update: By the optimizer, without what a step costs however little there is to update.
+        objective: What a stage that ends here costs besides: head and loss, forward and backward,
+            their update, and the engine.
+        objective_parameters: Of the head.
+        bytes_out: What crosses a cut behind this unit, per mini-batch.
+    """
+
+    layers: tuple[str, ...]
+    parameters: int
+    forward: float
+    backward: float
+    forward_first: float
+    backward_first: float
+    update: float
+    objective: float
+    objective_parameters: int
+    bytes_out: int
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a plan; times are seconds per mini-batch.
+
+    Attributes:
+        layers: Dotted names.
+        parameters: Of these layers.
+        objective_parameters: Of the head.
+        forward: Of the layers.
+        backward: Of the layers.
+        update: Of the layers.
+        objective: Head and loss, their update, and the engine.
+        bytes_out: Handed on per mini-batch; none by the last stage.
+        rank: Who hosts it.
+    """
+
+    layers: tuple[str, ...]
+    parameters: int
+    objective_parameters: int
+    forward: float
+    backward: float
+    update: float
+    objective: float
+    bytes_out: int
+    rank: int
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return self.forward + self.backward + self.update + self.objective
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where to cut a network, who hosts what, and what that is expected to cost.
+
+    ``print(plan)`` shows it as a table.
+
+    Attributes:
+        cuts: The layers that the second and later stages begin with, for `scpl.split`.
+        stages: What each stage will cost.
+        num_samples: Of the mini-batch that was measured.
+    """
+
+    cuts: tuple[str, ...]
+    stages: tuple[PlannedStage, ...]
+    num_samples: int
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Seconds of each stage per mini-batch, for `scpl.split`."""
+        return tuple(stage.seconds for stage in self.stages)
+
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks it is for."""
+        return self.stages[-1].rank + 1
+
+    @property
+    def stages_per_rank(self) -> tuple[int, ...]:
+        """How many consecutive stages each rank hosts, for `scpl.connect`."""
+        owners = [stage.rank for stage in self.stages]
+        return tuple(map(owners.count, range(self.num_ranks)))
+
+    @property
+    def rank_seconds(self) -> tuple[float, ...]:
+        """What each rank computes per mini-batch."""
+        return tuple(
+            sum(stage.seconds for stage in self.stages if stage.rank == rank)
+            for rank in range(self.num_ranks)
+        )
+
+    @property
+    def wait_shares(self) -> tuple[float, ...]:
+        """The share of time that each rank waits for the slowest one, 0 .. 1."""
+        slowest = max(self.rank_seconds)
+        return tuple(1 - seconds / slowest for seconds in self.rank_seconds)
+
+    @property
+    def samples_per_second(self) -> float:
+        """What is trained while the line is full, if links and data keep up."""
+        return self.num_samples / max(self.rank_seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan:
+        """Rebuild from `to_json`."""
+        stages = (
+            PlannedStage(**{**stage, "layers": tuple(stage["layers"])})
+            for stage in values["stages"]
+        )
+        return cls(tuple(values["cuts"]), tuple(stages), values["num_samples"])
+
+    def __str__(self) -> str:
+        head = (
+            "stage", "layers", "parameters", "forward", "backward", "update", "objective", "sum",
+            "hands on", "rank", "rank waits",
+        )  # fmt: skip
+        waits = self.wait_shares
+        rows = [
+            (
+                str(index),
+                " .. ".join(dict.fromkeys((stage.layers[0], stage.layers[-1])))
+                if stage.layers
+                else "-",
+                f"{stage.parameters + stage.objective_parameters:,}",
+                *(
+                    f"{1e3 * seconds:.2f} ms"
+                    for seconds in (
+                        stage.forward, stage.backward, stage.update, stage.objective, stage.seconds
+                    )
+                ),
+                f"{stage.bytes_out / 1e6:.2f} MB" if stage.bytes_out else "-",
+                str(stage.rank),
+                f"{100 * waits[stage.rank]:.0f} %",
+            )
+            for index, stage in enumerate(self.stages)
+        ]  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column == 1 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in (head, *rows)
+        ]
+        ranks = f"{self.num_ranks} ranks" if self.num_ranks > 1 else "one rank"
+        lines.append(f"{self.samples_per_second:,.0f} samples/s on {ranks}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What every part of a network costs, measured once; plans of any shape follow from it.
+
+    Attributes:
+        cuts: All places where it could be cut.
+        units: What lies before, between and behind them: one more.
+        num_samples: Of the mini-batch that was measured.
+    """
+
+    cuts: tuple[str, ...]
+    units: tuple[Unit, ...]
+    num_samples: int
+
+    def plan(self, num_stages: int, num_ranks: int | None = None) -> Plan:
+        """Choose cuts and who hosts which stages, so that the slowest rank is the fastest.
+
+        Args:
+            num_stages: How many stages.
+            num_ranks: How many ranks; default: one for each stage.
+
+        Raises:
+            InputError: if there are too few units or stages.
+        """
+        num_ranks = num_stages if num_ranks is None else num_ranks
+        if not 1 <= num_ranks <= num_stages <= len(self.units):
+            raise InputError(
+                "A plan needs at least one stage for each rank, and at most one for each of the "
+                f"{len(self.units)} units of the network",
+                f"Got {num_stages} stages and {num_ranks} ranks",
+            )
+        size = len(self.units)
+        costs = torch.full((size + 1, size + 1), torch.inf, dtype=torch.float64)
+        for begin in range(size):
+            for end in range(begin + 1, size + 1):
+                costs[begin, end] = self._stage(begin, end, 0).seconds
+        return self._planned(share_out(costs, num_stages, num_ranks))
+
+    def at(self, cuts: Sequence[str], stages_per_rank: Sequence[int] | None = None) -> Plan:
+        """Say what cuts that are given would cost.
+
+        Args:
+            cuts: Layers that later stages begin with.
+            stages_per_rank: How many stages each rank hosts; default: one.
+
+        Raises:
+            InputError: if one of the cuts was not measured.
+        """
+        places = [0]
+        for cut in cuts:
+            inside = [i for i, name in enumerate(self.cuts, 1) if f"{name}.".startswith(f"{cut}.")]
+            if not inside or inside[0] <= places[-1]:
+                raise InputError(
+                    "Cuts must be places that were measured, in their order",
+                    f"Got {cut!r}",
+                    f"They are: {', '.join(self.cuts)}",
+                )
+            places.append(inside[0])
+        waiting = iter(pairwise([*places, len(self.units)]))
+        counts = stages_per_rank or [1] * len(places)
+        return self._planned([[next(waiting) for _ in range(count)] for count in counts])
+
+    def _planned(self, shares: Sequence[Sequence[tuple[int, int]]]) -> Plan:
+        ranges = [(rank, *stage) for rank, stages in enumerate(shares) for stage in stages]
+        return Plan(
+            cuts=tuple(self.cuts[begin - 1] for _, begin, _ in ranges[1:]),
+            stages=tuple(self._stage(begin, end, rank) for rank, begin, end in ranges),
+            num_samples=self.num_samples,
+        )
+
+    def _stage(self, begin: int, end: int, rank: int) -> PlannedStage:
+        first, last, inner = self.units[begin], self.units[end - 1], self.units[begin + 1 : end]
+        units = (first, *inner)
+        return PlannedStage(
+            layers=tuple(name for unit in units for name in unit.layers),
+            parameters=sum(unit.parameters for unit in units),
+            objective_parameters=last.objective_parameters,
+            forward=first.forward_first + sum(unit.forward for unit in inner),
+            backward=first.backward_first + sum(unit.backward for unit in inner),
+            update=sum(unit.update for unit in units),
+            objective=last.objective,
+            bytes_out=last.bytes_out if end < len(self.units) else 0,
+            rank=rank,
+        )
+
+
+def plan(
+    model: nn.Module,
+    method: Method,
+    optimizer: OptimizerFactory,
+    *,
+    num_stages: int,
+    batch: Any,
+    num_ranks: int | None = None,
+    ranks: Ranks | None = None,
+    readout: str | None = None,
+    output: str | int | None = None,
+    features: Features | None = None,
+) -> Plan:
+    """Measure what the parts of a network cost here, and plan its stages by it.
+
+    Use it as ``scpl.split(model, plan.cuts, costs=plan.costs, example=...)``. Times differ from
+    call to call: with several ranks the first one measures, and all get its plan.
+
+    Args:
+        model: The network; it is left as it was.
+        method: Which objective each stage gets.
+        optimizer: Builds one stage's optimizer from its parameters.
+        num_stages: How many stages.
+        batch: A mini-batch of full size, as a loader yields it: ``(inputs, target)``, or a mapping
+            with labels.
+        num_ranks: How many ranks to plan for; default: those of `ranks`, else one for each stage.
+        ranks: This rank and the others, from `scpl.connect`; all must call. Default: this process
+            alone, on the device of the network's parameters.
+        readout: As for `scpl.split`, like the arguments that follow.
+        output: Which output holds the logits.
+        features: How objectives read what a stage hands on.
+
+    Raises:
+        PartitionError: if the network cannot be cut.
+        InputError: if there are more ranks than stages.
+    """
+    if num_ranks is None and ranks is not None and ranks.mesh.num_ranks > 1:
+        num_ranks = ranks.mesh.num_ranks
+    if ranks is None:
+        ranks = OneRank(next((p.device for p in model.parameters()), torch.device("cpu")))
+    if ranks.mesh.is_first:
+        costs = measure(
+            model, method, StageOptions(optimizer), num_stages=num_stages, batch=batch,
+            device=ranks.device, readout=readout, output=output, features=features,
+        )  # fmt: skip
+        ranks.share("plan", costs.plan(num_stages, num_ranks).to_json())
+    return Plan.from_json(ranks.fetch("plan"))
+
+
+def measure(
+    model: nn.Module,
+    method: Method,
+    options: StageOptions,
+    *,
+    num_stages: int,
+    batch: Any,
+    device: torch.device,
+    readout: str | None = None,
+    output: str | int | None = None,
+    features: Features | None = None,
+    seed: int = 0,
+    repeats: int = 5,
+) -> Costs:
+    """Time every unit of a network in turns; medians count.
+
+    Only one unit at a time is on the device with its optimizer, so a network that is too large for
+    the device can be measured on it.
+
+    Args:
+        model: The network; it is left as it was.
+        method: Which objective each stage gets.
+        options: How stages learn.
+        num_stages: How many must be possible.
+        batch: A mini-batch of full size.
+        device: Where to measure.
+        readout: As for `scpl.split`.
+        output: As for `scpl.split`.
+        features: As for `scpl.split`.
+        seed: Seed of the objectives' parameters.
+        repeats: How often each unit has its turn.
+
+    Raises:
+        PartitionError: if the network cannot be cut.
+    """
+    inputs, target = pair(batch)
+    parts = split_everywhere(
+        model, num_stages=num_stages, readout=readout, output=output, features=features,
+        example=inputs,
+    )  # fmt: skip
+    home = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
+    message = Source(parts.num_outputs, device, parts.form).to_train(1, (inputs, target))
+    objectives = [build_objective(parts, method, i, seed) for i in range(parts.num_stages)]
+    timers = [
+        _Timer(parts, index, objective, options, device)
+        for index, objective in enumerate(objectives)
+    ]
+    with undisturbed(parts.model):
+        for _ in range(repeats):
+            values, carry = message.features, None
+            for timer in timers:
+                values, carry = timer.visit(values, message.target, carry)
+        parts.readout.to(home)
+    return Costs(parts.cuts, tuple(timer.unit() for timer in timers), len(target))
+
+
+@dataclass
+class _Seconds:
+    """Seconds of each step that was timed."""
+
+    forward: list[float] = field(default_factory=list)
+    backward: list[float] = field(default_factory=list)
+    update: list[float] = field(default_factory=list)
+
+    def add(self, step: tuple[float, float, float]) -> None:
+        """Keep what a step took."""
+        for kept, seconds in zip((self.forward, self.backward, self.update), step, strict=True):
+            kept.append(seconds)
+
+
+@final
+class _Timer:
+    """Times one unit of a network, within a stage and as its beginning, and what an end costs."""
+
+    def __init__(
+        self,
+        parts: Partition,
+        index: int,
+        objective: Objective,
+        options: StageOptions,
+        device: torch.device,
+    ) -> None:
+        self._body, self._layers = parts.bodies[index], parts.names[index]
+        self._parameters = [p for p in self._body.parameters() if p.requires_grad]
+        self._options, self._device = options, device
+        self._follows = index > 0
+        # What a stage does besides its layers is what a stage without layers does.
+        self._end = Stage(index, nn.Identity(), (), objective, options, seed=0, device=device)
+        self._almost_nothing = nn.Parameter(torch.zeros(1, device=device))
+        self._within, self._begins = _Seconds(), _Seconds()
+        self._steps: list[float] = []
+        self._objective: list[float] = []
+        self._bytes_out = 0
+
+    def visit(self, values: Tree, target: Tensor, carry: Tree) -> tuple[Tree, Tree]:
+        """Time a few steps of each kind.
+
+        Args:
+            values: What the unit before returned.
+            target: Class indices ``[N]``.
+            carry: What the objective before handed on.
+
+        Returns:
+            What this unit returns, and what its objective hands on.
+        """
+        home = next((p.device for p in self._body.parameters()), self._device)
+        self._body.to(self._device).train()
+        optimizer = self._options.optimizer(self._parameters) if self._parameters else None
+        small = self._options.optimizer([self._almost_nothing])
+        with self._end.random.active():
+            with torch.no_grad(), self._end.autocast():
+                outputs = self._body(tree_map(Tensor.clone, values))
+            self._bytes_out = sum(t.numel() * t.element_size() for t in tensors_of(outputs))
+            for step in range(STEPS_OF_A_VISIT + 1):
+                seconds, gradients, onward = self._time_end(outputs, target, carry)
+                first = self._time_body(
+                    tree_map(lambda t: t.contiguous(), values), gradients, optimizer
+                )
+                within = (
+                    self._time_body(values, gradients, optimizer, attached=True)
+                    if self._follows
+                    else first
+                )
+                self._almost_nothing.grad = torch.zeros_like(self._almost_nothing)
+                step_itself = self._time_update(small, [self._almost_nothing])
+                if step > 0:
+                    self._objective.append(seconds)
+                    self._steps.append(step_itself)
+                    self._begins.add(first)
+                    self._within.add(within)
+        self._body.to(home)
+        return outputs, onward
+
+    def unit(self) -> Unit:
+        """Sum up what was measured."""
+        # A stage has one optimizer; its step is counted at the end of the stage, with the head.
+        update = median([*self._begins.update, *self._within.update]) - median(self._steps)
+        return Unit(
+            layers=self._layers,
+            parameters=sum(p.numel() for p in self._body.parameters()),
+            forward=median(self._within.forward),
+            backward=median(self._within.backward),
+            forward_first=median(self._begins.forward),
+            backward_first=median(self._begins.backward),
+            update=max(update, 0.0),
+            objective=median(self._objective),
+            objective_parameters=sum(p.numel() for p in self._end.objective.parameters()),
+            bytes_out=self._bytes_out,
+        )
+
+    def _time_end(
+        self, outputs: Tree, target: Tensor, carry: Tree
+    ) -> tuple[float, list[Tensor], Tree]:
+        """Time the objective; returns the gradients of what the unit returns, too."""
+        leaves = tree_map(_leaf, outputs)
+        attached = tree_map(Tensor.clone, leaves)
+        end = self._end
+        begin = self._now()
+        with end.naming_errors(attached, 0):
+            end.forward(attached)
+            onward = end.hand_on(target, carry)
+            if not isinstance(end.objective, Nothing):
+                end.learn(target, carry, 0)
+        seconds = self._now() - begin
+        gradients = [
+            leaf.grad if leaf.grad is not None else torch.randn_like(leaf) * _SMALL
+            for leaf in tensors_of(leaves)
+            if leaf.requires_grad
+        ]
+        return seconds, gradients, onward
+
+    def _time_body(
+        self,
+        values: Tree,
+        gradients: Sequence[Tensor],
+        optimizer: Optimizer | None,
+        *,
+        attached: bool = False,
+    ) -> tuple[float, float, float]:
+        """Time one step of the layers; `attached` to layers before them that learn, too."""
+        # Copies, because a first layer may work in place, which a leaf must not bear.
+        inputs = tree_map(Tensor.clone, tree_map(_leaf, values) if attached else values)
+        begin = self._now()
+        with self._end.autocast():
+            outputs = self._body(inputs)
+        forwarded = self._now()
+        floating = [t for t in tensors_of(outputs) if t.is_floating_point()]
+        pairs = [(t, g) for t, g in zip(floating, gradients, strict=True) if t.requires_grad]
+        prepared = self._now()
+        if pairs:
+            torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+        learned = self._now()
+        updated = self._time_update(optimizer, self._parameters) if optimizer and pairs else 0.0
+        return forwarded - begin, learned - prepared, updated
+
+    def _time_update(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> float:
+        begin = self._now()
+        if self._options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self._options.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return self._now() - begin
+
+    def _now(self) -> float:
+        """The moment at which everything that was launched is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return perf_counter()
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point())
