@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scpl.engine.checkpoint import Checkpoints
+    from scpl.engine.parameters import StageParameters
+    from scpl.engine.precision import Precision
     from scpl.engine.ranks import connect
     from scpl.engine.scores import Evaluation, Scores
     from scpl.engine.worker import Report
@@ -32,6 +34,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Checkpoints": "scpl.engine.checkpoint",
+    "Precision": "scpl.engine.precision",
+    "StageParameters": "scpl.engine.parameters",
     "connect": "scpl.engine.ranks",
     "DASCPL": "scpl.methods",
     "DGL": "scpl.methods",
@@ -65,9 +69,11 @@ __all__ = [
     "Objective",
     "Partition",
     "Pipeline",
+    "Precision",
     "PredSim",
     "Report",
     "Scores",
+    "StageParameters",
     "connect",
     "split",
 ]
