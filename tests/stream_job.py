@@ -70,6 +70,7 @@ CASES = {
     "vgg-uneven": (vgg, ["1", "2", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-partial": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-al": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
+    "vgg-mixed": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-predsim": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
@@ -94,6 +95,18 @@ METHODS = {
 """By case, or by its first word."""
 
 
+def learning(case):
+    """The optimizer of a case and its precision; `vgg-mixed` has everything at once."""
+    if case != "vgg-mixed":
+        return lambda params: torch.optim.Adam(params, lr=1e-3), torch.float32
+
+    def optimizer(params):
+        rate = 1e-3 * (params.stage + 1)
+        return torch.optim.AdamW(params.groups(weight_decay=0.1), lr=rate, fused=True)
+
+    return optimizer, scpl.Precision(torch.float16, send_as=torch.bfloat16)
+
+
 class Slow(nn.Module):
     def forward(self, features):
         time.sleep(0.02 if self.training else 0.1)
@@ -110,6 +123,8 @@ def build(case, slow):
     if slow:
         layers = list(model)
         model = nn.Sequential(*layers[:-1], Slow(), layers[-1])
+    if case == "vgg-mixed":
+        model[:3].requires_grad_(False)
     parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
     return parts, batches
 
@@ -140,12 +155,14 @@ def main():
     mesh = ranks.mesh
     parts, batches = build(options.case, options.slow)
     method = METHODS.get(options.case) or METHODS[options.case.partition("-")[0]]
+    optimizer, precision = learning(options.case)
     pipeline = scpl.Pipeline(
         parts,
         method,
-        lambda params: torch.optim.Adam(params, lr=1e-3),
+        optimizer,
         scheduler=lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 30),
         clip_norm=1.0,
+        precision=precision,
         checkpoints=scpl.Checkpoints(options.out / "checkpoints", keep=9),
         ranks=ranks,
     )
@@ -184,6 +201,7 @@ def main():
             "evaluations": [vars(result) for result in results],
             "exported": exported,
             "memory": memory,
+            "bytes": pipeline.bytes_per_step,
             "wait": pipeline.timeline.wait_share(),
             "events": pipeline.timeline.events(),
         },

@@ -17,9 +17,11 @@ from scpl.app.environment import choose_device
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import Inputs, Loaders
 from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.parameters import StageParameters
+from scpl.engine.precision import Precision
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import OneRank, Ranks, connect
-from scpl.errors import InputError
+from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
@@ -80,16 +82,33 @@ def build_partition(
         initial: What to begin with instead of drawn weights, on the rank that has the data.
 
     Raises:
-        InputError: for an unknown network, or cuts that do not fit it (PartitionError).
+        InputError: for an unknown network or layer, or cuts that do not fit it (PartitionError).
     """
     with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
         model = inputs.build(config.network.model, num_classes, **(initial or {}))
+    freeze(model, config.network.freeze)
     network = laid_out(model, choose_device(config.run.device))
     example, readout = inputs.example(), models.readout(config.network.model)
     if config.network.cuts:
         return split(network, before=config.network.cuts, readout=readout, example=example)
     stages = config.network.num_stages
     return split(network, num_stages=stages, readout=readout, example=example)
+
+
+def freeze(network: nn.Module, names: Iterable[str]) -> None:
+    """Let layers or single weights keep their values.
+
+    Raises:
+        InputError: for a name that the network does not have, or that holds no weights.
+    """
+    weights = dict(network.named_parameters())
+    for name in names:
+        chosen = [w for key, w in weights.items() if key == name or key.startswith(f"{name}.")]
+        if not chosen:
+            known = [key for key, layer in network.named_modules() if any(layer.parameters())]
+            raise unknown_name("--freeze", name, [key for key in known if key])
+        for weight in chosen:
+            weight.requires_grad_(False)
 
 
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
@@ -145,21 +164,28 @@ def build_pipeline(
     """Build the pipeline: optimizers, schedules, stages."""
     chosen = config.optimizer
 
-    def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        lr, decay = config.learning_rate, chosen.weight_decay
+    def optimizer(parameters: StageParameters) -> Optimizer:
+        factor = chosen.lr_factors[parameters.stage] if chosen.lr_factors else 1.0
+        lr, decay = factor * config.learning_rate, chosen.weight_decay
+        trained = parameters.groups(decay) if chosen.exempt_norms else parameters
         if chosen.optimizer == "sgd":
-            return SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
+            return SGD(trained, lr=lr, momentum=0.9, weight_decay=decay)
         kind = Adam if chosen.optimizer == "adam" else AdamW
         # Fused: one pass over a parameter's memory instead of about ten. SGD has few, and loses.
-        return kind(parameters, lr=lr, weight_decay=decay, fused=True)
+        return kind(trained, lr=lr, weight_decay=decay, fused=True)
 
+    def scheduler(optimizer: Optimizer) -> LRScheduler:
+        factor = optimizer.param_groups[0]["lr"] / config.learning_rate
+        return schedule(optimizer, total_steps, chosen.warmup, factor * chosen.end_lr)
+
+    send_as = None if chosen.send_as == "unchanged" else getattr(torch, chosen.send_as)
     return Pipeline(
-        parts,
+        parts.compiled() if chosen.compile else parts,
         method,
         optimizer,
-        scheduler=lambda opt: schedule(opt, total_steps, chosen.warmup, chosen.end_lr),
+        scheduler=scheduler,
         clip_norm=chosen.clip_norm,
-        precision=getattr(torch, chosen.precision),
+        precision=Precision(getattr(torch, chosen.precision), send_as),
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),

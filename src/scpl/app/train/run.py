@@ -48,7 +48,9 @@ def resumed_config(config: TrainConfig, run: Path) -> TrainConfig:
         InputError: if a flag would change the numbers of the run.
     """
     folder = RunFolder.open(run)
-    changed = changed_settings(TrainConfig.read(folder.config), config)
+    before = TrainConfig.read(folder.config)
+    config.check_together(before)
+    changed = changed_settings(before, config)
     if changed:
         raise InputError(
             "A resumed run must keep the settings that decide its numbers",
