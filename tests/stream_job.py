@@ -71,6 +71,8 @@ CASES = {
     "vgg-partial": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-al": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-mixed": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-half": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-rounded": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-predsim": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
@@ -96,15 +98,20 @@ METHODS = {
 
 
 def learning(case):
-    """The optimizer of a case and its precision; `vgg-mixed` has everything at once."""
-    if case != "vgg-mixed":
-        return lambda params: torch.optim.Adam(params, lr=1e-3), torch.float32
+    """The optimizer of a case and its precision."""
 
-    def optimizer(params):
+    def grouped(params):
         rate = 1e-3 * (params.stage + 1)
         return torch.optim.AdamW(params.groups(weight_decay=0.1), lr=rate, fused=True)
 
-    return optimizer, scpl.Precision(torch.float16, send_as=torch.bfloat16)
+    optimizer = grouped if case in ("vgg-half", "vgg-mixed") else adam
+    send_as = torch.bfloat16 if case in ("vgg-rounded", "vgg-mixed") else None
+    compute = torch.float16 if case == "vgg-half" else torch.float32
+    return optimizer, scpl.Precision(compute, send_as)
+
+
+def adam(params):
+    return torch.optim.Adam(params, lr=1e-3)
 
 
 class Slow(nn.Module):

@@ -77,7 +77,8 @@ def alone(tmp_path_factory):
         ("vgg-al", 2),
         ("vgg-al", 4),
         ("vgg-views", 2),
-        ("vgg-mixed", 2),
+        ("vgg-rounded", 2),
+        ("vgg-half", 3),
         ("vgg-mixed", 4),
         ("transformer", 2),
         ("transformer", 3),
@@ -107,7 +108,13 @@ def test_any_number_of_ranks_gives_the_same_bits(tmp_path, alone, case, num_rank
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "before", "after"),
-    [("transformer", 2, 4), ("transformer", 4, 1), ("transformer", 1, 3), ("vgg-mixed", 1, 2)],
+    [
+        ("transformer", 2, 4),
+        ("transformer", 4, 1),
+        ("transformer", 1, 3),
+        ("vgg-mixed", 1, 2),
+        ("vgg-half", 2, 1),
+    ],
 )
 def test_resuming_on_another_number_of_ranks_gives_the_same_bits(
     tmp_path, alone, case, before, after
@@ -129,8 +136,8 @@ def test_resuming_on_another_number_of_ranks_gives_the_same_bits(
 
 def test_handing_on_as_bfloat16_sends_half(tmp_path):
     """Two stages per rank: 12 maps of 8 x 4 x 4 cross the cut, in two bytes instead of four."""
-    (plain, _), (mixed, _) = (train(tmp_path, 2, case) for case in ("vgg", "vgg-mixed"))
-    assert plain["bytes"] - mixed["bytes"] == 12 * 8 * 4 * 4 * 2
+    (plain, _), (rounded, _) = (train(tmp_path, 2, case) for case in ("vgg", "vgg-rounded"))
+    assert plain["bytes"] - rounded["bytes"] == 12 * 8 * 4 * 4 * 2
 
 
 @pytest.fixture(scope="module")

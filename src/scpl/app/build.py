@@ -105,8 +105,8 @@ def freeze(network: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         chosen = [w for key, w in weights.items() if key == name or key.startswith(f"{name}.")]
         if not chosen:
-            known = [key for key, layer in network.named_modules() if any(layer.parameters())]
-            raise unknown_name("--freeze", name, [key for key in known if key])
+            layers = {key.rpartition(".")[0] for key in weights}
+            raise unknown_name("--freeze", name, sorted(layers - {""}))
         for weight in chosen:
             weight.requires_grad_(False)
 
@@ -179,8 +179,8 @@ def build_pipeline(
         return schedule(optimizer, total_steps, chosen.warmup, factor * chosen.end_lr)
 
     send_as = None if chosen.send_as == "unchanged" else getattr(torch, chosen.send_as)
-    return Pipeline(
-        parts.compiled() if chosen.compile else parts,
+    pipeline = Pipeline(
+        parts,
         method,
         optimizer,
         scheduler=scheduler,
@@ -190,3 +190,6 @@ def build_pipeline(
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),
     )
+    if chosen.compile:
+        pipeline.parts.compiled()  # as they are trained: end-to-end methods join the stages
+    return pipeline

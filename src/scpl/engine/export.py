@@ -13,8 +13,7 @@ from scpl.engine.build import build_objective
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import Stage
 from scpl.errors import InputError
-from scpl.losses.projections import precise
-from scpl.methods.base import Method, Objective
+from scpl.methods.base import Method, Objective, precise
 from scpl.partition import Partition
 from scpl.partition.values import Tree, tree_map
 

@@ -20,8 +20,7 @@ from scpl.engine.parameters import StageParameters
 from scpl.engine.precision import Precision, narrowed, widened
 from scpl.engine.randomness import RandomState
 from scpl.errors import CheckpointError, InputError, NonFiniteError, ScplError, StageError
-from scpl.losses.projections import precise
-from scpl.methods.base import Objective
+from scpl.methods.base import Objective, precise
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
 __all__ = [

@@ -27,6 +27,7 @@ __all__ = [
     "Objective",
     "Site",
     "Sum",
+    "precise",
 ]
 
 Answer = TypeVar("Answer")

@@ -28,8 +28,7 @@ from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
 from scpl.errors import LinkError, ScplError
-from scpl.losses.projections import precise
-from scpl.methods.base import CrossEntropy
+from scpl.methods.base import CrossEntropy, precise
 from scpl.partition.values import tree_map
 from scpl.seeding import derive_seed
 

@@ -27,9 +27,8 @@ from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import Trainer
 from scpl.errors import InputError, LinkError, StageError
-from scpl.losses.projections import precise
 from scpl.methods import CutBackpropagation
-from scpl.methods.base import CrossEntropy
+from scpl.methods.base import CrossEntropy, precise
 from scpl.partition.values import TensorSpec, Tree, tensors_of
 
 __all__ = ["RankModule", "RecordedStage", "ScheduleTrainer", "fits", "micro_batches"]
