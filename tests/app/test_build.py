@@ -78,12 +78,12 @@ class TestLearning:
             assert decays == {True: 0.1, False: 0.0}
 
     def test_frozen_layers_keep_their_weights(self):
-        pipeline, batches = small(freeze=("1",))
+        pipeline, batches = small(freeze=("layer1",))
         before = {key: value.clone() for key, value in pipeline.parts.model.state_dict().items()}
         pipeline.train(batches)
         after = pipeline.parts.model.state_dict()
         same = {key for key, value in before.items() if torch.equal(value, after[key])}
-        assert same == {"1.weight", "1.bias"}
+        assert same == {"layer1.0.weight", "layer1.0.bias"}
 
     def test_an_unknown_layer_is_answered_with_the_known_ones(self):
         with pytest.raises(InputError, match="--freeze must be one of: "):
