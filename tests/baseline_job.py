@@ -44,6 +44,8 @@ def task(options):
 def train(out, name, ranks, options):
     """Two epochs with plain SGD, so that weights show gradients."""
     model, cuts, batches = task(options)
+    for layer in options.frozen:
+        model.get_submodule(layer).requires_grad_(False)
     parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
     kind = METHODS[name]
     sliced = issubclass(kind, MicroBatched) and name != "bp-cut"
@@ -88,6 +90,7 @@ def main():
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--clip", action="store_true")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--frozen", type=lambda names: names.split(","), default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
     ranks = connect(timeout=20.0)

@@ -70,6 +70,9 @@ CASES = {
     "vgg-uneven": (vgg, ["1", "2", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-partial": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-al": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
+    "vgg-mixed": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-half": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-rounded": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-predsim": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
@@ -94,6 +97,23 @@ METHODS = {
 """By case, or by its first word."""
 
 
+def learning(case):
+    """The optimizer of a case and its precision."""
+
+    def grouped(params):
+        rate = 1e-3 * (params.stage + 1)
+        return torch.optim.AdamW(params.groups(weight_decay=0.1), lr=rate, fused=True)
+
+    optimizer = grouped if case in ("vgg-half", "vgg-mixed") else adam
+    send_as = torch.bfloat16 if case in ("vgg-rounded", "vgg-mixed") else None
+    compute = torch.float16 if case == "vgg-half" else torch.float32
+    return optimizer, scpl.Precision(compute, send_as)
+
+
+def adam(params):
+    return torch.optim.Adam(params, lr=1e-3)
+
+
 class Slow(nn.Module):
     def forward(self, features):
         time.sleep(0.02 if self.training else 0.1)
@@ -110,6 +130,8 @@ def build(case, slow):
     if slow:
         layers = list(model)
         model = nn.Sequential(*layers[:-1], Slow(), layers[-1])
+    if case == "vgg-mixed":
+        model[:3].requires_grad_(False)
     parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
     return parts, batches
 
@@ -140,12 +162,14 @@ def main():
     mesh = ranks.mesh
     parts, batches = build(options.case, options.slow)
     method = METHODS.get(options.case) or METHODS[options.case.partition("-")[0]]
+    optimizer, precision = learning(options.case)
     pipeline = scpl.Pipeline(
         parts,
         method,
-        lambda params: torch.optim.Adam(params, lr=1e-3),
+        optimizer,
         scheduler=lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 30),
         clip_norm=1.0,
+        precision=precision,
         checkpoints=scpl.Checkpoints(options.out / "checkpoints", keep=9),
         ranks=ranks,
     )
@@ -184,6 +208,7 @@ def main():
             "evaluations": [vars(result) for result in results],
             "exported": exported,
             "memory": memory,
+            "bytes": pipeline.bytes_per_step,
             "wait": pipeline.timeline.wait_share(),
             "events": pipeline.timeline.events(),
         },

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scpl.engine.checkpoint import Checkpoints
+    from scpl.engine.parameters import StageParameters
     from scpl.engine.planning import Plan, plan
+    from scpl.engine.precision import Precision
     from scpl.engine.ranks import connect
     from scpl.engine.scores import Evaluation, Scores
     from scpl.engine.worker import Report
@@ -33,6 +35,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Checkpoints": "scpl.engine.checkpoint",
+    "Precision": "scpl.engine.precision",
+    "StageParameters": "scpl.engine.parameters",
     "connect": "scpl.engine.ranks",
     "Plan": "scpl.engine.planning",
     "plan": "scpl.engine.planning",
@@ -69,9 +73,11 @@ __all__ = [
     "Partition",
     "Pipeline",
     "Plan",
+    "Precision",
     "PredSim",
     "Report",
     "Scores",
+    "StageParameters",
     "connect",
     "plan",
     "split",

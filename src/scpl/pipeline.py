@@ -17,6 +17,7 @@ from scpl.engine.channel import open_channels
 from scpl.engine.checkpoint import Checkpoints, CheckpointWriter, recover
 from scpl.engine.export import ExitNetwork, export_exits, export_network, has_exits
 from scpl.engine.messages import CheckpointMark, EpochEnds, EvaluationBegins, EvaluationEnds
+from scpl.engine.precision import Precision
 from scpl.engine.ranks import Ranks, connect
 from scpl.engine.scores import Scores
 from scpl.engine.stage import OptimizerFactory, SchedulerFactory, StageOptions
@@ -44,10 +45,12 @@ class Pipeline:
     Args:
         parts: The network, cut by `scpl.split`. It says the number of classes.
         method: Which objective each stage gets.
-        optimizer: Builds one stage's optimizer from its parameters.
+        optimizer: Builds one stage's optimizer from the parameters that it trains, a list that also
+            knows its ``stage``, their ``names`` and how to make ``groups`` (`StageParameters`).
         scheduler: Builds the schedule of one stage's optimizer; stepped once per mini-batch.
         clip_norm: Clip the gradient norm of every stage to this.
-        precision: ``torch.bfloat16`` computes forward passes in mixed precision.
+        precision: ``torch.bfloat16`` or ``torch.float16`` compute forward passes in mixed
+            precision; a `Precision` also says in which type values go on to the next stage.
         seed: Seed of the objectives' parameters and of every stage's random state.
         checkpoints: Where checkpoints go, and when they are made; a folder, or `Checkpoints`.
         ranks: The other ranks and this one's device, from `scpl.connect`. Default: the ranks of the
@@ -71,7 +74,7 @@ class Pipeline:
         *,
         scheduler: SchedulerFactory | None = None,
         clip_norm: float | None = None,
-        precision: torch.dtype = torch.float32,
+        precision: torch.dtype | Precision = torch.float32,
         seed: int = 0,
         checkpoints: Checkpoints | Path | str | None = None,
         ranks: Ranks | None = None,
@@ -81,7 +84,7 @@ class Pipeline:
         self._owns_ranks = ranks is None
         self.ranks = ranks or connect(_device_of(parts.model))
         self.mesh, self.device = self.ranks.mesh, self.ranks.device
-        options = StageOptions(optimizer, scheduler, clip_norm, precision)
+        options = StageOptions(optimizer, scheduler, clip_norm, Precision.of(precision))
         hosted, self._owners = assign(method, self.mesh, self.parts)
         self.stages = build_stages(
             self.parts, method, options, hosted, seed=seed, device=self.device
@@ -163,8 +166,8 @@ class Pipeline:
                 by the first rank.
 
         Returns:
-            On the last rank (or the only one) the logits ``[N, C]`` of all samples, float32, on
-            the CPU; None elsewhere.
+            On the last rank (or the only one) the logits ``[N, C]`` of all samples, at least
+            float32, on the CPU; None elsewhere.
         """
         batches = [inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs
         self._infer(((batch, None) for batch in batches), keep_logits=True)

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from scpl.app.bench.bench import synthetic_data
-from scpl.app.build import build_partition, laid_out
+from scpl.app.bench.bench import synthetic_batches, synthetic_data
+from scpl.app.build import build_method, build_partition, build_pipeline, laid_out
 from scpl.app.config import TrainConfig
+from scpl.errors import InputError
 
 LAST = torch.channels_last
 
@@ -40,3 +41,56 @@ def test_without_cuts_no_stage_is_much_larger_than_it_must_be(model, largest):
     parts = build_partition(config, data.inputs, data.num_classes)
     assert parts.num_stages == 4
     assert max(parts.costs) < largest * sum(parts.costs)
+
+
+def small(**settings):
+    """A pipeline of two stages, and mini-batches for it."""
+    config = TrainConfig.of(model="mlp", stages=2, batch_size=20, device="cpu", **settings)
+    data = synthetic_data(config)
+    parts = build_partition(config, data.inputs, data.num_classes)
+    method = build_method(config.method, config.rows)
+    return build_pipeline(config, parts, method, 100), list(synthetic_batches(config, data))
+
+
+class TestLearning:
+    def test_factors_scale_the_whole_schedule(self):
+        pipeline, _ = small(lr=0.1, end_lr=0.01, warmup=0.0, lr_factors=(0.5, 2.0))
+        rates = [stage.optimizer.param_groups[0]["lr"] for stage in pipeline.stages]
+        assert rates == pytest.approx([0.05, 0.2])
+        for stage in pipeline.stages:
+            for _ in range(100):
+                stage.optimizer.step()
+                stage.scheduler.step()
+        rates = [stage.optimizer.param_groups[0]["lr"] for stage in pipeline.stages]
+        assert rates == pytest.approx([0.005, 0.02])
+
+    def test_decay_is_kept_off_norms_on_request(self):
+        everything, _ = small(weight_decay=0.1)
+        exempt, _ = small(weight_decay=0.1, exempt_norms=True)
+        for stage in everything.stages:
+            assert [group["weight_decay"] for group in stage.optimizer.param_groups] == [0.1]
+        for stage in exempt.stages:
+            decays = {
+                parameter.ndim > 1: group["weight_decay"]
+                for group in stage.optimizer.param_groups
+                for parameter in group["params"]
+            }
+            assert decays == {True: 0.1, False: 0.0}
+
+    def test_frozen_layers_keep_their_weights(self):
+        pipeline, batches = small(freeze=("layer1",))
+        before = {key: value.clone() for key, value in pipeline.parts.model.state_dict().items()}
+        pipeline.train(batches)
+        after = pipeline.parts.model.state_dict()
+        same = {key for key, value in before.items() if torch.equal(value, after[key])}
+        assert same == {"layer1.0.weight", "layer1.0.bias"}
+
+    def test_an_unknown_layer_is_answered_with_the_known_ones(self):
+        with pytest.raises(InputError, match="--freeze must be one of: "):
+            small(freeze=("encoder",))
+
+    def test_types_reach_the_stages(self):
+        half, _ = small(precision="float16")
+        assert half.stages[0].scaler is not None
+        pipeline, batches = small(send_as="bfloat16")
+        assert pipeline.stages[0].forward(batches[0][0])["values"].dtype == torch.bfloat16

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from cli_runs import TINY, refused, scpl, train
+from scpl.app.bench.bench import config_for
 from scpl.app.build import build_method
 from scpl.app.config import (
     CompareConfig,
@@ -306,3 +307,48 @@ def test_messages_of_the_library_name_flags_in_the_app():
     assert in_flags("`num_micro_batches` and `end_lr`, not `scpl ls` or `nothing`") == (
         "--micro-batches and --end-lr, not `scpl ls` or `nothing`"
     )
+
+
+class TestTraining:
+    """Flags of how stages learn."""
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"timeout": 5.0}, "--timeout 5 for one process"),
+            ({"max_restarts": 2, "timeout": 5.0}, "--timeout 5 and --max-restarts 2"),
+            ({"exempt_norms": True}, "--weight-decay above 0"),
+            ({"lr_factors": (1.0, 0.5)}, "every one of the 4 stages"),
+            ({"lr_factors": (1.0, 1.0, 0.0, 1.0)}, "a number above 0"),
+            ({"lr_factors": (1.0,) * 4, "method": "bp"}, "Got bp, which train"),
+            ({"send_as": "bfloat16", "method": "gpipe"}, "--send-as bfloat16 for gpipe"),
+        ],
+    )
+    def test_what_has_no_effect_is_refused(self, settings, message):
+        """`--timeout` and `--max-restarts` once were ignored with one process."""
+        with pytest.raises(InputError, match=re.escape(message)):
+            TrainConfig.of(**settings).check()
+
+    def test_what_has_one_is_taken(self, monkeypatch):
+        several = {"timeout": 5.0, "max_restarts": 2}
+        TrainConfig.of(**several, processes=2).check()
+        TrainConfig.of(lr_factors=(1.0, 0.5), stages=2, method="gpipe").check()
+        TrainConfig.of(send_as="bfloat16").check(["bp", "scpl"])
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        TrainConfig.of(**several).check()
+
+    def test_one_process_of_a_comparison_goes_without(self):
+        base = TrainConfig.of(timeout=5.0, max_restarts=2, processes=2, send_as="bfloat16")
+        assert config_for(base, "scpl").run.timeout == 5.0
+        config_for(base, "bp").check()
+
+    def test_a_run_of_two_processes_may_go_on_with_one(self):
+        before = TrainConfig.of(timeout=5.0, processes=2)
+        config = before.changed(processes=1)
+        config.check_together(before)
+        with pytest.raises(InputError, match="--timeout 7 for one process"):
+            config.changed(timeout=7.0).check_together(before)
+
+    def test_factors_may_be_whole_numbers_in_a_recipe(self):
+        config = TrainConfig.from_dict({"lr-factors": [1, 0.5]}, "x")
+        assert config.optimizer.lr_factors == (1.0, 0.5)

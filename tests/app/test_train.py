@@ -91,6 +91,14 @@ class TestSameNumbers:
 
 
 class TestFiles:
+    def test_the_rate_that_is_logged_is_the_one_before_factors(self, tmp_path):
+        """The last rank logs; whichever its stages are, all have one schedule."""
+        assert train("--lr-factors", 0.5, 1, 2, 3, "--out", tmp_path / "run").status == 0
+        assert train("--out", tmp_path / "plain").status == 0
+        rows = [result(tmp_path / name)["metrics"][0] for name in ("run", "plain")]
+        assert float(rows[0]["lr"]) == pytest.approx(float(rows[1]["lr"]))
+        assert rows[0]["train_loss_stage0"] != rows[1]["train_loss_stage0"]
+
     def test_the_configuration_says_nothing_of_how_the_run_was_shown(self, whole):
         run = TrainConfig.read(whole / "config.toml").run
         assert not any((run.quiet, run.json, run.force, run.out, run.resume))

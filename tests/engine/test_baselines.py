@@ -69,6 +69,17 @@ def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["0", "0,2,3", "6,9"])
+def test_frozen_layers_are_left_alone(tmp_path, frozen):
+    """Nothing needs the gradient that comes back to a first rank whose layers are all frozen."""
+    arguments = ["--frozen", frozen]
+    expected = train(tmp_path / "alone", 1, "bp", *arguments)[0]["bp"]
+    ranks = train(tmp_path / "two", 2, *SEVERAL, *arguments)
+    for method in SEVERAL:
+        assert_same_gradients(expected, ranks, method)
+
+
+@pytest.mark.slow
 def test_texts_of_different_lengths_give_the_same_gradients(tmp_path):
     """Masks are sliced, sent and given gradients' company; batches differ in length, too."""
     expected = train(tmp_path / "alone", 1, "bp", "--text")[0]["bp"]

@@ -37,7 +37,9 @@ def make(objective=None, *, body=None, names=("conv", "act"), optimizer=adam, **
         objective = Contrastive(seeded_layers(Linear(3)((5,))))
     if isinstance(body, nn.Sequential):
         body = ChainBody(list(zip(names, body, strict=True)))
-    return Stage(2, body, names, objective, StageOptions(optimizer, **options), seed=3, device=CPU)
+    return Stage(
+        2, body, names, objective, StageOptions(optimizer, **options), keys={}, seed=3, device=CPU
+    )
 
 
 def learn(stage, steps=1, features=FEATURES):
@@ -325,7 +327,14 @@ def test_a_stage_frozen_since_the_checkpoint_is_refused_and_changes_nothing():
     for p in stage.parameters[:2]:
         p.requires_grad_(False)
     frozen = Stage(
-        2, stage.body, ("conv", "act"), stage.objective, StageOptions(adam), seed=1, device=CPU
+        2,
+        stage.body,
+        ("conv", "act"),
+        stage.objective,
+        StageOptions(adam),
+        keys={},
+        seed=1,
+        device=CPU,
     )
     before = copy_to_cpu(frozen.state_dict())
     with pytest.raises(CheckpointError, match=r"trains \[6\] tensors there and \[4\] here"):

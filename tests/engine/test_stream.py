@@ -77,6 +77,9 @@ def alone(tmp_path_factory):
         ("vgg-al", 2),
         ("vgg-al", 4),
         ("vgg-views", 2),
+        ("vgg-rounded", 2),
+        ("vgg-half", 3),
+        ("vgg-mixed", 4),
         ("transformer", 2),
         ("transformer", 3),
         ("transformer", 4),
@@ -103,12 +106,23 @@ def test_any_number_of_ranks_gives_the_same_bits(tmp_path, alone, case, num_rank
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1), (1, 3)])
-def test_resuming_on_another_number_of_ranks_gives_the_same_bits(tmp_path, alone, before, after):
+@pytest.mark.parametrize(
+    ("case", "before", "after"),
+    [
+        ("transformer", 2, 4),
+        ("transformer", 4, 1),
+        ("transformer", 1, 3),
+        ("vgg-mixed", 1, 2),
+        ("vgg-half", 2, 1),
+    ],
+)
+def test_resuming_on_another_number_of_ranks_gives_the_same_bits(
+    tmp_path, alone, case, before, after
+):
     """A run that stops after step 10's checkpoint, continued by another number of processes."""
-    expected, _ = alone("transformer")
-    train(tmp_path, before, "transformer", name="run")
-    ranks = train(tmp_path, after, "transformer", "--resume", name="run")
+    expected, _ = alone(case)
+    train(tmp_path, before, case, name="run")
+    ranks = train(tmp_path, after, case, "--resume", name="run")
     assert joined(ranks).keys() == joined(expected).keys()
     assert all(
         torch.equal(value, joined(ranks)[key])
@@ -118,6 +132,12 @@ def test_resuming_on_another_number_of_ranks_gives_the_same_bits(tmp_path, alone
     resumed = ranks[-1]["losses"]
     assert set(resumed) == set(range(11, 25))
     assert all(expected[0]["losses"][step] == resumed[step] for step in resumed)
+
+
+def test_handing_on_as_bfloat16_sends_half(tmp_path):
+    """Two stages per rank: 12 maps of 8 x 4 x 4 cross the cut, in two bytes instead of four."""
+    (plain, _), (rounded, _) = (train(tmp_path, 2, case) for case in ("vgg", "vgg-rounded"))
+    assert plain["bytes"] - rounded["bytes"] == 12 * 8 * 4 * 4 * 2
 
 
 @pytest.fixture(scope="module")

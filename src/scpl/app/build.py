@@ -17,10 +17,12 @@ from scpl.app.environment import choose_device
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import ImageInputs, Inputs, Loaders, TextInputs
 from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.parameters import StageParameters
+from scpl.engine.precision import Precision
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import OneRank, Ranks, connect
 from scpl.engine.stage import OptimizerFactory
-from scpl.errors import InputError
+from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.models.own import build_timm, call_factory, read_arguments
 from scpl.models.pretrained import load_pretrained
@@ -91,10 +93,22 @@ def build_network(
     Raises:
         InputError: for an unknown network, or one that cannot be built or loaded.
     """
+    network = _network(config, inputs, num_classes, initial or {}, tell)
+    freeze(network, config.network.freeze)
+    return network
+
+
+def _network(
+    config: TrainConfig,
+    inputs: Inputs,
+    num_classes: int,
+    initial: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> nn.Module:
     name, origin = config.network.model, models.origin_of(config.network.model)
     with RandomState(derive_seed(config.run.seed, "network"), torch.device("cpu")).active():
         if origin == "ours":
-            return inputs.build(name, num_classes, **(initial or {}))
+            return inputs.build(name, num_classes, **initial)
         arguments = read_arguments(config.network.model_args)
         offers = {"num_classes": num_classes, **inputs.offers}
         if origin == "factory":
@@ -172,6 +186,22 @@ def build_partition(
     return cut_network(config, network, inputs, num_classes)
 
 
+def freeze(network: nn.Module, names: Iterable[str]) -> None:
+    """Let layers or single weights keep their values.
+
+    Raises:
+        InputError: for a name that the network does not have, or that holds no weights.
+    """
+    weights = dict(network.named_parameters())
+    for name in names:
+        chosen = [w for key, w in weights.items() if key == name or key.startswith(f"{name}.")]
+        if not chosen:
+            layers = {key.rpartition(".")[0] for key in weights}
+            raise unknown_name("--freeze", name, sorted(layers - {""}))
+        for weight in chosen:
+            weight.requires_grad_(False)
+
+
 def laid_out(network: nn.Module, device: torch.device) -> nn.Module:
     """Lay the weights of convolutions out as they are fastest on a device; their values stay.
 
@@ -218,21 +248,24 @@ def optimizer_factory(config: TrainConfig) -> OptimizerFactory:
     """Say how a stage's optimizer is built from its parameters."""
     chosen = config.optimizer
 
-    def optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        lr, decay = config.learning_rate, chosen.weight_decay
+    def optimizer(parameters: StageParameters) -> Optimizer:
+        factor = chosen.lr_factors[parameters.stage] if chosen.lr_factors else 1.0
+        lr, decay = factor * config.learning_rate, chosen.weight_decay
+        trained = parameters.groups(decay) if chosen.exempt_norms else parameters
         if chosen.optimizer == "sgd":
-            return SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
+            return SGD(trained, lr=lr, momentum=0.9, weight_decay=decay)
         kind = Adam if chosen.optimizer == "adam" else AdamW
         # Fused: one pass over a parameter's memory instead of about ten. SGD has few, and loses.
-        return kind(parameters, lr=lr, weight_decay=decay, fused=True)
+        return kind(trained, lr=lr, weight_decay=decay, fused=True)
 
     return optimizer
 
 
-def precision_of(config: TrainConfig) -> torch.dtype:
-    """The type of the forward pass."""
-    precision: torch.dtype = getattr(torch, config.optimizer.precision)
-    return precision
+def precision_of(config: TrainConfig) -> Precision:
+    """The types of a run."""
+    chosen = config.optimizer
+    send_as = None if chosen.send_as == "unchanged" else getattr(torch, chosen.send_as)
+    return Precision(getattr(torch, chosen.precision), send_as)
 
 
 def build_pipeline(
@@ -245,14 +278,22 @@ def build_pipeline(
 ) -> Pipeline:
     """Build the pipeline: optimizers, schedules, stages."""
     chosen = config.optimizer
-    return Pipeline(
+
+    def scheduler(optimizer: Optimizer) -> LRScheduler:
+        factor = optimizer.param_groups[0]["lr"] / config.learning_rate
+        return schedule(optimizer, total_steps, chosen.warmup, factor * chosen.end_lr)
+
+    pipeline = Pipeline(
         parts,
         method,
         optimizer_factory(config),
-        scheduler=lambda opt: schedule(opt, total_steps, chosen.warmup, chosen.end_lr),
+        scheduler=scheduler,
         clip_norm=chosen.clip_norm,
         precision=precision_of(config),
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),
     )
+    if chosen.compile:
+        pipeline.parts.compiled()  # as they are trained: end-to-end methods join the stages
+    return pipeline

@@ -10,6 +10,7 @@ Nothing here imports torch, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -95,6 +96,7 @@ def setting(
     model: str | None = None,
     ours: bool = False,
     decides: Decides = "numbers",
+    together: bool = False,
 ) -> T:
     """Say of a field what else is known of it.
 
@@ -106,10 +108,10 @@ def setting(
         ours: Whether it is only for networks that come with scpl, of these samples.
         decides: What depends on it: the numbers of a run on a CPU, so that a resumed run must keep
             it; else its speed, so that all runs of one comparison must have it; else nothing.
+        together: Whether it is for several processes.
     """
     about: dict[str, Any] = {"takes": takes, "samples": samples, "model": model, "ours": ours}
-    about["decides"] = decides
-    return field(default=default, metadata=about)
+    return field(default=default, metadata={**about, "decides": decides, "together": together})
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,9 @@ class NetworkConfig:
     balance: Literal["operations", "measured"] = "operations"
     """operations: stages with equal numbers of operations in their layers, the same cuts everywhere
     and every time; measured: layers, heads and updates are timed before the run (see scpl plan)."""
+    freeze: tuple[str, ...] = ()
+    """Layers or weights that keep the values they begin with, by dotted name. A stage of nothing
+    else learns nothing and only passes on."""
 
     @property
     def num_stages(self) -> int:
@@ -271,12 +276,20 @@ class OptimizerConfig:
     """Share of the steps in which the learning rate rises to --lr."""
     end_lr: float = setting(1e-5, NOT_NEGATIVE)
     """Learning rate at the end, reached along a cosine."""
+    lr_factors: tuple[float, ...] = ()
+    """Factors on --lr and --end-lr, one for each stage, e.g. 0.1 0.3 1; default: 1 for all."""
     weight_decay: float = setting(0.0, NOT_NEGATIVE)
     """Weight decay of the optimizer."""
+    exempt_norms: bool = False
+    """Keep weight decay off norms and biases: it is for what has two dimensions or more."""
     clip_norm: float | None = setting(None, POSITIVE)
     """Clip the gradient norm of each stage to this."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the forward pass; losses are always computed in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the forward pass; losses are always computed in float32, and scaled for float16."""
+    send_as: Literal["unchanged", "bfloat16", "float16"] = "unchanged"
+    """Type in which features go on from stage to stage in training; bfloat16 halves the traffic."""
+    compile: bool = False
+    """Compile each stage with torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -295,9 +308,9 @@ class RunConfig:
     """CPU threads per process; default: all cores, divided by the processes."""
     device: str = setting("auto", decides="speed")
     """auto, cpu, cuda, cuda:1, ..."""
-    timeout: float = setting(30.0, POSITIVE, decides="nothing")
+    timeout: float = setting(30.0, POSITIVE, decides="nothing", together=True)
     """Seconds after which a process that shows no sign of life counts as lost."""
-    max_restarts: int = setting(0, NOT_NEGATIVE, decides="nothing")
+    max_restarts: int = setting(0, NOT_NEGATIVE, decides="nothing", together=True)
     """Restart all processes this many times from the newest checkpoint if one fails."""
     out: Path | None = setting(None, decides="nothing")
     """Run folder; default: runs/<data>-<model>-<method>, numbered if it exists."""
@@ -423,10 +436,14 @@ class TrainConfig:
                     "Leave it out, or choose that network",
                 )
         self._check_origin()
-        self.method.check([self.method.method] if methods is None else methods)
+        alone, methods = methods is None, [self.method.method] if methods is None else list(methods)
+        self.method.check(methods)
         self._check_stages()
         if self.network.balance == "measured":
-            self._check_measured(alone=methods is None)
+            self._check_measured(alone=alone)
+        self._check_learning(methods)
+        if self.run.resume is None:  # what the run was started with may be for more processes
+            self.check_together(TrainConfig())
 
     def _check_measured(self, *, alone: bool) -> None:
         if not alone:
@@ -468,6 +485,65 @@ class TrainConfig:
                     f"Got --model {self.network.model}",
                     "Leave it out; a network of your own gets its sizes by --model-args",
                 )
+
+    def check_together(self, before: TrainConfig) -> None:
+        """Check that nothing which is for several processes is set now for a single one.
+
+        Args:
+            before: What was set before.
+
+        Raises:
+            InputError: naming the flags.
+        """
+        if self.run.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            return
+        wrong = [
+            f"{flag(name)} {getattr(self.run, name):g}"
+            for name in _FOR_SEVERAL
+            if getattr(self.run, name) != getattr(before.run, name)
+        ]
+        if wrong:
+            raise InputError(
+                "Flags for several processes must go with --processes 2 or more, or torchrun",
+                f"Got {' and '.join(wrong)} for one process",
+                "Leave it out, or start several",
+            )
+
+    def alone(self) -> TrainConfig:
+        """The same for one process: without what is for several."""
+        return self.changed(processes=1, stages_per_process=(), **_FOR_SEVERAL)
+
+    def _check_learning(self, methods: list[str]) -> None:
+        """Check what depends on several settings of the optimizer, or on stages and methods."""
+        chosen, stages = self.optimizer, self.network.num_stages
+        if chosen.exempt_norms and chosen.weight_decay == 0:
+            raise InputError(
+                "--exempt-norms must go with a --weight-decay above 0",
+                "Got no weight decay",
+                "Leave it out, or set --weight-decay",
+            )
+        if chosen.send_as != "unchanged" and not any(
+            constant_of(method, "cuts_gradients") for method in methods
+        ):
+            raise InputError(
+                "--send-as must go with a method whose stages learn from objectives of their own",
+                f"Got --send-as {chosen.send_as} for {', '.join(methods)}",
+                "Leave it out, or use such a method, for instance scpl",
+            )
+        if not chosen.lr_factors:
+            return
+        if len(chosen.lr_factors) != stages or not all(map(POSITIVE.holds, chosen.lr_factors)):
+            raise InputError(
+                f"--lr-factors must give every one of the {stages} stages a number above 0",
+                f"Got {' '.join(f'{factor:g}' for factor in chosen.lr_factors)}",
+            )
+        joined = [method for method in methods if constant_of(method, "layout") != "stages"]
+        if joined:
+            raise InputError(
+                "--lr-factors must go with methods that keep the stages apart",
+                f"Got {', '.join(joined)}, which train the network as one",
+                "Leave it out, or use other methods, for instance bp-cut for bp",
+            )
 
     def _check_stages(self) -> None:
         """Check what needs no network; ranks under torchrun check the rest."""
@@ -567,6 +643,12 @@ def _settings_in(part: type[Any]) -> list[Field[Any]]:
 
 _HOME = {each.name: name for name, part in PARTS.items() for each in _settings_in(part)}
 """The part that holds each setting."""
+
+
+_FOR_SEVERAL = {
+    each.name: each.default for each in _settings_in(RunConfig) if each.metadata.get("together")
+}
+"""What is for several processes, with its defaults."""
 
 
 def _free(*decides: Decides) -> frozenset[str]:
@@ -892,8 +974,9 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             return value
         raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
     if kind is tuple:
-        if isinstance(value, (list, tuple)) and all(type(each) is options[0] for each in value):
-            return tuple(value)
+        accepted = (float, int) if options[0] is float else options[:1]
+        if isinstance(value, (list, tuple)) and all(type(each) in accepted for each in value):
+            return tuple(map(options[0], value))
         raise InputError(f"{what} must be a list of {options[0].__name__}", f"Got {value!r}")
     if kind is Path and isinstance(value, (str, Path)):
         return Path(value)

@@ -8,7 +8,6 @@ from typing import Any
 
 from scpl import models
 from scpl.app.bench.bench import synthetic_batches, synthetic_data
-from scpl.app.bench.measure import Batch
 from scpl.app.build import (
     build_loaders,
     build_method,
@@ -23,6 +22,7 @@ from scpl.app.environment import choose_device, describe_environment, set_thread
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import is_rank
 from scpl.data import is_here
+from scpl.data.loader import Batch
 from scpl.engine.planning import Costs, Plan, measure
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import StageOptions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,7 @@ from scpl.engine.trainers.replicas import ReplicaTrainer
 from scpl.engine.trainers.stream import StreamTrainer
 from scpl.errors import InputError
 from scpl.methods import CutBackpropagation
-from scpl.methods.base import Method, Objective, Site
+from scpl.methods.base import Method, Nothing, Objective, Site
 from scpl.partition import Partition
 from scpl.partition.balance import stages_per_rank
 from scpl.seeding import derive_seed
@@ -77,8 +78,17 @@ def build_trainer(
         ranks: The ranks.
         options: How stages learn.
         seed: Seed of what is drawn in training.
+
+    Raises:
+        InputError: if it cannot train in this precision.
     """
     if isinstance(ranks, ManyRanks) and isinstance(method, CutBackpropagation):
+        if options.precision.compute == torch.float16:
+            raise InputError(
+                "To compute in float16, a method must scale losses, which schedules do not",
+                f"Got {method.name} with `precision` float16",
+                "Use bfloat16, or another method",
+            )
         # Torch's pipelining takes more than a second to import, so only who needs it waits.
         from scpl.engine.trainers.schedule import ScheduleTrainer
 
@@ -89,7 +99,7 @@ def build_trainer(
             method=method,
             ranks=ranks,
             clip_norm=options.clip_norm,
-            precision=options.precision,
+            precision=options.precision.compute,
         )
     if isinstance(ranks, ManyRanks) and method.layout == "replicas":
         return ReplicaTrainer(
@@ -118,6 +128,9 @@ def build_stages(
         hosted: Which stages to build.
         seed: Seed of the objectives' parameters and of the stages' random state.
         device: Where they compute.
+
+    Raises:
+        InputError: if network, method and options do not fit together.
     """
     _check_factory("optimizer", options.optimizer)
     if parts.num_outputs < 2:
@@ -126,6 +139,19 @@ def build_stages(
             f"Got {parts.num_outputs}",
             "Build it with as many outputs as the data has classes",
         )
+    if options.precision.send_as is not None and not method.cuts_gradients:
+        raise InputError(
+            "`send_as` must go with a method whose stages learn from objectives of their own",
+            f"Got {method.name}, where gradients cross the cuts",
+            "Leave it out, or use such a method, for instance scpl",
+        )
+    keys = {id(parameter): name for name, parameter in parts.model.named_parameters()}
+    if not any(parameter.requires_grad for parameter in parts.model.parameters()):
+        raise InputError(
+            "The network must have a parameter that learns",
+            "All of them are frozen",
+            "Call requires_grad_() on those that shall learn",
+        )
     return [
         Stage(
             index,
@@ -133,6 +159,7 @@ def build_stages(
             parts.names[index],
             build_objective(parts, method, index, seed),
             options,
+            keys=keys,
             seed=derive_seed(seed, "stage", index),
             device=device,
         )
@@ -151,8 +178,16 @@ def _check_factory(name: str, value: object) -> None:
 
 
 def build_objective(parts: Partition, method: Method, index: int, seed: int) -> Objective:
-    """Build the objective of one stage; its weights depend on the seed and its index."""
+    """Build the objective of one stage; its weights depend on the seed and its index.
+
+    A stage without a parameter that learns gets none, unless it is the last one or later objectives
+    build on it: a head would learn, and nobody would use it. Weights are made in the type of what
+    the objective reads.
+    """
     is_last = index == parts.num_stages - 1
+    is_frozen = not any(p.requires_grad for p in parts.bodies[index].parameters())
+    if is_frozen and not is_last and not method.links_objectives:
+        return Nothing()
     readout = parts.readout if is_last else None
     site = Site(
         index,
@@ -162,5 +197,17 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
         readout,
         parts.readings[index],
     )
-    with RandomState(derive_seed(seed, "objective", index), torch.device("cpu")).active():
+    random = RandomState(derive_seed(seed, "objective", index), torch.device("cpu"))
+    with random.active(), _default_type(parts.feature_types[index]):
         return method.objective(site)
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Let new modules be of this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

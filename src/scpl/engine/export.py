@@ -13,7 +13,7 @@ from scpl.engine.build import build_objective
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import Stage
 from scpl.errors import InputError
-from scpl.methods.base import Method, Objective
+from scpl.methods.base import Method, Objective, precise
 from scpl.partition import Partition
 from scpl.partition.pieces import MIXED, Dimensions
 from scpl.partition.values import Tree, tensors_of, tree_map
@@ -162,7 +162,7 @@ class EarlyExits(NamedTuple):
     """What `ExitNetwork.leave_early` found.
 
     Attributes:
-        logits: ``[N, C]``, float32, in the order of the inputs.
+        logits: ``[N, C]``, at least float32, in the order of the inputs.
         stages: The stage at which each sample left, ``[N]``.
     """
 
@@ -262,7 +262,7 @@ class ExitNetwork(nn.Module):
             features = body(features)
             if reader is None:
                 continue
-            logits = reader(features).float()
+            logits = precise(reader(features))
             if rows is None:
                 rows = torch.arange(len(logits), device=logits.device)
             sure = logits.softmax(dim=1).amax(dim=1) >= threshold

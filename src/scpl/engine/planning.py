@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from scpl.engine.batches import Source, pair
 from scpl.engine.build import build_objective
+from scpl.engine.parameters import StageParameters
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.stage import OptimizerFactory, Stage, StageOptions
 from scpl.errors import InputError
@@ -428,12 +429,16 @@ class _Timer:
         self._options, self._device = options, device
         self._follows = index > 0
         # What a stage does besides its layers is what a stage without layers does.
-        self._end = Stage(index, nn.Identity(), (), objective, options, seed=0, device=device)
+        # Optimizers are those of the first stage: how many there will be is not known yet.
+        self._end = Stage(0, nn.Identity(), (), objective, options, keys={}, seed=0, device=device)
         self._almost_nothing = nn.Parameter(torch.zeros(1, device=device))
         self._within, self._begins = _Seconds(), _Seconds()
         self._steps: list[float] = []
         self._objective: list[float] = []
         self._bytes_out = 0
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        return self._options.optimizer(StageParameters(0, [("", p) for p in parameters]))
 
     def visit(self, values: Tree, target: Tensor, carry: Tree) -> tuple[Tree, Tree]:
         """Time a few steps of each kind.
@@ -448,8 +453,8 @@ class _Timer:
         """
         home = next((p.device for p in self._body.parameters()), self._device)
         self._body.to(self._device).train()
-        optimizer = self._options.optimizer(self._parameters) if self._parameters else None
-        small = self._options.optimizer([self._almost_nothing])
+        optimizer = self._optimizer(self._parameters) if self._parameters else None
+        small = self._optimizer([self._almost_nothing])
         with self._end.random.active():
             with torch.no_grad(), self._end.autocast():
                 outputs = self._body(tree_map(Tensor.clone, values))

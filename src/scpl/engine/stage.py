@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -16,9 +16,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from scpl.engine.messages import LocalLoss
+from scpl.engine.parameters import StageParameters
+from scpl.engine.precision import Precision, narrowed, widened
 from scpl.engine.randomness import RandomState
-from scpl.errors import CheckpointError, NonFiniteError, ScplError, StageError
-from scpl.methods.base import Objective
+from scpl.errors import CheckpointError, InputError, NonFiniteError, ScplError, StageError
+from scpl.methods.base import Objective, precise
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
 __all__ = [
@@ -33,7 +35,7 @@ __all__ = [
     "differences",
 ]
 
-OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory: TypeAlias = Callable[[StageParameters], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
@@ -50,13 +52,13 @@ class StageOptions:
         optimizer: Builds a stage's optimizer from its parameters.
         scheduler: Builds its learning-rate schedule, stepped once per training step.
         clip_norm: Clip the norm of a stage's gradient to this.
-        precision: Type of the forward pass (``torch.autocast``); losses are always float32.
+        precision: In which types it computes, and hands on what it computed.
     """
 
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory | None = None
     clip_norm: float | None = None
-    precision: torch.dtype = torch.float32
+    precision: Precision = field(default_factory=Precision)
 
 
 class LossGuard:
@@ -123,8 +125,12 @@ class Stage:
         names: The dotted names of the layers in the user's network.
         objective: What it minimises.
         options: How it learns.
+        keys: The names of the user's parameters, by identity.
         seed: Where its random state starts.
         device: Where it computes.
+
+    Raises:
+        InputError: if it cannot learn in this precision.
     """
 
     def __init__(
@@ -135,6 +141,7 @@ class Stage:
         objective: Objective,
         options: StageOptions,
         *,
+        keys: Mapping[int, str],
         seed: int,
         device: torch.device,
     ) -> None:
@@ -150,22 +157,37 @@ class Stage:
         self.guard = LossGuard(index)
         self._modules = [*self.body.modules(), *self.objective.modules()]
         # A user's objective could hold a layer of the body: count its parameters once.
+        named = {
+            parameter: keys.get(id(parameter), name)
+            for prefix, module in (("objective", self.objective), ("", self.body))
+            for name, parameter in module.named_parameters(prefix)
+        }
         self.parameters = list(dict.fromkeys([*body.parameters(), *objective.parameters()]))
-        trained = [p for p in self.parameters if p.requires_grad]
-        self.optimizer = options.optimizer(trained) if trained else None
+        trained = [(named[p], p) for p in self.parameters if p.requires_grad]
+        self._check_types([parameter for _, parameter in trained])
+        self.optimizer = options.optimizer(StageParameters(index, trained)) if trained else None
         self.scheduler = (
             options.scheduler(self.optimizer) if options.scheduler and self.optimizer else None
         )
+        scales = options.precision.compute == torch.float16 and self.optimizer is not None
+        # Small gradients vanish in float16, so they are computed of a larger loss.
+        self.scaler = torch.amp.GradScaler(device.type) if scales else None
+
+    def take(self, received: Tree) -> Tree:
+        """Read what the stage before handed on in training, or the batch."""
+        rounds = self._options.precision.send_as is not None
+        return widened(received) if rounds and self.index > 0 else received
 
     def forward(self, features: Tree) -> Tree:
         """Compute the stage's output, and keep it attached for `learn`.
 
         Args:
-            features: The detached output of the stage before.
+            features: The detached output of the stage before, as `take` read it.
 
         Returns:
-            The detached output. It shares storage with what `learn` needs, so whoever sends it
-            must not change it; a later stage may, because it runs after `learn`.
+            The detached output, as `take` of the next stage reads it. It shares storage with what
+            `learn` needs, so whoever sends it must not change it; a later stage may, because it
+            runs after `learn`.
         """
         self.set_mode(training=True)
         with self.random.active(), self.autocast():
@@ -174,7 +196,8 @@ class Stage:
         # another: strides choose kernels, and kernels decide the last bit.
         detached = tree_map(lambda tensor: tensor.detach().contiguous(), self._output)
         self._output_version = _version(self._output)
-        return detached
+        send_as = self._options.precision.send_as
+        return detached if send_as is None else narrowed(self._output, detached, send_as)
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:
         """Return what the objective of the next stage gets."""
@@ -194,7 +217,8 @@ class Stage:
             The detached terms of the loss, and what the objective noticed beside it.
 
         Raises:
-            NonFiniteError: if the loss is NaN or infinite; the parameters are as before.
+            NonFiniteError: if the loss is NaN or infinite; the parameters are as before. Gradients
+                may overflow in float16: such a step is left out, and the next ones are scaled less.
         """
         output, self._output = self._output, None
         with self.random.active():
@@ -207,23 +231,44 @@ class Stage:
                     f"The objective of stage {self.index} did",
                     "Give its first layer inplace=False",
                 )
-            loss = reduce(torch.add, terms.values())
-            self.guard.check(loss, output, step)
-            if loss.requires_grad:
-                loss.backward()
-                if self._options.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(self.parameters, self._options.clip_norm)
-                self.update()
+            if terms:  # a frozen stage has none
+                loss = reduce(torch.add, terms.values())
+                self.guard.check(loss, output, step)
+                if loss.requires_grad:
+                    self.backward(loss)
+                    self.update(self._options.clip_norm)
         return LocalLoss(_detached(terms), _detached(self.objective.observed))
 
-    def update(self) -> None:
-        """Let the optimizer use the gradients that are there, and clear them."""
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients, in float16 those of a scaled loss."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, clip_norm: float | None) -> None:
+        """Let the optimizer use the gradients that are there, and clear them.
+
+        Args:
+            clip_norm: Clip their norm to this first; None: they are fine.
+        """
         if self.optimizer is None:
             return
-        self.optimizer.step()
-        if self.scheduler is not None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+        if self._step(self.optimizer) and self.scheduler is not None:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, optimizer: Optimizer) -> bool:
+        """Step, unless scaled gradients overflowed; returns whether."""
+        if self.scaler is None:
+            optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
 
     def infer(self, features: Tree) -> Tree:
         """Compute the output in evaluation mode, without gradients."""
@@ -232,10 +277,10 @@ class Stage:
             return tree_map(Tensor.contiguous, self.body(features))
 
     def predict(self, output: Tree) -> Tensor | None:
-        """Read logits ``[N, C]`` in float32 out of this stage's output, if it can."""
+        """Read logits ``[N, C]`` in at least float32 out of this stage's output, if it can."""
         with torch.no_grad(), self.random.active(), self.autocast():
             logits = self.objective.predict(output)
-        return None if logits is None else logits.float()
+        return None if logits is None else precise(logits)
 
     def share(self, received: Tree) -> Tree:
         """Return copies of what the objective tells the next stage's for its predictions."""
@@ -250,6 +295,7 @@ class Stage:
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict() if self.optimizer else None,
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "random": self.random.state_dict(),
         }
 
@@ -281,6 +327,8 @@ class Stage:
             _lay_out_like_parameters(self.optimizer)
         if self.scheduler and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self.random.load_state_dict(state["random"])
 
     def snapshot(self, step: int) -> dict[str, Any]:
@@ -311,10 +359,19 @@ class Stage:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Compute in the stage's precision."""
-        precision = self._options.precision
-        if precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=precision)
+        return self._options.precision.autocast(self.device)
+
+    def _check_types(self, trained: list[nn.Parameter]) -> None:
+        """Autocast computes nothing of float64 in another type, and float16 cannot be scaled."""
+        compute = self._options.precision.compute
+        wrong = torch.float16 if compute == torch.float16 else torch.float64
+        if compute != torch.float32 and any(p.dtype in (wrong, torch.float64) for p in trained):
+            types = {str(p.dtype).removeprefix("torch.") for p in trained}
+            raise InputError(
+                f"To compute in {str(compute).removeprefix('torch.')}, parameters must be float32",
+                f"Those of stage {self.index} are {', '.join(sorted(types))}",
+                "Call float() on the network, or leave `precision` as it is",
+            )
 
     def set_mode(self, *, training: bool) -> None:
         """Look at every layer: the user may have called ``eval()`` on their network meanwhile."""
@@ -405,6 +462,7 @@ def differences(mine: State, other: State) -> list[str]:
         *_tensors("", mine["body"], other["body"]),
         *_tensors("objective.", mine["objective"], other["objective"]),
         *_optimizers(mine["optimizer"], other["optimizer"]),
+        *_scalers(mine["scaler"], other.get("scaler")),
     ]
 
 
@@ -433,6 +491,15 @@ def _optimizers(mine: State | None, other: State | None) -> Iterator[str]:
         yield f"the optimizer trains {sizes[0]} tensors there and {sizes[1]} here"
     elif any(one.keys() - saved.keys() for one, saved in zip(here, there, strict=True)):
         yield "the optimizer is of another kind"
+
+
+def _scalers(mine: State | None, other: State | None) -> Iterator[str]:
+    if (mine is None) != (other is None):
+        yield f"losses are {_scaled(other)} there and {_scaled(mine)} here (`precision`)"
+
+
+def _scaled(scaler: State | None) -> str:
+    return "not scaled" if scaler is None else "scaled"
 
 
 def _article(optimizer: State | None) -> str:

@@ -57,7 +57,7 @@ class Report:
         """Read losses and observations as numbers (one device sync)."""
         parts = [*(one.terms for one in self.stages), *(one.observed for one in self.stages)]
         scalars = [value for part in parts for value in part.values()]
-        numbers = iter(torch.stack([s.float().cpu() for s in scalars]).tolist() if scalars else ())
+        numbers = iter(torch.stack([s.cpu().double() for s in scalars]).tolist() if scalars else ())
         found = [{name: next(numbers) for name in part} for part in parts]
         return found[: len(self.stages)], found[len(self.stages) :]
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from scpl import heads
 from scpl.errors import InputError
+from scpl.losses.projections import precise
 from scpl.losses.similarity import squared_error
 from scpl.methods.base import Method, Objective, Site
 from scpl.partition.values import Tree
@@ -29,6 +30,7 @@ class AssociatedLearning(Method):
     """
 
     name: ClassVar[str] = "al"
+    links_objectives: ClassVar[bool] = True
     replaces_readout: ClassVar[bool] = True
 
     label_features: int = 128
@@ -114,7 +116,7 @@ class Association(Objective):
             # logits, and teaches codes of different classes to keep apart.
             "reconstruction": squared_error(decoded, before)
             if self._earlier
-            else functional.cross_entropy(decoded.float(), target),
+            else functional.cross_entropy(precise(decoded), target),
         }
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tensor:  # noqa: D102
@@ -144,6 +146,7 @@ class Association(Objective):
 
     def _code_before(self, target: Tensor, carry: Tree) -> Tensor:
         if not self._earlier:
-            return functional.one_hot(target, self._num_classes).float()
+            like = next(self.encoder.parameters())
+            return functional.one_hot(target, self._num_classes).to(like.dtype)
         assert isinstance(carry, Tensor), "the stage before hands its code on"
         return carry

@@ -14,6 +14,7 @@ from torch.nn import functional
 from scpl import heads
 from scpl.errors import InputError
 from scpl.losses.contrastive import observe_accuracy
+from scpl.losses.projections import precise
 from scpl.partition.reading import ReadThen
 from scpl.partition.values import Tree, tree_map
 
@@ -26,6 +27,7 @@ __all__ = [
     "Objective",
     "Site",
     "Sum",
+    "precise",
 ]
 
 Answer = TypeVar("Answer")
@@ -89,6 +91,9 @@ class Method(ABC):
     """False: the network is trained end to end (backpropagation)."""
     layout: ClassVar[Layout] = "stages"
     """Who holds the network when there are several ranks."""
+    links_objectives: ClassVar[bool] = False
+    """Whether objectives build on those of the stages before: a stage with nothing to learn keeps
+    its own then."""
     replaces_readout: ClassVar[bool] = False
     """Whether the last stage's `exit_module` predicts instead of the network's own readout."""
 
@@ -150,7 +155,7 @@ class Objective(nn.Module, ABC):
             carry: What `hand_on` of the stage before returned.
 
         Returns:
-            Scalar terms by name, in float32.
+            Scalar terms by name, in at least float32.
         """
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tree:
@@ -193,7 +198,7 @@ class Objective(nn.Module, ABC):
 
 @final
 class Nothing(Objective):
-    """No objective of its own: the stage learns from the gradient of a later one."""
+    """No objective: the stage learns from the gradient of a later one, or is frozen."""
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         return {}
@@ -284,6 +289,6 @@ class Sum(Objective):
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits ``[N, C]`` and class indices ``[N]``, in float32 under autocast."""
+    """Cross-entropy of logits ``[N, C]`` and class indices ``[N]``, in at least float32."""
     with torch.autocast(logits.device.type, enabled=False):
-        return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+        return functional.cross_entropy(precise(logits), target, label_smoothing=label_smoothing)

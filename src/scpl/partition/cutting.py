@@ -24,7 +24,7 @@ from scpl.partition.layers import is_chain
 from scpl.partition.pieces import Pieces, Read
 from scpl.partition.reading import Features, ReadThen
 from scpl.partition.traced import ROWS, cut_graph
-from scpl.partition.values import Tree, tensors_of, tree_map
+from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 from scpl.partition.verify import BOTH_MODES, describe, difference, run_network, undisturbed
 
 __all__ = ["Partition", "split", "split_everywhere"]
@@ -44,6 +44,7 @@ class Partition(Pieces):
     Attributes:
         model: The user's network.
         feature_shapes: For each stage the shape of one sample of what its objective reads.
+        feature_types: For each stage the type of that.
         num_outputs: Number of logits C.
         unused: Parameters and buffers that its logits do not depend on: no stage has them, and
             they stay as they are.
@@ -54,6 +55,7 @@ class Partition(Pieces):
 
     model: nn.Module
     feature_shapes: tuple[tuple[int, ...], ...]
+    feature_types: tuple[torch.dtype, ...]
     num_outputs: int
     unused: tuple[str, ...] = ()
     is_traced: bool = False
@@ -64,6 +66,26 @@ class Partition(Pieces):
         """How many stages there are."""
         return len(self.bodies)
 
+    def compiled(self, **options: Any) -> Partition:
+        """Compile each stage with ``torch.compile``, in place; weights and keys stay as they are.
+
+        Compiled layers give the numbers of the plain ones up to rounding. Copies (and so
+        `Pipeline.export`) are plain again. Layers outside of the stages (the classifier, heads) are
+        not compiled.
+
+        Args:
+            options: Of ``torch.compile``, for instance ``mode="max-autotune"`` or
+                ``dynamic=True``.
+
+        Returns:
+            The same partition.
+        """
+        for body in self.bodies:
+            # Stages of one class share their code: without this they share torch's limit of
+            # recompilations, too, and beyond it run uncompiled.
+            body.compile(**{"isolate_recompiles": True, **options})
+        return self
+
     def merged(self) -> Partition:
         """The same network as one stage, for end-to-end training."""
         return replace(
@@ -72,6 +94,7 @@ class Partition(Pieces):
             readings=self.readings[-1:],
             names=(tuple(name for stage in self.names for name in stage),),
             feature_shapes=self.feature_shapes[-1:],
+            feature_types=self.feature_types[-1:],
             cuts=(),
             costs=(sum(self.costs),),
             batch_dims=self.batch_dims[-1:],
@@ -282,7 +305,7 @@ def _verified(model: nn.Module, pieces: Pieces, example: Tree, *, is_traced: boo
         PartitionError: if they differ by more than rounding (a chain: at all).
     """
     rows = samples(example, ROWS)
-    shapes, num_outputs = _look(model, pieces, rows)
+    seen, num_outputs = _look(model, pieces, rows)
     held = {id(t) for part in (*pieces.bodies, pieces.readout) for t in _tensors(part).values()}
     unused = tuple(name for name, tensor in _tensors(model).items() if id(tensor) not in held)
     rounding = ""
@@ -296,7 +319,8 @@ def _verified(model: nn.Module, pieces: Pieces, example: Tree, *, is_traced: boo
             )
         rounding = rounding or (fault.what if fault else "")
     return Partition(
-        **vars(pieces), model=model, feature_shapes=shapes, num_outputs=num_outputs, unused=unused,
+        **vars(pieces), model=model, feature_shapes=tuple(spec.shape for spec in seen),
+        feature_types=tuple(spec.dtype for spec in seen), num_outputs=num_outputs, unused=unused,
         is_traced=is_traced, rounding=rounding,
     )  # fmt: skip
 
@@ -325,16 +349,16 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[tuple[tuple[int, ...], ...], int]:
+def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[list[TensorSpec], int]:
     """Run network and stages once, in evaluation mode.
 
     Returns:
-        For each stage the shape of one sample of what its objective reads; the number of logits.
+        For each stage one sample of what its objective reads; the number of logits.
 
     Raises:
         PartitionError: if the network or a stage does not accept what it gets.
     """
-    shapes: list[tuple[int, ...]] = []
+    found: list[TensorSpec] = []
     with undisturbed(model), torch.no_grad():
         model.eval()
         run_network(model, pieces.form, batch)
@@ -342,7 +366,7 @@ def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[tuple[tuple[in
         for index, (body, reading) in enumerate(zip(pieces.bodies, pieces.readings, strict=True)):
             values = _run(body.eval(), values, f"{_CHAIN} (stage {index})")
             seen = _read(reading, values, index, len(tensors_of(batch)[0])) if reading else values
-            shapes.append(_sample_shape(seen, index))
+            found.append(_one_sample(seen, index))
         summarised = isinstance(pieces.readout, ReadThen)
         rule = _READS_SUMMARY if summarised else f"{_CHAIN} (readout)"
         logits = _run(pieces.readout.eval(), values, rule)
@@ -352,7 +376,7 @@ def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[tuple[tuple[in
             f"Got {describe(logits)}",
             "If it has several outputs, name one with `output`",
         )
-    return tuple(shapes), logits.shape[1]
+    return found, logits.shape[1]
 
 
 def _run(module: nn.Module, inputs: Tree, rule: str) -> Tree:
@@ -383,9 +407,10 @@ def _read(reading: Read, values: Tree, index: int, rows: int) -> Tensor:
     return seen
 
 
-def _sample_shape(features: Tree, index: int) -> tuple[int, ...]:
+def _one_sample(features: Tree, index: int) -> TensorSpec:
     for tensor in tensors_of(features):
-        return tuple(tensor.shape[1:])
+        dtype = tensor.dtype if tensor.is_floating_point() else torch.get_default_dtype()
+        return TensorSpec(tuple(tensor.shape[1:]), dtype)
     raise PartitionError("A stage must hand on a tensor", f"Stage {index} hands on none")
 
 

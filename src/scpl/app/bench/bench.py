@@ -169,6 +169,8 @@ def config_for(base: TrainConfig, method: str) -> TrainConfig:
     together (``bp-wide``, on a CPU the honest rival).
     """
     own = replace(base, method=base.method.for_method(method))
+    if not METHODS[method].cuts_gradients:
+        own = own.changed(send_as="unchanged")  # nothing is handed on
     layout, processes = METHODS[method].layout, base.run.processes
     if layout == "stages" or processes == 1:
         return own
@@ -177,7 +179,7 @@ def config_for(base: TrainConfig, method: str) -> TrainConfig:
     threads = _threads(base)
     if METHODS[method] is WideBackpropagation:
         threads *= processes
-    return own.changed(processes=1, stages_per_process=(), threads=threads)
+    return own.alone().changed(threads=threads)
 
 
 def serve(connection: Connection, plan: BenchConfig) -> None:

@@ -57,6 +57,7 @@ def resumed_config(config: TrainConfig, run: Path, named: str | None = None) -> 
     folder = RunFolder.open(run)
     check_named(folder, config.network.model, named)
     kept = TrainConfig.read(folder.config)
+    config.check_together(kept)
     processes = Mesh.from_env().num_ranks if is_rank() else config.run.processes
     if processes != kept.run.processes:
         # Those of the run are one number per process, and say nothing of another number of them.
@@ -311,7 +312,8 @@ class _Run:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
             usage = self.meter.collect(epoch)
-            recorder.end_epoch(epoch, self.clock, seconds, _learning_rate(pipeline), scores, usage)
+            rate = _learning_rate(pipeline, self.config.optimizer.lr_factors)
+            recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
         if self.config.run.checkpoint_every is None or self.stop.received:
@@ -394,10 +396,13 @@ class _Run:
         return summary
 
 
-def _learning_rate(pipeline: Pipeline) -> float:
-    """Of this rank's first stage that has an optimizer; all stages have the same schedule."""
-    optimizers = [stage.optimizer for stage in pipeline.stages if stage.optimizer]
-    return float(optimizers[0].param_groups[0]["lr"]) if optimizers else 0.0
+def _learning_rate(pipeline: Pipeline, factors: Sequence[float]) -> float:
+    """Of this rank's first stage that has an optimizer, before its factor: the same for all."""
+    for stage in pipeline.stages:
+        if stage.optimizer is not None:
+            rate = float(stage.optimizer.param_groups[0]["lr"])
+            return rate / factors[stage.index] if factors else rate
+    return 0.0
 
 
 def _notes(pipeline: Pipeline, rows: int) -> list[str]:

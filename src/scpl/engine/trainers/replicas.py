@@ -28,7 +28,7 @@ from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
 from scpl.errors import LinkError, ScplError
-from scpl.methods.base import CrossEntropy
+from scpl.methods.base import CrossEntropy, precise
 from scpl.partition.values import tree_map
 from scpl.seeding import derive_seed
 
@@ -100,11 +100,11 @@ class ReplicaTrainer(Trainer):
                 torch.manual_seed(derive_seed(self._seed, "replica", self._mesh.rank, step))
                 with self.timeline.during("forward", 0, step):
                     with stage.autocast():
-                        logits = self._replica(own.features).float()
+                        logits = precise(self._replica(own.features))
                     loss = functional.cross_entropy(logits, own.target) * weight
                 stage.guard.check(loss, logits, step)
                 begin = time.perf_counter()
-                loss.backward()  # type: ignore[no-untyped-call]
+                stage.backward(loss)
                 self._record_backward(begin, time.perf_counter(), step)
         except ScplError:
             raise  # it says enough by itself
@@ -116,9 +116,7 @@ class ReplicaTrainer(Trainer):
                 ) from error
             raise stage.explain(error, own.features, step) from error
         with self.timeline.during("update", 0, step):
-            if self._clip_norm is not None:
-                nn.utils.clip_grad_norm_(stage.parameters, self._clip_norm)
-            stage.update()
+            stage.update(self._clip_norm)
         return (LocalLoss({"cross_entropy": loss.detach() / self._mesh.num_ranks}),)
 
     def join_losses(self, earlier: Losses, own: Losses) -> Losses:

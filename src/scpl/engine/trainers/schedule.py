@@ -28,7 +28,7 @@ from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import Trainer
 from scpl.errors import InputError, LinkError, StageError
 from scpl.methods import CutBackpropagation
-from scpl.methods.base import CrossEntropy
+from scpl.methods.base import CrossEntropy, precise
 from scpl.partition.values import TensorSpec, Tree, tensors_of
 
 __all__ = ["RankModule", "RecordedStage", "ScheduleTrainer", "fits", "micro_batches"]
@@ -62,7 +62,7 @@ class ScheduleTrainer(Trainer):
         method: The schedule and the number of micro-batches.
         ranks: The ranks.
         clip_norm: Clip the norm of the whole network's gradient to this.
-        precision: Type of the forward pass, and of what crosses a cut.
+        precision: Type of the forward pass; under autocast also of what crosses a cut.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class ScheduleTrainer(Trainer):
         if self._clip_norm is not None:
             self._clip(self._clip_norm)
         for stage in self.stages:
-            stage.update()
+            stage.update(None)
         return own
 
     def _clip(self, limit: float) -> None:
         """Scale all gradients as if one process held them."""
         gradients = [p.grad for s in self.stages for p in s.parameters if p.grad is not None]
-        square = nn.utils.get_total_norm(gradients) ** 2
+        square = nn.utils.get_total_norm(gradients).to(self.stages[0].device) ** 2
         dist.all_reduce(square, group=self._group)
         scale = (limit / (square.sqrt() + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
@@ -215,7 +215,7 @@ class RankModule(nn.Module):
         self.precision = precision
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute logits in float32, or features in the type that crosses the cut.
+        """Compute logits in at least float32, or features in the type that crosses the cut.
 
         Raises:
             InputError: if the features are neither a tensor nor a tuple of tensors.
@@ -224,8 +224,7 @@ class RankModule(nn.Module):
         for body in self.bodies:
             features = body(features)
         if self.classifier is not None:
-            logits: Tensor = self.classifier(features).float()
-            return logits
+            return precise(self.classifier(features))
         if isinstance(features, Tensor):
             return self._prepared(features)
         if not isinstance(features, tuple) or not all(isinstance(t, Tensor) for t in features):
@@ -237,7 +236,15 @@ class RankModule(nn.Module):
         return tuple(map(self._prepared, features))
 
     def _prepared(self, tensor: Tensor) -> Tensor:
-        return (tensor.to(self.precision) if tensor.is_floating_point() else tensor).contiguous()
+        if not tensor.is_floating_point():
+            return tensor.contiguous()
+        if self.precision != torch.float32:
+            tensor = tensor.to(self.precision)
+        # The next rank sends a gradient for every such value; one that frozen layers made has
+        # nobody to use it.
+        if torch.is_grad_enabled() and not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_()
+        return tensor.contiguous()
 
 
 class RecordedStage(PipelineStage):

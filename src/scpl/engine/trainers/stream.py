@@ -24,6 +24,7 @@ class StreamTrainer(Trainer):
         features, carry = batch.features, batch.carry
         losses: list[LocalLoss] = []
         for stage in self.stages:
+            features = stage.take(features)
             with stage.naming_errors(features, batch.step), stage.random.active():
                 with self.timeline.during("forward", stage.index, batch.step):
                     output = stage.forward(features)
