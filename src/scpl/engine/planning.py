@@ -389,7 +389,7 @@ def measure(
         _Timer(parts, index, objective, options, device)
         for index, objective in enumerate(objectives)
     ]
-    with undisturbed(parts.model):
+    with undisturbed(parts.model, weights=True):
         for _ in range(repeats):
             values, carry = message.features, None
             for timer in timers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -46,10 +46,9 @@ from scpl.partition.pieces import (
 from scpl.partition.reading import Features, Reading, summarized
 from scpl.partition.values import Tree, tensors_of
 from scpl.partition.verify import (
-    changed_attributes,
-    changed_buffers,
-    depends_on_python_chance,
+    Effects,
     describe,
+    effects_of,
     run_network,
     undisturbed,
 )
@@ -95,8 +94,9 @@ def cut_graph(
     def logits(result: Any) -> Any:
         return find_logits(result, output)
 
-    varying = changed_buffers(model, form, rows)
-    _refuse_hidden_state(model, form, rows, logits)
+    effects = effects_of(model, form, rows, logits)
+    _refuse_hidden_state(model, effects)
+    varying = effects.buffers
     with undisturbed(model):
         traces = {mode: trace(model, form, rows, logits, training=mode) for mode in (False, True)}
     for each in traces.values():
@@ -153,21 +153,18 @@ def _few(model: nn.Module, form: Form, example: Tree) -> Tree:
     return rows
 
 
-def _refuse_hidden_state(
-    model: nn.Module, form: Form, batch: Tree, logits: Callable[[Any], Any]
-) -> None:
+def _refuse_hidden_state(model: nn.Module, effects: Effects) -> None:
     """A graph has a counter, or a random number of Python, as it was when it was made."""
-    if depends_on_python_chance(model, form, batch, logits):
+    if effects.throws_dice:
         raise PartitionError(
             "A network that is traced must draw its random numbers with torch",
             f"{type(model).__name__} depends on those of Python or numpy",
             BY_HAND,
         )
-    changed = changed_attributes(model, form, batch)
-    if changed:
+    if effects.attributes:
         raise PartitionError(
             "A network that is traced must keep what changes in its forward pass in buffers",
-            f"{type(model).__name__} changes {', '.join(map(repr, changed[:4]))}",
+            f"{type(model).__name__} changes {', '.join(map(repr, effects.attributes[:4]))}",
             f"Make it a buffer (register_buffer). {BY_HAND}",
         )
 

@@ -26,11 +26,10 @@ from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 __all__ = [
     "BOTH_MODES",
     "Difference",
-    "changed_attributes",
-    "changed_buffers",
-    "depends_on_python_chance",
+    "Effects",
     "describe",
     "difference",
+    "effects_of",
     "run_network",
     "undisturbed",
 ]
@@ -67,17 +66,22 @@ class _Outcome:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Let a network run without a trace on its state, its modes and the random generators."""
+def undisturbed(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
+    """Let a network run without a trace on its state, its modes and the random generators.
+
+    Args:
+        model: The network.
+        weights: Whether parameters will be changed, and must be put back, too.
+    """
     plain = [(module, _plain_attributes(module)) for module in model.modules()]
     kept: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
         (held, name, value, None if value is None else value.detach().clone())
         for module in model.modules()
-        for held in (module._parameters, module._buffers)
+        for held in _held(module, weights=weights)
         for name, value in held.items()
     ]
     gradients = [(p, p.grad) for p in model.parameters()]
-    devices = {value.device for *_, value, _ in kept if value is not None and value.is_cuda}
+    devices = {p.device for p in model.parameters() if p.is_cuda}
     python, of_numpy = random.getstate(), numpy.random.get_state()
     try:
         for parameter, _ in gradients:
@@ -98,16 +102,54 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def depends_on_python_chance(model: nn.Module, form: Form, batch: Tree, pick: Pick) -> bool:
-    """Whether the logits depend on random numbers of Python or numpy: a graph would freeze them."""
+def _held(module: nn.Module, *, weights: bool) -> list[dict[str, Any]]:
+    buffers: dict[str, Any] = module._buffers
+    parameters: dict[str, Any] = module._parameters
+    return [buffers, parameters] if weights else [buffers]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a forward pass in training mode does besides its output.
+
+    Attributes:
+        buffers: Those that it changes.
+        attributes: What else it changes, by name: counters, extra state.
+        throws_dice: Whether its logits depend on random numbers of Python or numpy.
+    """
+
+    buffers: tuple[str, ...]
+    attributes: tuple[str, ...]
+    throws_dice: bool
+
+
+def effects_of(model: nn.Module, form: Form, batch: Tree, pick: Pick) -> Effects:
+    """Run the network several times, from other random states of Python.
+
+    Args:
+        model: The network.
+        form: How a batch becomes its arguments.
+        batch: Some samples.
+        pick: Finds the logits in what it returns.
+    """
     found: list[Tensor] = []
+    buffers: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     for seed in range(_THROWS):
         with undisturbed(model), torch.no_grad():
             model.train()
             _seed_python(seed)
             torch.manual_seed(0)
+            named = dict(model.named_buffers(remove_duplicate=False))
+            held, state = {n: b.clone() for n, b in named.items()}, _other_state(model)
             found.append(pick(run_network(model, form, batch)))
-    return not all(_same(found[0], other) for other in found[1:])
+            if seed == 0:
+                after = dict(model.named_buffers(remove_duplicate=False))
+                buffers = tuple(n for n, value in held.items() if not _same(value, after[n]))
+                others = _other_state(model)
+                attributes = tuple(n for n, v in others.items() if state.get(n, v) != v)
+    dice = not all(_same(found[0], other) for other in found[1:])
+    return Effects(buffers, attributes, dice)
 
 
 def _seed_python(seed: int) -> None:
@@ -119,16 +161,6 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     """The numbers and texts that a module keeps: its mode, a counter."""
     kinds = (bool, int, float, str, type(None))
     return {name: value for name, value in vars(module).items() if type(value) in kinds}
-
-
-def changed_attributes(model: nn.Module, form: Form, batch: Tree) -> list[str]:
-    """Name what else a forward pass in training mode changes: counters, extra state."""
-    with undisturbed(model):
-        model.train()
-        before = _other_state(model)
-        run_network(model, form, batch)
-        after = _other_state(model)
-    return [name for name, value in after.items() if before.get(name, value) != value]
 
 
 def _other_state(model: nn.Module) -> dict[str, Any]:
@@ -158,16 +190,6 @@ def run_network(model: nn.Module, form: Form, batch: Tree) -> Any:
         ) from error
 
 
-def changed_buffers(model: nn.Module, form: Form, batch: Tree) -> list[str]:
-    """Name the buffers that a forward pass in training mode changes."""
-    before = {name: b.clone() for name, b in model.named_buffers(remove_duplicate=False)}
-    with undisturbed(model):
-        model.train()
-        run_network(model, form, batch)
-        after = dict(model.named_buffers(remove_duplicate=False))
-        return [name for name, value in before.items() if not _same(value, after[name])]
-
-
 def difference(
     model: nn.Module, pieces: Pieces, batch: Tree, modes: Sequence[bool], unused: Collection[str]
 ) -> Difference | None:
@@ -187,7 +209,7 @@ def difference(
 
     worst: Difference | None = None
     for seed, training in enumerate(modes):
-        with undisturbed(model):
+        with undisturbed(model, weights=True):
             model.train(training)
             for part in (*pieces.bodies, pieces.readout):
                 part.train(training)
@@ -281,11 +303,13 @@ def _describe_difference(what: str, one: Tensor, other: Tensor, mode: str) -> Di
 def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
+    if torch.equal(one, other):
+        return True
     if one.is_floating_point():
         return torch.equal(one.isnan(), other.isnan()) and torch.equal(
             one.nan_to_num(), other.nan_to_num()
         )
-    return torch.equal(one, other)
+    return False
 
 
 def describe(tree: Tree) -> str:
