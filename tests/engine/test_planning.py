@@ -16,6 +16,7 @@ from networks import assert_same_state, cnn, images, mlp, rows
 from scpl.engine import ranks as ranks_module
 from scpl.engine.mesh import Mesh
 from scpl.engine.planning import Costs, Plan, Unit, measure
+from scpl.engine.precision import Precision
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.stage import StageOptions
 from scpl.errors import InputError, PartitionError
@@ -149,7 +150,9 @@ def test_every_method_can_be_measured_and_nothing_is_left(method):
     torch.manual_seed(3)
     random = torch.get_rng_state()
     [batch] = images((6,))
-    costs = measured(model, METHODS[method](), batch, clip_norm=1.0, precision=torch.bfloat16)
+    costs = measured(
+        model, METHODS[method](), batch, clip_norm=1.0, precision=Precision(torch.bfloat16)
+    )
     assert_same_state(model.state_dict(), before)
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
     assert torch.equal(torch.get_rng_state(), random)

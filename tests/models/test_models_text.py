@@ -396,7 +396,9 @@ def test_a_vocabulary_without_words_for_padding_and_unknown_is_refused():
 
 
 def test_the_pool_is_not_a_part_of_the_readout():
-    with pytest.raises(PartitionError, match=r"The readout must read.*`summarize`.*`pool`"):
+    with pytest.raises(
+        PartitionError, match=r"The classifier must read.*`summarize`.*make the summary a layer"
+    ):
         split(small("lstm"), ["layer1"], readout="pool", example=TOKENS)
 
 

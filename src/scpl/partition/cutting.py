@@ -387,7 +387,9 @@ def _run(module: nn.Module, inputs: Tree, rule: str) -> Tree:
         raise
     except Exception as error:
         raise PartitionError(
-            rule, f"On {describe(inputs)} it raised {type(error).__name__}: {error}", _ADVICE
+            rule,
+            f"On {describe(inputs)} it raised {type(error).__name__}: {error}",
+            "Let each layer take what the one before it returns",
         ) from error
 
 
