@@ -72,3 +72,11 @@ def test_two_versions_of_the_source_are_compared_in_turns():
     assert found["ratio"]["rounds"] == [found["new"] / found["old"]]
     assert found["ratio"]["quartiles"] == [found["ratio"]["median"]] * 2
     assert found["slower"] is False
+
+
+@pytest.mark.slow
+def test_networks_are_the_same_after_they_are_cut_or_refused_with_a_reason():
+    found = {row["network"]: row["cuts"]["2"] for row in results_of("networks")}
+    assert "torch.export must be able" in found.pop("data-dependent branch")["refused"]
+    assert len(found) == 2
+    assert all(row["traced"] and row["faults"] == [] for row in found.values())

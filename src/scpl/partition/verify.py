@@ -124,7 +124,7 @@ class Effects:
 
 
 def effects_of(model: nn.Module, form: Form, batch: Tree, pick: Pick) -> Effects:
-    """Run the network several times, from other random states of Python.
+    """Run the network, and again from other random states of Python if it draws from them.
 
     Args:
         model: The network.
@@ -132,24 +132,35 @@ def effects_of(model: nn.Module, form: Form, batch: Tree, pick: Pick) -> Effects
         batch: Some samples.
         pick: Finds the logits in what it returns.
     """
-    found: list[Tensor] = []
-    buffers: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = ()
-    for seed in range(_THROWS):
+
+    def run(seed: int) -> Tensor:
+        _seed_python(seed)
+        torch.manual_seed(0)
+        logits: Tensor = pick(run_network(model.train(), form, batch))
+        return logits
+
+    with undisturbed(model), torch.no_grad():
+        model.train()
+        held = {n: b.clone() for n, b in model.named_buffers(remove_duplicate=False)}
+        state = _other_state(model)
+        first = run(0)
+        draws = _python_state() != _python_state(seed=0)
+        after = dict(model.named_buffers(remove_duplicate=False))
+        buffers = tuple(name for name, value in held.items() if not _same(value, after[name]))
+        now = _other_state(model)
+        attributes = tuple(name for name, value in now.items() if state.get(name, value) != value)
+    depends = False
+    for seed in range(1, _THROWS if draws else 1):
         with undisturbed(model), torch.no_grad():
-            model.train()
-            _seed_python(seed)
-            torch.manual_seed(0)
-            named = dict(model.named_buffers(remove_duplicate=False))
-            held, state = {n: b.clone() for n, b in named.items()}, _other_state(model)
-            found.append(pick(run_network(model, form, batch)))
-            if seed == 0:
-                after = dict(model.named_buffers(remove_duplicate=False))
-                buffers = tuple(n for n, value in held.items() if not _same(value, after[n]))
-                others = _other_state(model)
-                attributes = tuple(n for n, v in others.items() if state.get(n, v) != v)
-    dice = not all(_same(found[0], other) for other in found[1:])
-    return Effects(buffers, attributes, dice)
+            depends |= not _same(first, run(seed))
+    return Effects(buffers, attributes, depends)
+
+
+def _python_state(seed: int | None = None) -> tuple[object, object]:
+    """What Python and numpy draw next; after seeding them, if a seed is given."""
+    if seed is not None:
+        _seed_python(seed)
+    return random.random(), numpy.random.random()
 
 
 def _seed_python(seed: int) -> None:
