@@ -247,6 +247,7 @@ class TimmLike(nn.Module):
             self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
             self.mlp = nn.Sequential(nn.Linear(width, 32), nn.GELU(), nn.Linear(32, width))
             self.gamma = nn.Parameter(torch.zeros(width))
+            self.drop_rate = 0.2
 
         def forward(self, x: Tensor) -> Tensor:
             rows, places, width = x.shape
@@ -259,8 +260,8 @@ class TimmLike(nn.Module):
         def drop_path(self, x: Tensor) -> Tensor:
             if not self.training:
                 return x
-            kept = x.new_empty((x.shape[0], 1, 1)).bernoulli_(0.8)
-            return x * kept / 0.8
+            kept = x.new_empty((x.shape[0], 1, 1)).bernoulli_(1 - self.drop_rate)
+            return x * kept / (1 - self.drop_rate)
 
     def __init__(self) -> None:
         super().__init__()
@@ -352,12 +353,13 @@ class FunctionalDropout(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16)
         self.d = nn.Linear(16, 16)
+        self.drop_rate = 0.5
         self.gate, self.shift = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(16))
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         a = torch.relu(self.a(x)) + self.shift
-        b = functional.dropout(torch.relu(self.b(a)), 0.5, self.training)
+        b = functional.dropout(torch.relu(self.b(a)), self.drop_rate, self.training)
         c = torch.relu(self.c(b)) + self.gate * a
         return self.head(torch.relu(self.d(c)))
 

@@ -335,6 +335,19 @@ def test_a_moved_stage_takes_the_networks_buffers_along():
     assert model.norm.num_batches_tracked == 1
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_with_the_old_weight_norm_can_be_exported():
+    """It keeps the weight that it computed last, which deepcopy refused to copy."""
+    model = Three()
+    model.b = torch.nn.utils.weight_norm(model.b)
+    parts = split(model, before=["b"], example=ROWS)
+    with Pipeline(parts, EarlyExit(), lambda p: torch.optim.SGD(p, lr=0.5)) as pipeline:
+        pipeline.train([(ROWS, torch.tensor([0, 1, 2, 0]))])
+        exported, logits = pipeline.export(), pipeline.predict(ROWS)
+    assert list(exported.state_dict()) == list(model.state_dict())
+    assert torch.equal(exported(ROWS), logits)
+
+
 def test_stages_of_a_graph_are_checkpointed_under_the_networks_keys(tmp_path):
     torch.manual_seed(0)
     batches = [(ROWS, torch.tensor([0, 1, 2, 0])), (ROWS[:2], torch.tensor([1, 2]))]

@@ -100,6 +100,9 @@ def undisturbed(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
             parameter.grad = gradient
         for module, attributes in plain:
             vars(module).update(attributes)
+            # The old weight_norm keeps what it computed; attached, it cannot be copied.
+            kept_weights = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
+            vars(module).update({k: v.detach() for k, v in kept_weights.items() if v.grad_fn})
 
 
 def _held(module: nn.Module, *, weights: bool) -> list[dict[str, Any]]:
