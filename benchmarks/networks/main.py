@@ -111,10 +111,13 @@ def _compared(
         return "equal"
     if exact:
         return "differs"
-    apart = max(
-        float((one[k].double() - other[k].double()).abs().max()) for k in one if one[k].numel()
-    )
+    apart = max(_apart(one[key].double(), other[key].double()) for key in one if one[key].numel())
     return "equal up to rounding" if apart <= CLOSE else f"differs by {apart:.1g}"
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference, as a share of the largest value if that is above 1."""
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1.0))
 
 
 def row(name: str, stages: list[int], *, ranks: bool) -> dict[str, Any]:
