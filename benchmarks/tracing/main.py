@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -29,6 +28,8 @@ CLASSES = 4
 
 
 def bert(layers: int, width: int) -> nn.Module:
+    import transformers  # takes seconds, which --help need not wait for
+
     config = transformers.BertConfig(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -41,6 +42,8 @@ def bert(layers: int, width: int) -> nn.Module:
 
 
 def resnet() -> nn.Module:
+    import transformers
+
     config = transformers.ResNetConfig(
         embedding_size=32,
         hidden_sizes=[32, 64, 128, 256],

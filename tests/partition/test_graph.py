@@ -183,6 +183,19 @@ def test_padding_does_not_count_in_what_an_objective_reads():
     assert torch.equal(first.readings[0](values), values[0][:, 0])
 
 
+def test_an_input_that_all_samples_share_is_not_taken_for_the_batch():
+    class Shared(Three):
+        def forward(self, x, scale):
+            return self.head(torch.relu(self.b(torch.relu(self.a(x)) * scale)))
+
+    torch.manual_seed(0)
+    model, scale = Shared(), torch.rand(1, 8)
+    parts = split(model, num_stages=2, example=(ROWS, scale))
+    batch = parts.form.arrange((ROWS[:3], scale))
+    assert torch.equal(parts.run(batch), model(ROWS[:3], scale))
+    assert parts.batch_dims == ((0,), (0,))
+
+
 def test_a_batch_that_is_not_the_first_dimension_is_found():
     class LengthFirst(Masked):
         def forward(self, ids):

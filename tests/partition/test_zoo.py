@@ -23,8 +23,8 @@ def load_zoo():
 
 
 zoo = load_zoo()
-FAMILIES = ("DistilBERT", "GPT-2", "Swin", "ConvNeXt")
-"""One of each kind: class token, last token, windows, maps. The benchmark has the others."""
+FAMILIES = ("DistilBERT", "ConvNeXt")
+"""One for texts and one for images. The benchmark has the others."""
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -40,7 +40,7 @@ def test_a_network_is_the_same_after_it_is_cut(name):
     parts = split(model, num_stages=3, example=example, output=entry.output)
     assert parts.num_stages == 3
     assert parts.rounding == ""
-    for rows, length in ((1, 9), (2, 4), (7, 12), (17, 5)):
+    for rows, length in ((1, 9), (17, 5)):
         batch = parts.form.arrange(entry.batch(rows, length))
         modes = BOTH_MODES if rows > 1 else (False,)
         assert difference(model, parts, batch, modes, parts.unused) is None

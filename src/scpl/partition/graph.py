@@ -98,7 +98,7 @@ class Trace:
     def body(self) -> list[Node]:
         """The nodes that compute, in order; a buffer's update comes right after its new value."""
         nodes = [n for n in self.graph.nodes if n.op not in ("placeholder", "output")]
-        late = {n for n in nodes if _writes_back(n)}
+        late = dict.fromkeys(n for n in nodes if _writes_back(n))
         after: dict[Node, list[Node]] = {}
         for node in late:
             after.setdefault(node.args[1], []).append(node)

@@ -317,7 +317,8 @@ def _live(graph: Trace, end: int, needs: Needs) -> list[int]:
 
 def _batches(graph: Trace) -> set[Any]:
     """The expressions that stand for the number of samples."""
-    return {expression(node.meta["val"].shape[0]) for node in graph.inputs}
+    sizes = [node.meta["val"].shape[0] for node in graph.inputs]
+    return {expression(size) for size in sizes if constant(size) is None}
 
 
 def _levels(
