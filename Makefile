@@ -34,12 +34,10 @@ types: .venv/installed ## static types
 imports: .venv/installed ## imports point one way
 	$(BIN)/python -m pytest tests/test_imports.py
 
-# A process per core and one more, for many tests wait for processes of their own; at most four. The
-# tests of a file stay together, because some share what took long to make. tests/conftest.py decides
-# on the order of files.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 3); echo $$(( n < 4 ? n + 1 : 4 )))
+# A process per core; the tests of a file stay together, because some share what took long to make.
+# tests/conftest.py decides on the order of files.
 unit: .venv/installed ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/installed ## the benchmarks that end within minutes
 	$(BIN)/python benchmarks/memory/main.py

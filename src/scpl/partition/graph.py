@@ -554,7 +554,7 @@ def piece(
 
 def _in_order(nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node]) -> list[Node]:
     """List what must be there to compute some nodes and outputs, each after what it needs."""
-    here = set(nodes)
+    here, given = set(nodes), set(inputs)
     found = dict.fromkeys(inputs)
     for goal in (*nodes, *outputs):
         waiting = [goal]
@@ -568,7 +568,7 @@ def _in_order(nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[N
             else:
                 found[node] = None
                 waiting.pop()
-    return [node for node in found if node not in set(inputs)]
+    return [node for node in found if node not in given]
 
 
 _numbers = count()
