@@ -51,6 +51,10 @@ class Pipeline:
         clip_norm: Clip the gradient norm of every stage to this.
         precision: ``torch.bfloat16`` or ``torch.float16`` compute forward passes in mixed
             precision; a `Precision` also says in which type values go on to the next stage.
+        cuda_graphs: On a CUDA device, record the work of every stage once and replay it: launching
+            it from Python takes longer than a short step does. All that a stage does must run on
+            the device; a step of another shape than most runs as it is. A fused Adam then reads its
+            learning rate in float32.
         seed: Seed of the objectives' parameters and of every stage's random state.
         checkpoints: Where checkpoints go, and when they are made; a folder, or `Checkpoints`.
         ranks: The other ranks and this one's device, from `scpl.connect`. Default: the ranks of the
@@ -75,6 +79,7 @@ class Pipeline:
         scheduler: SchedulerFactory | None = None,
         clip_norm: float | None = None,
         precision: torch.dtype | Precision = torch.float32,
+        cuda_graphs: bool = False,
         seed: int = 0,
         checkpoints: Checkpoints | Path | str | None = None,
         ranks: Ranks | None = None,
@@ -84,7 +89,9 @@ class Pipeline:
         self._owns_ranks = ranks is None
         self.ranks = ranks or connect(_device_of(parts.model))
         self.mesh, self.device = self.ranks.mesh, self.ranks.device
-        options = StageOptions(optimizer, scheduler, clip_norm, Precision.of(precision))
+        options = StageOptions(
+            optimizer, scheduler, clip_norm, Precision.of(precision), cuda_graphs
+        )
         hosted, self._owners = assign(method, self.mesh, self.parts)
         self.stages = build_stages(
             self.parts, method, options, hosted, seed=seed, device=self.device

@@ -290,6 +290,7 @@ def build_pipeline(
         scheduler=scheduler,
         clip_norm=chosen.clip_norm,
         precision=precision_of(config),
+        cuda_graphs=chosen.cuda_graphs,
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),

@@ -290,6 +290,8 @@ class OptimizerConfig:
     """Type in which features go on from stage to stage in training; bfloat16 halves the traffic."""
     compile: bool = False
     """Compile each stage with torch.compile."""
+    cuda_graphs: bool = False
+    """Record the work of each stage on a CUDA device once, and replay it: for short steps."""
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,10 @@ def build_trainer(
         seed: Seed of what is drawn in training.
 
     Raises:
-        InputError: if it cannot train in this precision.
+        InputError: if it cannot train in this precision, or not with CUDA graphs.
     """
+    if options.cuda_graphs:
+        _check_graphs(method, ranks)
     if isinstance(ranks, ManyRanks) and isinstance(method, CutBackpropagation):
         if options.precision.compute == torch.float16:
             raise InputError(
@@ -105,7 +107,30 @@ def build_trainer(
         return ReplicaTrainer(
             stages, outbox, timeline, ranks=ranks, seed=seed, clip_norm=options.clip_norm
         )
-    return StreamTrainer(stages, outbox, timeline)
+    if not options.cuda_graphs:
+        return StreamTrainer(stages, outbox, timeline)
+    from scpl.engine.trainers.captured import CapturedTrainer, CudaLane
+
+    return CapturedTrainer(
+        stages,
+        outbox,
+        timeline,
+        lane=lambda: CudaLane.current(ranks.device),
+        new_lane=lambda: CudaLane.new(ranks.device),
+    )
+
+
+def _check_graphs(method: Method, ranks: Ranks) -> None:
+    if ranks.device.type != "cuda":
+        raise InputError(
+            "`cuda_graphs` need a CUDA device", f"Got {ranks.device}", "Leave `cuda_graphs` out"
+        )
+    if method.layout == "replicas" or (ranks.mesh.num_ranks > 1 and not method.cuts_gradients):
+        raise InputError(
+            "`cuda_graphs` need stages that learn by themselves, or bp on one process",
+            f"Got {method.name}",
+            "Leave `cuda_graphs` out",
+        )
 
 
 def build_stages(

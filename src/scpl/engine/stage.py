@@ -53,12 +53,14 @@ class StageOptions:
         scheduler: Builds its learning-rate schedule, stepped once per training step.
         clip_norm: Clip the norm of a stage's gradient to this.
         precision: In which types it computes, and hands on what it computed.
+        cuda_graphs: Record the work of a step on the device once, and replay it.
     """
 
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory | None = None
     clip_norm: float | None = None
     precision: Precision = field(default_factory=Precision)
+    cuda_graphs: bool = False
 
 
 class LossGuard:
@@ -150,11 +152,13 @@ class Stage:
         self.objective = objective.to(device)
         self.device = device
         self._options = options
+        self.clip_norm = options.clip_norm
         self._names = names
         self.random = RandomState(seed, device)
         self._output: Tree = None
         self._output_version = 0
         self.guard = LossGuard(index)
+        self.num_loads = 0  # what was recorded of the optimizer is not true after one
         self._modules = [*self.body.modules(), *self.objective.modules()]
         # A user's objective could hold a layer of the body: count its parameters once.
         named = {
@@ -220,24 +224,35 @@ class Stage:
             NonFiniteError: if the loss is NaN or infinite; the parameters are as before. Gradients
                 may overflow in float16: such a step is left out, and the next ones are scaled less.
         """
-        output, self._output = self._output, None
+        output = self._output
         with self.random.active():
-            with self.autocast():
-                terms = self.objective(output, target, carry)
-            if _version(output) != self._output_version:
-                raise StageError(
-                    "An objective must not change the features in place: they are on their way "
-                    "to the next stage",
-                    f"The objective of stage {self.index} did",
-                    "Give its first layer inplace=False",
-                )
-            if terms:  # a frozen stage has none
-                loss = reduce(torch.add, terms.values())
+            found, loss = self.compute_loss(target, carry)
+            if loss is not None:
                 self.guard.check(loss, output, step)
                 if loss.requires_grad:
                     self.backward(loss)
-                    self.update(self._options.clip_norm)
-        return LocalLoss(_detached(terms), _detached(self.objective.observed))
+                    self.update(self.clip_norm)
+        return found
+
+    def compute_loss(self, target: Tensor, carry: Tree) -> tuple[LocalLoss, Tensor | None]:
+        """Compute the local loss of the last output; arguments as `learn`.
+
+        Returns:
+            What `learn` returns, and the sum of the terms, attached; None for a frozen stage, which
+            has none.
+        """
+        output, self._output = self._output, None
+        with self.autocast():
+            terms = self.objective(output, target, carry)
+        if _version(output) != self._output_version:
+            raise StageError(
+                "An objective must not change the features in place: they are on their way "
+                "to the next stage",
+                f"The objective of stage {self.index} did",
+                "Give its first layer inplace=False",
+            )
+        loss = reduce(torch.add, terms.values()) if terms else None
+        return LocalLoss(_detached(terms), _detached(self.objective.observed)), loss
 
     def backward(self, loss: Tensor) -> None:
         """Compute gradients, in float16 those of a scaled loss."""
@@ -252,13 +267,23 @@ class Stage:
         """
         if self.optimizer is None:
             return
+        if self.descend(clip_norm):
+            self.advance()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def descend(self, clip_norm: float | None) -> bool:
+        """Let the optimizer use the gradients; returns whether it did (see `learn`)."""
+        assert self.optimizer is not None
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, clip_norm)
-        if self._step(self.optimizer) and self.scheduler is not None:
+        return self._step(self.optimizer)
+
+    def advance(self) -> None:
+        """Set the learning rate of the next step."""
+        if self.scheduler is not None:
             self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _step(self, optimizer: Optimizer) -> bool:
         """Step, unless scaled gradients overflowed; returns whether."""
@@ -330,6 +355,7 @@ class Stage:
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.random.load_state_dict(state["random"])
+        self.num_loads += 1
 
     def snapshot(self, step: int) -> dict[str, Any]:
         """Copy the state to the CPU, to be written while the stage goes on.

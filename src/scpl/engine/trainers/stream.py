@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import final
 
 from scpl.engine.messages import LocalLoss, Losses, TrainBatch
 from scpl.engine.trainers.base import Trainer
@@ -11,7 +10,6 @@ from scpl.engine.trainers.base import Trainer
 __all__ = ["StreamTrainer"]
 
 
-@final
 class StreamTrainer(Trainer):
     """Trains stages that learn from local objectives."""
 

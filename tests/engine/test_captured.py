@@ -1,0 +1,272 @@
+"""Recorded steps against plain ones, on a lane of the CPU that records by running."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+import scpl
+from scpl.engine import build
+from scpl.engine.messages import LocalLoss
+from scpl.engine.stage import Stage
+from scpl.engine.trainers import captured
+from scpl.engine.trainers.captured import KEPT_SHAPES, WARM_UP, CapturedTrainer
+from scpl.errors import InputError, NonFiniteError
+from scpl.partition.values import tensors_of
+
+CLASSES = 3
+
+
+class CpuLane:
+    """Records work by doing it and taking its effects back; replays it into the same tensors."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.recordings = stage, 0
+
+    def use(self):
+        return nullcontext()
+
+    def after(self, other):
+        pass
+
+    def record(self, work):
+        self.recordings += 1
+        return CpuRecording(work, self.stage)
+
+
+class CpuRecording:
+    def __init__(self, work, stage: Stage) -> None:
+        self._work, self._stage = work, stage
+        kept = [*stage.body.state_dict().values(), *stage.objective.state_dict().values()]
+        moments = stage.optimizer.state.values() if stage.optimizer else ()
+        kept += [value for state in moments for value in state.values() if value is not None]
+        before, random = [value.clone() for value in kept], torch.get_rng_state()
+        self.results = work()
+        # A real recording does nothing; work on the device draws from a generator of its own.
+        with torch.no_grad():
+            for now, was in zip(kept, before, strict=True):
+                if not torch.equal(now, was):
+                    now.data.copy_(was)  # backward looks at version counters
+        torch.set_rng_state(random)
+
+    def replay(self) -> None:
+        parameters = self._stage.parameters
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.enable_grad():
+            again = _tensors(self._work())
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.no_grad():
+            for mine, new in zip(_tensors(self.results), again, strict=True):
+                mine.copy_(new)
+
+
+def _tensors(results):
+    head, *rest = results
+    # The first result of learning names the losses; the numbers come beside it.
+    return tensors_of([None if isinstance(head, LocalLoss) else head, *rest])
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let pipelines record on the CPU."""
+    made = []
+
+    def trainer_of(stages, outbox, timeline, *, lane, new_lane):
+        following = iter(stages)
+        trainer = CapturedTrainer(
+            stages, outbox, timeline,
+            lane=lambda: CpuLane(stages[0]),
+            new_lane=lambda: CpuLane(next(following)),
+        )  # fmt: skip
+        made.append(trainer)
+        return trainer
+
+    monkeypatch.setattr(captured, "CapturedTrainer", trainer_of)
+    monkeypatch.setattr(build, "_check_graphs", lambda method, ranks: None)
+    return made
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Flatten(), nn.Linear(6 * 36, 12), nn.ReLU(), nn.Linear(12, CLASSES),
+    )  # fmt: skip
+
+
+def batches(count: int, *, rows: int = 8, ragged: bool = True):
+    draws = torch.Generator().manual_seed(1)
+    sizes = [3 if ragged and index % 4 == 3 else rows for index in range(count)]
+    return [
+        (
+            torch.randn(size, 1, 6, 6, generator=draws),
+            torch.randint(0, CLASSES, (size,), generator=draws),
+        )
+        for size in sizes
+    ]
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=2**-8, fused=True)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def pipeline(method=None, optimizer=adam, *, graphs: bool, model=None, **options) -> scpl.Pipeline:
+    model = model or network()
+    example = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    parts = scpl.split(model, num_stages=3, example=example)
+    return scpl.Pipeline(
+        parts, method or scpl.SCPL(), optimizer, cuda_graphs=graphs, clip_norm=1.0, **options
+    )
+
+
+def trained(steps: int = 14, **options):
+    with pipeline(**options) as made:
+        reports = []
+        made.train(batches(steps), reports.append)
+        scores = made.evaluate(batches(2))
+        return [r.read() for r in reports], made.export().state_dict(), scores.result()
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    assert one[2] == other[2]
+    for name, value in one[1].items():
+        assert torch.equal(value, other[1][name]), name
+
+
+@pytest.mark.parametrize("optimizer", [adam, sgd])
+@pytest.mark.parametrize(
+    "method",
+    [scpl.SCPL(), scpl.EarlyExit(), scpl.PredSim(), scpl.AssociatedLearning(), scpl.DGL(),
+     scpl.SCPL(cross_entropy=0, classifier_gradient=False), scpl.Backpropagation()],
+    ids=lambda method: method.name,
+)  # fmt: skip
+def test_recorded_steps_give_the_bits_of_plain_ones(recorded, method, optimizer):
+    plain = trained(method=method, optimizer=optimizer, graphs=False)
+    assert not recorded
+    assert_same(trained(method=method, optimizer=optimizer, graphs=True), plain)
+    (trainer,) = recorded
+    assert all(lane.recordings == 2 for lane in trainer._lanes)  # forward and learn, once
+
+
+def halving(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+
+
+@pytest.mark.parametrize("optimizer", [adam, sgd])
+def test_learning_rates_that_change_are_followed(recorded, optimizer):
+    options = {"optimizer": optimizer, "scheduler": halving}
+    assert_same(trained(graphs=True, **options), trained(graphs=False, **options))
+    assert all(lane.recordings == 2 for lane in recorded[0]._lanes)
+    assert not any(group["capturable"] for stage in recorded[0].stages if optimizer is adam
+                   for group in stage.optimizer.param_groups)  # fmt: skip
+
+
+def test_an_option_that_a_schedule_changes_takes_the_optimizer_out_of_the_recording(recorded):
+    def cycle(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 2**-8, total_steps=20)
+
+    graphed, plain = (trained(graphs=graphs, scheduler=cycle) for graphs in (True, False))
+    for (terms, _), (expected, _) in zip(graphed[0], plain[0], strict=True):
+        for one, other in zip(terms, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-3)  # one step read its rate in float32
+    assert all(lane.recordings == 4 for lane in recorded[0]._lanes)
+
+
+def test_a_checkpoint_in_the_middle(recorded, tmp_path):
+    def run(graphs, folder):
+        with pipeline(graphs=graphs, checkpoints=folder) as made:
+            made.train(batches(9, ragged=False))
+            made.checkpoint()
+            made.train(batches(9, ragged=False))
+            made.restore(9)
+            made.train(batches(9, ragged=False))
+            return made.export().state_dict()
+
+    plain, graphed = run(False, tmp_path / "a"), run(True, tmp_path / "b")
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+    assert all(lane.recordings == 4 for lane in recorded[0]._lanes)
+
+
+@pytest.mark.parametrize("change", ["freeze", "replace"])
+def test_weights_that_change_behind_the_recording_are_noticed(recorded, change):
+    def run(graphs):
+        with pipeline(graphs=graphs) as made:
+            made.train(batches(8))
+            for stage in made.stages:
+                for weight in list(stage.body.parameters())[:1]:
+                    if change == "freeze":
+                        weight.requires_grad_(False)
+                    else:
+                        weight.data = torch.zeros_like(weight)
+            made.train(batches(8))
+            return made.export().state_dict()
+
+    plain, graphed = run(False), run(True)
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+
+
+def test_many_shapes_are_told(recorded):
+    sizes = range(4, 4 + KEPT_SHAPES + 1)
+    mixed = [batch for rows in sizes for batch in batches(WARM_UP + 2, rows=rows, ragged=False)]
+    with pipeline(graphs=True) as made:
+        with pytest.warns(UserWarning, match="same shape"):
+            made.train(mixed)
+    assert all(lane.recordings == 2 * KEPT_SHAPES for lane in recorded[0]._lanes)
+
+
+def test_a_loss_that_is_not_finite_is_told(recorded):
+    with pipeline(graphs=True) as made:
+        made.train(batches(6, ragged=False))
+        inputs, target = batches(1)[0]
+        with pytest.raises(NonFiniteError, match="batch of step 7"):
+            made.train([(inputs * math.nan, target)])
+
+
+class DrawsOnCpu(nn.Module):
+    def forward(self, features):
+        return features + torch.rand(features.shape)
+
+
+def test_numbers_drawn_on_the_cpu_would_be_frozen_and_are_refused(recorded):
+    model = network()
+    model[2] = DrawsOnCpu()
+    made = pipeline(graphs=True, model=model)
+    # The lane of this test draws on the CPU like all work there; it hides that by design.
+    for stage, lane in zip(made.stages, recorded[0]._lanes, strict=True):
+        lane.record = lambda work, stage=stage: _careless(work, stage)
+    with pytest.raises(InputError, match="Stage 0 draws on the CPU"):
+        made.train(batches(6, ragged=False))
+
+
+def _careless(work, stage):
+    recording = CpuRecording(work, stage)
+    work()
+    return recording
+
+
+def test_work_that_cannot_be_recorded_is_told(recorded):
+    made = pipeline(graphs=True)
+
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded[0]._lanes[1].record = refuse
+    with pytest.raises(InputError, match="Stage 1 cannot be recorded: operation not permitted"):
+        made.train(batches(6, ragged=False))
+
+
+def test_graphs_need_a_device_that_has_them():
+    with pytest.raises(InputError, match="need a CUDA device"):
+        pipeline(graphs=True)
