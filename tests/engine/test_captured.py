@@ -180,7 +180,8 @@ def test_an_option_that_a_schedule_changes_takes_the_optimizer_out_of_the_record
     graphed, plain = (trained(graphs=graphs, scheduler=cycle) for graphs in (True, False))
     for (terms, _), (expected, _) in zip(graphed[0], plain[0], strict=True):
         for one, other in zip(terms, expected, strict=True):
-            assert one == pytest.approx(other, rel=1e-3)  # one step read its rate in float32
+            # One step read its rate in float32.
+            assert one == pytest.approx(other, rel=0.01, abs=1e-3)
     assert all(lane.recordings == 4 for lane in recorded[0]._lanes)
 
 
@@ -220,9 +221,8 @@ def test_weights_that_change_behind_the_recording_are_noticed(recorded, change):
 def test_many_shapes_are_told(recorded):
     sizes = range(4, 4 + KEPT_SHAPES + 1)
     mixed = [batch for rows in sizes for batch in batches(WARM_UP + 2, rows=rows, ragged=False)]
-    with pipeline(graphs=True) as made:
-        with pytest.warns(UserWarning, match="same shape"):
-            made.train(mixed)
+    with pipeline(graphs=True) as made, pytest.warns(UserWarning, match="same shape"):
+        made.train(mixed)
     assert all(lane.recordings == 2 * KEPT_SHAPES for lane in recorded[0]._lanes)
 
 
