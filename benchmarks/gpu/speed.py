@@ -20,15 +20,18 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import scpl
+from scpl.engine.trainers.captured import CudaLane
 from scpl.heads.projection import MeanOverPositions
 from scpl.models.resnet import ResNet
 from scpl.models.vgg import VGG8
@@ -130,6 +133,7 @@ class Variant:
         method: "loop" (written by hand), or a method of the library.
         stages: How many.
         graphs: CUDA graphs.
+        lanes: With graphs, whether every stage has a stream of its own.
         compiled: torch.compile.
         layout: Of images and kernels: "contiguous" or "channels-last".
     """
@@ -139,12 +143,14 @@ class Variant:
     graphs: bool = False
     compiled: bool = False
     layout: str = "contiguous"
+    lanes: bool = True
 
     @property
     def name(self) -> str:
         """What the table calls it."""
         parts = [self.method if self.stages == 1 else f"{self.method} {self.stages}"]
-        parts += ["graphs"] * self.graphs + ["compiled"] * self.compiled
+        parts += ["graphs" if self.lanes else "graphs in turns"] * self.graphs
+        parts += ["compiled"] * self.compiled
         parts += ["channels last"] * (self.layout == "channels-last")
         return ", ".join(parts)
 
@@ -171,6 +177,9 @@ def variants(network: Network, options: argparse.Namespace) -> Iterator[Variant]
             if compiled and method != "loop" and (method, stages) not in (("bp", 1), ("scpl", 4)):
                 continue
             yield Variant(method, stages, graphs, compiled, best)
+    if options.device != "cpu":
+        yield Variant("scpl", 4, True, layout=best, lanes=False)
+        yield Variant("scpl", network.most_stages, True, layout=best, lanes=False)
     for layout in layouts[:-1]:
         yield Variant("bp", layout=layout)
         yield Variant("scpl", 4, layout=layout)
@@ -227,15 +236,18 @@ class Runner:
         return train
 
     def _pipeline(self, parts: scpl.Partition, inputs: Tensor, target: Tensor) -> Steps:
-        variant = self.variant
-        pipeline = scpl.Pipeline(
-            parts,
-            METHODS[variant.method](),
-            adam,
-            precision=torch.bfloat16,
-            cuda_graphs=variant.graphs,
-            ranks=scpl.connect(self.device),
-        )
+        variant, device = self.variant, torch.device(self.device)
+        shared = CudaLane.new(device) if not variant.lanes else None
+        lanes = patch.object(CudaLane, "new", lambda device: shared) if shared else nullcontext()
+        with lanes:
+            pipeline = scpl.Pipeline(
+                parts,
+                METHODS[variant.method](),
+                adam,
+                precision=torch.bfloat16,
+                cuda_graphs=variant.graphs,
+                ranks=scpl.connect(device),
+            )
         if variant.compiled:
             pipeline.parts.compiled()
         return lambda steps: pipeline.train([(inputs, target)] * steps)
