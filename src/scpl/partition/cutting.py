@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scpl.errors import PartitionError, ScplError
 from scpl.partition.chain import chain_cuts, cut_chain, is_in_chain
 from scpl.partition.graph import BY_HAND, without_cache
-from scpl.partition.inputs import Form, samples
+from scpl.partition.inputs import Form, beside, samples
 from scpl.partition.layers import is_chain
 from scpl.partition.pieces import Pieces, Read
 from scpl.partition.reading import Features, ReadThen
@@ -129,8 +129,8 @@ def split(
         costs: What each stage costs, if that was measured (`scpl.plan`); ranks share the stages by
             it. Default: floating-point operations of its layers.
         example: A small batch, as the network takes it: a tensor ``[N, ...]``, a tuple of
-            arguments, or a mapping of keyword arguments (``labels`` are left out). Later batches
-            may have any number of rows, and sequences any length.
+            arguments, or a mapping of keyword arguments (``labels`` are left out). It is put where
+            the network is. Later batches may have any number of rows, and sequences any length.
 
     Returns:
         The stages; they hold the parameters and buffers of `model` itself.
@@ -194,6 +194,7 @@ def _cut(
             f"Got {features!r}",
             "For instance scpl.partition.reading.first_token, of a value and a mask",
         )
+    example = beside(model, example)
     with without_cache(model), torch.enable_grad(), _uncompiled(model):
         if output is None and is_chain(model):
             _initialise(model, Form.whole(), example)
@@ -255,6 +256,7 @@ def _by_hand(
             + (f"num_stages={num_stages}" if before is None else f"before={before!r}"),
         )
     model = nn.Sequential(*modules)
+    example = beside(model, example)
     names = [str(i) for i in range(len(modules))]
     _initialise(model, Form.whole(), example)
     pieces = cut_chain(model, example, names[1:-1], names[-1], features)
@@ -302,16 +304,18 @@ def _verified(model: nn.Module, pieces: Pieces, example: Tree, *, is_traced: boo
     """Compare the stages with the network, and find the shapes of what objectives read.
 
     Raises:
-        PartitionError: if they differ by more than rounding (a chain: at all).
+        PartitionError: if they differ by more than rounding (a chain on the CPU: at all; kernels of
+            accelerators may add up in another order each time).
     """
     rows = samples(example, ROWS)
     seen, num_outputs = _look(model, pieces, rows)
     held = {id(t) for part in (*pieces.bodies, pieces.readout) for t in _tensors(part).values()}
     unused = tuple(name for name, tensor in _tensors(model).items() if id(tensor) not in held)
     rounding = ""
+    may_round = is_traced or any(p.device.type != "cpu" for p in model.parameters())
     for batch, modes in ((rows, BOTH_MODES), *_other_sizes(model, pieces, rows, is_traced)):
         fault = difference(model, pieces, batch, modes, unused)
-        if fault is not None and not (is_traced and fault.is_rounding):
+        if fault is not None and not (may_round and fault.is_rounding):
             raise PartitionError(
                 "The stages must compute exactly what the network computes",
                 f"{type(model).__name__} is not the same cut into stages: {fault.what}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scpl.errors import InputError, PartitionError
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 
-__all__ = ["LABELS", "Form", "samples", "without_labels"]
+__all__ = ["LABELS", "Form", "beside", "samples", "without_labels"]
 
 LABELS = ("labels", "label")
 """What batches of ``transformers`` call the target; it is no input of the network."""
@@ -126,6 +126,22 @@ class Form:
             return (), dict(zip(self.keywords, values, strict=True))
         waiting = iter(values)
         return tuple(next(waiting) if given else None for given in self.given), {}
+
+
+def beside(model: nn.Module, example: Any) -> Any:
+    """Put the tensors of an example where the network's parameters are."""
+    device = next((parameter.device for parameter in model.parameters()), None)
+    if device is None or device.type == "meta":
+        return example
+
+    def moved(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device)
+        if isinstance(part, Mapping):
+            return {name: moved(value) for name, value in part.items()}
+        return type(part)(map(moved, part)) if type(part) in (list, tuple) else part
+
+    return moved(example)
 
 
 def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
