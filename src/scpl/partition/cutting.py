@@ -8,6 +8,7 @@ the user's network, under its own ``state_dict`` keys.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -80,10 +81,15 @@ class Partition(Pieces):
         Returns:
             The same partition.
         """
+        # Stages of one class share their code: without this they share torch's limit of
+        # recompilations, too, and beyond it run uncompiled.
+        if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+            options = {"isolate_recompiles": True, **options}
+        else:  # torch before 2.13
+            limits = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, 8 * len(self.bodies))
         for body in self.bodies:
-            # Stages of one class share their code: without this they share torch's limit of
-            # recompilations, too, and beyond it run uncompiled.
-            body.compile(**{"isolate_recompiles": True, **options})
+            body.compile(**options)
         return self
 
     def merged(self) -> Partition:
