@@ -1,0 +1,126 @@
+"""Bit for bit: deterministic algorithms, and captured graphs against launching one by one."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import scpl
+from checks.base import Setup, Skipped, check, distance, require
+from checks.subjects import (
+    Learned,
+    Task,
+    adam,
+    deterministic,
+    learn,
+    make_pipeline,
+    sgd,
+    task_named,
+)  # fmt: skip
+from scpl.errors import InputError
+
+DROPOUT = 0.2
+
+
+def same_bits(what: str, found: Learned, expected: Learned) -> str:
+    """Check that losses and weights are the same bit for bit."""
+    losses = distance(found.losses, expected.losses)
+    weights = distance(found.weights, expected.weights)
+    text = f"{what}: losses {losses:.1e} and weights {weights:.1e} apart"
+    require(losses == weights == 0, f"{text}; they must be equal bit for bit")
+    return f"{text}; {found.summary()}"
+
+
+@check(
+    "deterministic",
+    {
+        f"{method}-{name}": {"method": method, "name": name}
+        for method in ("scpl", "early-exit", "bp")
+        for name in ("small-cnn", "vgg8", "transformer", "lstm")
+        if method == "scpl" or name in ("small-cnn", "transformer")
+    },
+)
+def determinism(setup: Setup, method: str, name: str) -> str:
+    """Two runs with deterministic algorithms are equal bit for bit, dropout included."""
+    task = task_named(name, setup, dropout=DROPOUT)
+    with deterministic(strict=True):
+        first, second = (
+            learn(make_pipeline(task, method, setup.device, optimizer=adam), task.batches)
+            for _ in range(2)
+        )
+    return same_bits("two runs", first, second)
+
+
+GRAPHS = {
+    **{
+        f"{method}-{name}": {"method": method, "name": name}
+        for method, name in [
+            *(("scpl", name) for name in ("vgg8", "resnet18", "mlp", "transformer", "lstm")),
+            *(("early-exit", name) for name in ("small-cnn", "transformer")),
+            *((method, "small-cnn") for method in ("al", "predsim", "deinforeg", "dascpl")),
+            *((method, "transformer") for method in ("dgl", "al", "bp")),
+        ]
+    },
+    "scpl-sgd": {"method": "scpl", "name": "small-cnn", "optimizer": sgd},
+    "scpl-clipped": {"method": "scpl", "name": "small-cnn", "clip_norm": 0.5},
+    "scpl-bf16": {"method": "scpl", "name": "transformer", "precision": torch.bfloat16},
+}
+
+
+def halving(optimizer: torch.optim.Optimizer) -> Any:
+    """A rate that changes at every step: one that is baked into a graph shows."""
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
+@check("graphs", GRAPHS, needs_cuda=True, limit=90.0)
+def graphs(setup: Setup, method: str, name: str, **options: Any) -> str:
+    """Captured graphs give the bits of the same kernels launched one by one.
+
+    With dropout, a smaller last batch, evaluations between, a schedule of the rate, and a run that
+    is restored from the middle.
+    """
+    if "cuda_graphs" not in inspect.signature(scpl.Pipeline).parameters:
+        raise Skipped("scpl.Pipeline has no argument cuda_graphs")
+    task = task_named(name, setup, dropout=DROPOUT)
+    options = {"optimizer": adam, "scheduler": halving, **options}
+
+    def run(*, cuda_graphs: bool) -> Learned:
+        folder = setup.folder / f"{cuda_graphs}"
+        return interrupted(task, method, setup.device, folder, cuda_graphs=cuda_graphs, **options)
+
+    # Where a kernel adds in no fixed order, two runs differ without any graph.
+    with deterministic(strict=False):
+        plain, again, captured = (run(cuda_graphs=on) for on in (False, False, True))
+    steady = distance([again.losses, again.weights], [plain.losses, plain.weights])
+    if steady > 0:
+        raise Skipped(f"two runs without graphs differ by {steady:.1e}, so bits say nothing")
+    return same_bits("captured and launched", captured, plain)
+
+
+def interrupted(task: Task, method: str, device: str, folder: Path, **options: Any) -> Learned:
+    """Train two epochs; then forget all, and train two more from the checkpoint of the first."""
+    first = make_pipeline(task, method, device, checkpoints=folder, **options)
+    before = learn(first, task.batches, epochs=1)
+    first.checkpoint()
+    before += learn(first, task.batches, epochs=1)
+    first.close()
+    second = make_pipeline(task, method, device, checkpoints=folder, **options)
+    learn(second, task.batches[:2], epochs=1)  # what is restored must replace this
+    require(second.restore() is not None, "there must be a checkpoint to restore")
+    return before + learn(second, task.batches, epochs=2)
+
+
+@check("graphs-on-a-cpu")
+def graphs_on_a_cpu(setup: Setup) -> str:
+    """Asking for CUDA graphs on a CPU is refused with a sentence that says why."""
+    if "cuda_graphs" not in inspect.signature(scpl.Pipeline).parameters:
+        raise Skipped("scpl.Pipeline has no argument cuda_graphs")
+    task = task_named("mlp", setup)
+    try:
+        make_pipeline(task, "scpl", "cpu", cuda_graphs=True)
+    except InputError as error:
+        return f"refused: {error}"
+    return require(False, "graphs on a CPU must be refused; they were accepted") or ""
