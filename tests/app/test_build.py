@@ -28,10 +28,12 @@ def test_on_a_cpu_convolutions_are_channels_last_with_the_same_values():
     torch.testing.assert_close(last(inputs), torch.nn.functional.conv2d(inputs, before, plain.bias))
 
 
-def test_elsewhere_weights_stay_as_they_are():
+def test_on_an_accelerator_the_type_decides():
     plain = torch.nn.Conv2d(3, 4, 3)
     laid_out(plain, torch.device("meta"))
     assert plain.weight.is_contiguous()
+    laid_out(plain, torch.device("meta"), torch.bfloat16)
+    assert plain.weight.is_contiguous(memory_format=LAST)
 
 
 @pytest.mark.parametrize(("model", "largest"), [("vgg8", 0.34), ("resnet18", 0.29)])

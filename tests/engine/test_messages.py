@@ -31,6 +31,8 @@ DTYPES = [
 def tensors(draw):
     shape = draw(st.lists(st.integers(0, 3), max_size=4))
     values = torch.arange(math.prod(shape)).reshape(shape) % 2
+    if len(shape) == 4 and draw(st.booleans()):
+        values = values.to(memory_format=torch.channels_last)
     return values.to(draw(st.sampled_from(DTYPES)))
 
 
@@ -189,12 +191,13 @@ def test_a_value_of_the_wrong_kind_is_only_ever_an_input_error(place, value):
         b"\xff\xfe",
         GOOD.replace(b"float32", b"load"),
         GOOD.replace(b"float32", b"nn"),
-        GOOD.replace(b'"t":["float32",2]', b'"t":["float32",-2]'),
-        GOOD.replace(b'"t":["float32",2]', b'"t":["float32","2"]'),
+        GOOD.replace(b'"t":["float32",false,2]', b'"t":["float32",false,-2]'),
+        GOOD.replace(b'"t":["float32",false,2]', b'"t":["float32",false,"2"]'),
+        GOOD.replace(b'"t":["float32",false,2]', b'"t":["float32",true,2]'),
         GOOD.replace(b"TrainBatch", b"Message"),
         b'{"kind":"TrainBatch","values":' + b"[" * 100_000,
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_a_damaged_header_is_an_input_error(header):
     with pytest.raises(InputError, match="must begin with a readable header"):

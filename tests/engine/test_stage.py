@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+import scpl
 from networks import assert_same_state, seeded_layers
 from scpl.engine.stage import Stage, StageOptions, copy_to_cpu
 from scpl.errors import CheckpointError, InputError, NonFiniteError, StageError
@@ -20,6 +21,7 @@ from scpl.heads import Linear
 from scpl.methods.base import CrossEntropy, Objective, Sum
 from scpl.methods.scpl import Contrastive
 from scpl.partition.layers import ChainBody
+from scpl.partition.values import is_channels_last
 
 FEATURES = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -383,3 +385,20 @@ def test_a_parameter_used_twice_is_trained_once():
     stage = make(Shares(), body=body)
     assert len(stage.parameters) == 4
     learn(stage)
+
+
+def test_maps_with_channels_last_are_handed_on_so_and_heads_lie_like_the_body():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(144, 3),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    parts = scpl.split(model, ["2"], example=torch.randn(2, 2, 6, 6))
+    pipeline = scpl.Pipeline(parts, scpl.SCPL(), lambda p: torch.optim.SGD(p, lr=0.1))
+    first = pipeline.stages[0]
+    kernels = [p for p in first.objective.parameters() if p.ndim == 4]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    handed = first.forward(torch.randn(3, 2, 6, 6))
+    assert is_channels_last(handed)
+    assert is_channels_last(first.infer(torch.randn(3, 2, 6, 6)))

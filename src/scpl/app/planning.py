@@ -152,7 +152,11 @@ def _measure(
     )
     device = choose_device(config.run.device)
     costs = measure(
-        laid_out(build_network(config, data.inputs, data.num_classes, initial), device),
+        laid_out(
+            build_network(config, data.inputs, data.num_classes, initial),
+            device,
+            precision_of(config).compute,
+        ),
         build_method(config.method, config.rows),
         options,
         num_stages=config.network.num_stages,

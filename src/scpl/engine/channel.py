@@ -21,6 +21,7 @@ from scpl.engine.messages import Message, Stop, decode, encode
 from scpl.engine.ranks import ManyRanks, Ranks
 from scpl.engine.timeline import Timeline
 from scpl.errors import LinkError
+from scpl.partition.values import is_channels_last
 
 __all__ = ["NoChannel", "Outbox", "Receiver", "Sender", "open_channels"]
 
@@ -259,8 +260,11 @@ def divide(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """See a tensor as bytes: gloo and NCCL do not know every type."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    """See a dense tensor as bytes, as they lie in memory: gloo and NCCL do not know every type."""
+    plain = tensor.detach()
+    if is_channels_last(plain):
+        plain = plain.permute(0, 2, 3, 1)
+    return plain.contiguous().reshape(-1).view(torch.uint8)
 
 
 def make_frames(header: bytes) -> list[Tensor]:

@@ -248,15 +248,20 @@ def _describe(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _plain(spec: TensorSpec) -> list[Any]:
-    return [str(spec.dtype).removeprefix("torch."), *spec.shape]
+    return [str(spec.dtype).removeprefix("torch."), spec.channels_last, *spec.shape]
 
 
 def _spec(plain: list[Any]) -> TensorSpec:
-    name, *shape = plain
+    name, channels_last, *shape = plain
     dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype) or any(type(n) is not int or n < 0 for n in shape):
+    if (
+        not isinstance(dtype, torch.dtype)
+        or any(type(n) is not int or n < 0 for n in shape)
+        or type(channels_last) is not bool
+        or (channels_last and len(shape) != 4)
+    ):
         raise ValueError(f"{plain} describes no tensor")
-    return TensorSpec(tuple(shape), dtype)
+    return TensorSpec(tuple(shape), dtype, channels_last)
 
 
 def _collect(plain: Any, specs: list[TensorSpec]) -> None:

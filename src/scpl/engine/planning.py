@@ -30,7 +30,7 @@ from scpl.partition import Partition
 from scpl.partition.balance import share_out
 from scpl.partition.cutting import split_everywhere
 from scpl.partition.reading import Features
-from scpl.partition.values import Tree, tensors_of, tree_map
+from scpl.partition.values import Tree, dense, tensors_of, tree_map
 from scpl.partition.verify import undisturbed
 
 __all__ = ["Costs", "Plan", "PlannedStage", "Unit", "measure", "plan"]
@@ -461,9 +461,7 @@ class _Timer:
             self._bytes_out = sum(t.numel() * t.element_size() for t in tensors_of(outputs))
             for step in range(STEPS_OF_A_VISIT + 1):
                 seconds, gradients, onward = self._time_end(outputs, target, carry)
-                first = self._time_body(
-                    tree_map(lambda t: t.contiguous(), values), gradients, optimizer
-                )
+                first = self._time_body(tree_map(dense, values), gradients, optimizer)
                 within = (
                     self._time_body(values, gradients, optimizer, attached=True)
                     if self._follows

@@ -21,7 +21,14 @@ from scpl.engine.precision import Precision, narrowed, widened
 from scpl.engine.randomness import RandomState
 from scpl.errors import CheckpointError, InputError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective, precise
-from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
+from scpl.partition.values import (
+    TensorSpec,
+    Tree,
+    dense,
+    is_channels_last,
+    tensors_of,
+    tree_map,
+)
 
 __all__ = [
     "BROKEN_FEATURES",
@@ -150,6 +157,8 @@ class Stage:
         self.index = index
         self.body = body.to(device)
         self.objective = objective.to(device)
+        if any(map(is_channels_last, body.parameters())):
+            objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self._options = options
         self.clip_norm = options.clip_norm
@@ -196,9 +205,9 @@ class Stage:
         self.set_mode(training=True)
         with self.random.active(), self.autocast():
             self._output = self.body(features)
-        # Contiguous, so that the next stage meets the same strides in this process and in
-        # another: strides choose kernels, and kernels decide the last bit.
-        detached = tree_map(lambda tensor: tensor.detach().contiguous(), self._output)
+        # Dense, so that the next stage meets the same strides in this process and in another:
+        # strides choose kernels, and kernels decide the last bit.
+        detached = tree_map(lambda tensor: dense(tensor.detach()), self._output)
         self._output_version = _version(self._output)
         send_as = self._options.precision.send_as
         return detached if send_as is None else narrowed(self._output, detached, send_as)
@@ -207,7 +216,7 @@ class Stage:
         """Return what the objective of the next stage gets."""
         with torch.no_grad(), self.random.active(), self.autocast():
             onward = self.objective.hand_on(target, carry)
-        return tree_map(lambda tensor: tensor.detach().contiguous(), onward)
+        return tree_map(lambda tensor: dense(tensor.detach()), onward)
 
     def learn(self, target: Tensor, carry: Tree, step: int) -> LocalLoss:
         """Update the stage from the local loss of its last output.
@@ -299,7 +308,7 @@ class Stage:
         """Compute the output in evaluation mode, without gradients."""
         self.set_mode(training=False)
         with torch.no_grad(), self.random.active(), self.autocast():
-            return tree_map(Tensor.contiguous, self.body(features))
+            return tree_map(dense, self.body(features))
 
     def predict(self, output: Tree) -> Tensor | None:
         """Read logits ``[N, C]`` in at least float32 out of this stage's output, if it can."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["TensorSpec", "Tree", "tensors_of", "tree_map"]
+__all__ = ["TensorSpec", "Tree", "dense", "is_channels_last", "tensors_of", "tree_map"]
 
 Tree: TypeAlias = Any
 """A tensor, None, or a list, tuple or dict (string keys) of trees."""
@@ -19,22 +19,44 @@ Tree: TypeAlias = Any
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and type of a tensor: sizes a receive buffer and names a difference."""
+    """What a tensor is like: sizes a receive buffer and names a difference.
+
+    Attributes:
+        shape: Its sizes.
+        dtype: Its type.
+        channels_last: Whether maps ``[N, C, H, W]`` lie in memory with their channels last.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    channels_last: bool = False
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorSpec:
         """Describe ``tensor``."""
-        return cls(tuple(tensor.shape), tensor.dtype)
+        return cls(tuple(tensor.shape), tensor.dtype, is_channels_last(tensor))
 
     def empty(self, device: torch.device | str = "cpu") -> Tensor:
-        """Allocate a tensor of this shape and type."""
-        return torch.empty(self.shape, dtype=self.dtype, device=device)
+        """Allocate such a tensor."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return torch.empty(self.shape, dtype=self.dtype, device=device, memory_format=layout)
 
     def __str__(self) -> str:
         return f"{self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether maps lie in memory with their channels last, and are not contiguous as well."""
+    return (
+        tensor.ndim == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Lay a tensor out without gaps: maps whose channels lie last as they are, else contiguous."""
+    return tensor if is_channels_last(tensor) else tensor.contiguous()
 
 
 def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
