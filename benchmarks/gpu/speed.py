@@ -262,25 +262,25 @@ class Runner:
 
     def profile(self) -> dict[str, Any]:
         """Say how long the device computes in a step, with what, and how many kernels there are."""
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.device.startswith("cuda"):
-            activities = [torch.profiler.ProfilerActivity.CUDA]  # kernels alone
+        cuda = self.device.startswith("cuda")
+        kinds = torch.profiler.ProfilerActivity
+        activities = [kinds.CUDA] if cuda else [kinds.CPU]
         steps = 3
         with torch.profiler.profile(activities=activities) as profiler:
             self._train(steps)
             settle(self.device)
-        rows = [row for row in profiler.key_averages() if _device_time(row) > 0]
-        top = sorted(rows, key=_device_time, reverse=True)[:12]
-        return {
-            "kernels": sum(row.count for row in rows) / steps,
-            "device_ms": sum(map(_device_time, rows)) / steps / 1e3,
-            "top": [(row.key[:90], _device_time(row) / steps / 1e3, row.count) for row in top],
+        # What the driver is asked for is listed, too; on a CPU operations are the kernels.
+        spent = {
+            row.key: (row.self_device_time_total if cuda else row.self_cpu_time_total, row.count)
+            for row in profiler.key_averages()
+            if row.self_device_time_total > 0 or not cuda
         }
-
-
-def _device_time(row: Any) -> float:
-    """Microseconds; on a CPU those of the operations, which are the kernels there."""
-    return float(row.self_device_time_total or row.self_cpu_time_total)
+        top = sorted(spent.items(), key=lambda item: item[1][0], reverse=True)[:12]
+        return {
+            "kernels": sum(count for _, count in spent.values()) / steps,
+            "device_ms": sum(microseconds for microseconds, _ in spent.values()) / steps / 1e3,
+            "top": [(key[:90], time / steps / 1e3, count / steps) for key, (time, count) in top],
+        }
 
 
 def settle(device: str) -> None:
@@ -378,7 +378,7 @@ def main() -> None:
         if row["variant"].startswith("scpl 4") and row.get("to_bp") and row["to_bp"][0] > 1:
             print(f"\n{row['network']}, {row['variant']}: what the device does in a step")
             for kernel, milliseconds, count in row["top"]:
-                print(f"  {milliseconds:8.3f} ms {count:6}x  {kernel}")
+                print(f"  {milliseconds:8.3f} ms {count:6.0f}x  {kernel}")
 
 
 if __name__ == "__main__":
