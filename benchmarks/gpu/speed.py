@@ -3,10 +3,11 @@
 For each network: `bp` (a plain loop, and this library's), `early-exit` and `scpl` with 2, 4 and 8
 stages, in mixed precision, launched from Python and as CUDA graphs, at will compiled. Variants of
 one network take turns; a ratio is of two neighbours in time. Beside the times: how long the device
-computes, how many kernels it is given, and how much memory a step takes.
+computes, how many kernels it is given, and how much memory a step takes. Where there are several
+GPUs, `scpl bench` follows, with a rank on each and the rivals over several ranks.
 
 usage: speed.py [--device cuda] [--networks vgg8 resnet18 vit bert] [--compile] [--seconds 170]
-                [--json FILE] [--quick]
+                [--ranks N] [--json FILE] [--quick]
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import functools
 import gc
 import json
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -336,6 +339,32 @@ def measure(name: str, options: argparse.Namespace, deadline: float) -> Iterator
         torch.cuda.empty_cache()
 
 
+def several(options: argparse.Namespace) -> dict[str, Any]:
+    """Let `scpl bench` compare what trains on several ranks."""
+    sizes = ["--width", "1", "--batch-size", "128", "--repeats", "5"]
+    if options.quick:
+        sizes = [
+            "--width",
+            "0.0625",
+            "--batch-size",
+            "8",
+            "--repeats",
+            "1",
+            "--methods",
+            "scpl,ddp",
+        ]
+    command = [sys.executable, "-m", "scpl", "bench", "--synthetic", "--data", "cifar10",
+               "--model", "resnet18", "--image-size", "32", *sizes,
+               "--precision", "bfloat16", "--stages", "4", "--processes", str(options.ranks),
+               "--device", "cuda" if options.device.startswith("cuda") else "cpu",
+               "--json"]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=options.seconds + 60)
+    if done.returncode:
+        return {"failed": f"scpl bench ended with status {done.returncode}"}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 HEADER = (
     f"{'':10}{'':36}{'ms/step':>9}{'x bp, same mode':>22}{'device ms':>11}{'kernels':>9}{'MiB':>8}"
 )
@@ -359,6 +388,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--compile", action="store_true", help="also compiled; takes minutes")
+    parser.add_argument("--ranks", type=int, default=torch.cuda.device_count())
     parser.add_argument("--seconds", type=float, default=170, help="begin nothing after that")
     parser.add_argument("--quick", action="store_true", help="tiny networks: does it run?")
     parser.add_argument("--json", type=Path, help="write all that was measured here")
@@ -379,6 +409,19 @@ def main() -> None:
             print(f"\n{row['network']}, {row['variant']}: what the device does in a step")
             for kernel, milliseconds, count in row["top"]:
                 print(f"  {milliseconds:8.3f} ms {count:6.0f}x  {kernel}")
+    if options.ranks > 1:
+        found = several(options)
+        print(f"\nresnet18 on {options.ranks} ranks, samples/s")
+        for result in found.get("results", []):
+            rate = result["samples_per_second"]
+            print(
+                "  {:12}{median:12,.0f} ({min:,.0f} .. {max:,.0f})".format(result["method"], **rate)
+            )
+        for name, reason in {"": found.get("failed"), **found.get("failures", {})}.items():
+            if reason:
+                print(f"  {name:12}{reason}")
+        if options.json:
+            options.json.write_text(json.dumps([*rows, {"ranks": options.ranks, **found}]))
 
 
 if __name__ == "__main__":
