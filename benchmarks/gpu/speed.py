@@ -42,6 +42,7 @@ from scpl.models.vgg import VGG8
 CLASSES = 10
 Steps = Callable[[int], None]
 ROUNDS, STEPS = 5, 20
+SEVERAL = 300  # seconds that several ranks get
 
 
 class Patches(nn.Module):
@@ -355,10 +356,13 @@ def several(options: argparse.Namespace) -> dict[str, Any]:
         ]
     command = [sys.executable, "-m", "scpl", "bench", "--synthetic", "--data", "cifar10",
                "--model", "resnet18", "--image-size", "32", *sizes,
-               "--precision", "bfloat16", "--stages", "4", "--processes", str(options.ranks),
+               "--precision", "float32" if options.quick else "bfloat16", "--stages", "4", "--processes", str(options.ranks),
                "--device", "cuda" if options.device.startswith("cuda") else "cpu",
                "--json"]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=options.seconds + 60)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=SEVERAL)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"scpl bench took more than {SEVERAL} s"}
     if done.returncode:
         return {"failed": f"scpl bench ended with status {done.returncode}"}
     found: dict[str, Any] = json.loads(done.stdout)
