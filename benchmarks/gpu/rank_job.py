@@ -52,7 +52,7 @@ class Job:
         task = task_named(self.name, setup)
         ranks = ranks or OneRank(self.device)
         with (
-            deterministic(strict=False),
+            deterministic(),
             make_pipeline(task, self.method, self.device, ranks=ranks) as pipeline,
         ):
             if self.killed is not None:
