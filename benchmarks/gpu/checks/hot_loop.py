@@ -42,7 +42,6 @@ WARM_UP, STEPS = 5, 20  # fewer than the losses that are looked at together
     | {"scpl-large-texts": {"method": "scpl", "name": "transformer", "times": 8}}
     | {"scpl-send-bf16": {"method": "scpl", "name": "transformer", "send": True}},
     needs_cuda=True,
-    alone=True,
 )
 def syncs(
     setup: Setup,
