@@ -7,6 +7,7 @@ device takes one check with it; the others go on in a new one. See README.md bes
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import queue
@@ -95,7 +96,10 @@ def serve(arguments: argparse.Namespace) -> None:
 
         if arguments.device == "cuda":
             if not torch.cuda.is_available():
-                answer(refused=f"torch {torch.__version__} finds no CUDA device here")
+                answer(
+                    refused="--device cuda needs a CUDA device. "
+                    f"torch {torch.__version__} finds none. Use --device cpu"
+                )
                 return
             torch.backends.cudnn.allow_tf32 = False  # a CPU does not round that far
             torch.zeros(1, device="cuda")
@@ -103,9 +107,13 @@ def serve(arguments: argparse.Namespace) -> None:
         entries = [asdict(Entry.of(check)) for check in checks.values()]
         device = torch.device(arguments.device)
         answer(entries=entries, environment=describe_environment(device, torch.get_num_threads()))
+        faulthandler.enable()
         for line in sys.stdin:
+            check = checks[line.strip()]
+            faulthandler.dump_traceback_later(0.9 * check.limit)  # where does it hang?
             with tempfile.TemporaryDirectory() as folder:
-                row = make(checks[line.strip()], arguments, Path(folder))
+                row = make(check, arguments, Path(folder))
+            faulthandler.cancel_dump_traceback_later()
             failed = row.status == "FAILED" and arguments.device == "cuda"
             answer(row=asdict(row), lost=failed and is_lost(torch))
 
@@ -186,12 +194,15 @@ class Worker:
 
         Raises:
             TimeoutError: if it does not become so.
-            ChildProcessError: if it ended.
+            ChildProcessError: if it ended, or refused.
         """
         if self._process is None:
             self._start()
         if self._hello is None:
-            self._hello = self._answer(START)
+            hello = self._answer(START)
+            if "refused" in hello:
+                raise ChildProcessError(hello["refused"])
+            self._hello = hello
         return self._hello
 
     def make(self, check: Entry) -> Row:
@@ -213,8 +224,10 @@ class Worker:
         return row
 
     def printed(self) -> str:
-        """What it printed."""
-        return self._printed.read_text(errors="replace")
+        """What it printed; if that ends with where it hung, the line comes last."""
+        text = self._printed.read_text(errors="replace")
+        before, mark, calls = text.rpartition("(most recent call first):\n")
+        return before + mark + "\n".join(reversed(calls.splitlines())) if mark else text
 
     def end(self) -> None:
         """Kill it, and what it started."""
@@ -406,14 +419,9 @@ def main() -> int:
             stack.callback(workers[-1].end)
         try:
             hello = workers[0].hello()
-            if "refused" in hello:
-                raise ValueError(f"--device {arguments.device} must be here. {hello['refused']}")
             checks = chosen([Entry(**entry) for entry in hello["entries"]], arguments.only)
-        except OSError as error:
-            print(f"{workers[0].printed()}check.py: no check can be made: {error}", file=sys.stderr)
-            return 2
-        except ValueError as error:
-            print(f"check.py: {error}", file=sys.stderr)
+        except (OSError, ValueError) as error:
+            print(f"{workers[0].printed()}check.py: {error}", file=sys.stderr)
             return 2
         if arguments.list:
             print("\n".join(f"{check.name:38}{check.states}" for check in checks))
@@ -424,7 +432,7 @@ def main() -> int:
             make_all(checks, workers, table)
         finally:
             print(table.report(), flush=True)
-    return 1 if table.failures() else 0
+    return 1 if table.failures() or len(table.rows) < len(checks) else 0
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def channels_last(setup: Setup, name: str) -> str:
     "compile",
     {name: {"name": name} for name in ("mlp", "small-cnn", "transformer")},
     tolerance=ROUNDING,
-    limit=150.0,
+    limit=240.0,
 )
 def compiled(setup: Setup, name: str) -> str:
     """Stages compiled one by one learn as plain ones, also with another size of the batch."""
