@@ -7,6 +7,7 @@ device takes one check with it; the others go on in a new one. See README.md bes
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import queue
@@ -19,15 +20,15 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
-START = 60.0
+START = 180.0
 """Seconds that a process gets to import everything and to find its device."""
 LAST_LINES = 14
 """Lines of a failure that are shown; the JSON has all of them."""
@@ -53,31 +54,68 @@ class Row:
 
     def __str__(self) -> str:
         first = self.found.splitlines()[0] if self.found else ""
-        return f"{self.status:8}{self.name:34}{self.seconds:6.1f} s  {first}"
+        return f"{self.status:8}{self.name:38}{self.seconds:6.1f} s  {first}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What must be known of a check to have it made: see `checks.base.Check`.
+
+    Importing the checks takes seconds, so only those processes do it that make them.
+    """
+
+    name: str
+    states: str
+    alone: bool
+    limit: float
+
+    @classmethod
+    def of(cls, check: Any) -> Entry:
+        """Take what is needed of a check."""
+        return cls(**{field.name: getattr(check, field.name) for field in fields(cls)})
 
 
 # ---- The process that makes checks, one after the other. -----------------------------------------
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Make the checks whose names come by stdin; answer each with a row as a line of JSON."""
+    """Say what can be checked here; then make the checks whose names come by stdin, one a line.
+
+    Every answer is a line of JSON.
+    """
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # whatever else is printed is no answer
+
+        def answer(**parts: Any) -> None:
+            answers.write(json.dumps(parts) + "\n")
+            answers.flush()
+
         import torch
 
-        checks = load_checks(arguments.load)
+        from scpl.app.environment import describe_environment
+
         if arguments.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # a CPU rounds to float32
+            if not torch.cuda.is_available():
+                answer(
+                    refused="--device cuda needs a CUDA device. "
+                    f"torch {torch.__version__} finds none. Use --device cpu"
+                )
+                return
+            torch.backends.cudnn.allow_tf32 = False  # a CPU does not round that far
             torch.zeros(1, device="cuda")
-        answers.write("ready\n")
-        answers.flush()
+        checks = load_checks(arguments.load)
+        entries = [asdict(Entry.of(check)) for check in checks.values()]
+        device = torch.device(arguments.device)
+        answer(entries=entries, environment=describe_environment(device, torch.get_num_threads()))
+        faulthandler.enable()
         for line in sys.stdin:
+            check = checks[line.strip()]
+            faulthandler.dump_traceback_later(0.9 * check.limit)  # where does it hang?
             with tempfile.TemporaryDirectory() as folder:
-                row = make(checks[line.strip()], arguments, Path(folder))
-            answers.write(json.dumps(asdict(row)) + "\n")
-            answers.flush()
-            if row.status == "FAILED" and arguments.device == "cuda" and is_lost(torch):
-                os._exit(0)  # nothing works any more in this process
+                row = make(check, arguments, Path(folder))
+            faulthandler.cancel_dump_traceback_later()
+            failed = row.status == "FAILED" and arguments.device == "cuda"
+            answer(row=asdict(row), lost=failed and is_lost(torch))
 
 
 def make(check: Any, arguments: argparse.Namespace, folder: Path) -> Row:
@@ -116,7 +154,7 @@ def is_lost(torch: Any) -> bool:
         return True
 
 
-def load_checks(files: Iterable[str] = ()) -> dict[str, Any]:
+def load_checks(files: Iterable[str]) -> dict[str, Any]:
     """Import the checks, and those of further files."""
     from checks import CHECKS
 
@@ -137,34 +175,63 @@ class Worker:
     Args:
         command: How to start it.
         environment: Its variables.
-        folder: Where to write what it prints.
+        printed: Where it writes what it prints.
+
+    Raises:
+        OSError: if it cannot be started.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], folder: Path
+        self, command: Sequence[str], environment: Mapping[str, str], printed: Path
     ) -> None:
-        self._command, self._environment = command, environment
-        self._printed = folder / f"printed-{id(self)}"
+        self._command, self._environment, self._printed = command, environment, printed
+        self._hello: dict[str, Any] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._start()
 
-    def make(self, check: Any) -> Row:
+    def hello(self) -> dict[str, Any]:
+        """What it says when it is ready.
+
+        Raises:
+            TimeoutError: if it does not become so.
+            ChildProcessError: if it ended, or refused.
+        """
+        if self._process is None:
+            self._start()
+        if self._hello is None:
+            hello = self._answer(START)
+            if "refused" in hello:
+                raise ChildProcessError(hello["refused"])
+            self._hello = hello
+        return self._hello
+
+    def make(self, check: Entry) -> Row:
         """Have one check made."""
         begin = time.perf_counter()
         try:
-            process = self._running()
-            assert process.stdin is not None
-            process.stdin.write(f"{check.name}\n".encode())
-            process.stdin.flush()
-            found = json.loads(self._answer(check.limit))
-            return Row(**found)
-        except (TimeoutError, OSError, ValueError) as error:
+            self.hello()
+            assert self._process is not None
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{check.name}\n".encode())
+            self._process.stdin.flush()
+            answer = self._answer(check.limit)
+            row = Row(**answer["row"])
+            if answer["lost"]:
+                self.end()
+        except (OSError, ValueError) as error:
             self.end()
-            printed = self._printed.read_text(errors="replace") if self._printed.exists() else ""
-            return Row(check.name, "FAILED", str(error), time.perf_counter() - begin, printed)
+            row = Row(check.name, "FAILED", str(error), time.perf_counter() - begin, self.printed())
+        return row
+
+    def printed(self) -> str:
+        """What it printed; if that ends with where it hung, the line comes last."""
+        text = self._printed.read_text(errors="replace")
+        before, mark, calls = text.rpartition("(most recent call first):\n")
+        return before + mark + "\n".join(reversed(calls.splitlines())) if mark else text
 
     def end(self) -> None:
         """Kill it, and what it started."""
-        process, self._process = self._process, None
+        process, self._process, self._hello = self._process, None, None
         if process is None:
             return
         with suppress(ProcessLookupError):
@@ -175,19 +242,14 @@ class Worker:
             with suppress(OSError):
                 pipe.close()
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is not None:
-            self.end()
-        if self._process is None:
-            with self._printed.open("wb") as printed:
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed,
-                    env=self._environment, start_new_session=True, bufsize=0,
-                )  # fmt: skip
-            self._answer(START)
-        return self._process
+    def _start(self) -> None:
+        with self._printed.open("wb") as printed:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed,
+                env=self._environment, start_new_session=True,
+            )  # fmt: skip
 
-    def _answer(self, limit: float) -> bytes:
+    def _answer(self, limit: float) -> dict[str, Any]:
         """Read a line.
 
         Raises:
@@ -203,10 +265,10 @@ class Worker:
                 raise TimeoutError(f"no end after {limit:.0f} s: killed")
             part = os.read(self._process.stdout.fileno(), 65536)
             if not part:
-                status = self._process.wait()
-                raise ChildProcessError(f"its process ended with status {status}")
+                raise ChildProcessError(f"its process ended with status {self._process.wait()}")
             line += part
-        return line
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
 class Table:
@@ -256,10 +318,10 @@ class Table:
         return "\n".join([*lines, "", f"{told}, in {time.perf_counter() - self._begin:.0f} s"])
 
 
-def make_all(checks: Sequence[Any], workers: Sequence[Worker], table: Table) -> None:
+def make_all(checks: Sequence[Entry], workers: Sequence[Worker], table: Table) -> None:
     """Have checks made, several at a time; those that measure at the end, by themselves."""
-    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # Who may take long begins early, or it would be all that is left in the end.
+    waiting: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+    # What may take long begins early, or it would be all that is left in the end.
     for check in sorted(checks, key=lambda check: -check.limit):
         if not check.alone:
             waiting.put(check)
@@ -288,8 +350,6 @@ def make_all(checks: Sequence[Any], workers: Sequence[Worker], table: Table) -> 
                 table.add(workers[0].make(check))
     finally:
         stopped.set()
-        for worker in workers:
-            worker.end()
 
 
 def environment(jobs: int) -> dict[str, str]:
@@ -307,29 +367,22 @@ def environment(jobs: int) -> dict[str, str]:
     }
 
 
-def describe(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Hardware and versions, of a process of its own: this one must not touch the device."""
-    code = (
-        "import json, sys, torch; from scpl.app.environment import describe_environment as d;"
-        f"print(json.dumps(d(torch.device({arguments.device!r}), threads=1), default=str))"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code], env=environment(arguments.jobs), capture_output=True,
-        text=True, timeout=START,
-    )  # fmt: skip
-    found = json.loads(told.stdout) if told.returncode == 0 else {"error": told.stderr}
-    return {"environment": found, "device": arguments.device, "quick": arguments.quick}
+def chosen(checks: Sequence[Entry], only: Sequence[str]) -> list[Entry]:
+    """The checks that are wanted, by name or by theme; all if none is named.
 
+    Raises:
+        ValueError: for a name that is neither.
+    """
 
-def chosen(checks: Mapping[str, Any], only: Sequence[str]) -> list[Any]:
-    """The checks that are wanted: by name, or by theme."""
-    unknown = [
-        name for name in only if not any(c == name or c.startswith(f"{name}/") for c in checks)
-    ]
+    def is_meant(check: Entry, name: str) -> bool:
+        return name in (check.name, check.name.partition("/")[0])
+
+    unknown = [name for name in only if not any(is_meant(check, name) for check in checks)]
     if unknown:
-        sys.exit(f"--only must name checks or themes; got {', '.join(unknown)}; see --list")
-    wanted = [name for name in checks if not only or {name, name.partition("/")[0]} & set(only)]
-    return [checks[name] for name in wanted]
+        raise ValueError(
+            f"--only must name checks or themes. Got: {', '.join(unknown)}. See --list"
+        )
+    return [check for check in checks if not only or any(is_meant(check, name) for name in only)]
 
 
 def main() -> int:
@@ -339,7 +392,9 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny networks; always on a CPU")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="checks or themes")
-    parser.add_argument("--jobs", type=int, default=max(1, min(4, cores // 2)))
+    parser.add_argument(
+        "--jobs", type=int, default=max(1, min(4, cores // 2)), help="processes side by side"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument("--list", action="store_true", help="name the checks and what they prove")
     parser.add_argument(
@@ -348,33 +403,36 @@ def main() -> int:
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.quick |= arguments.device == "cpu"
-    arguments.jobs = max(1, arguments.jobs)
     if arguments.serve:
         serve(arguments)
         return 0
-    if find_spec("scpl") is None:
-        sys.path.insert(0, str(SOURCE))
-    checks = load_checks(arguments.load)
-    wanted = chosen(checks, arguments.only)
-    if arguments.list:
-        for check in wanted:
-            print(f"{check.name:34}{check.states}")
-        return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    jobs = max(1, arguments.jobs)
     command = [sys.executable, str(HERE / "check.py"), "--serve", "--device", arguments.device]
     command += ["--quick"] if arguments.quick else []
     command += ["--load", *arguments.load] if arguments.load else []
-    table = Table([check.name for check in wanted], describe(arguments), arguments.json)
-    with tempfile.TemporaryDirectory() as folder:
-        workers = [
-            Worker(command, environment(arguments.jobs), Path(folder))
-            for _ in range(min(arguments.jobs, len(wanted)))
-        ]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        workers = []
+        for number in range(1 if arguments.list else jobs):
+            printed = Path(folder) / f"printed-{number}"
+            workers.append(Worker(command, environment(jobs), printed))
+            stack.callback(workers[-1].end)
         try:
-            make_all(wanted, workers, table)
+            hello = workers[0].hello()
+            checks = chosen([Entry(**entry) for entry in hello["entries"]], arguments.only)
+        except (OSError, ValueError) as error:
+            print(f"{workers[0].printed()}check.py: {error}", file=sys.stderr)
+            return 2
+        if arguments.list:
+            print("\n".join(f"{check.name:38}{check.states}" for check in checks))
+            return 0
+        about = {"environment": hello["environment"], "jobs": jobs, "tiny": arguments.quick}
+        table = Table([check.name for check in checks], about, arguments.json)
+        try:
+            make_all(checks, workers, table)
         finally:
             print(table.report(), flush=True)
-    return 1 if table.failures() else 0
+    return 1 if table.failures() or len(table.rows) < len(checks) else 0
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Job:
         task = task_named(self.name, setup)
         ranks = ranks or OneRank(self.device)
         with (
-            deterministic(strict=False),
+            deterministic(),
             make_pipeline(task, self.method, self.device, ranks=ranks) as pipeline,
         ):
             if self.killed is not None:
@@ -74,8 +74,8 @@ def main() -> None:
         job = Job(**{**vars(job), "device": f"cuda:{os.environ['LOCAL_RANK']}"})
     torch.backends.cudnn.allow_tf32 = False
     wanted = {} if job.backend is None else {"backend": job.backend}
-    ranks = scpl.connect(job.device, timeout=8.0, **wanted)
-    backend = dist.get_backend(ranks.data) if hasattr(ranks, "data") else "none"
+    ranks = scpl.connect(job.device, timeout=20.0, **wanted)
+    backend = dist.get_backend() if dist.is_initialized() else "none"
     found = {**job.learn(ranks), "backend": backend}
     if ranks.mesh.is_last:
         torch.save(found, Path(job.out) / "found.pt")

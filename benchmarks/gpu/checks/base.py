@@ -127,11 +127,12 @@ def require(condition: bool, text: str) -> None:
 
 
 def distance(found: Any, expected: Any) -> float:
-    """How far two trees of numbers and tensors are apart; infinite where their forms differ.
+    """How far two trees are apart.
 
     Returns:
         The largest difference of two tensors, or of two curves, as a share of the largest number
-        of the expected one. A sequence of numbers is a curve.
+        of the expected one; a sequence of numbers is a curve. Infinite where forms differ, or
+        anything else than tensors and curves.
     """
     if isinstance(expected, Mapping):
         same = isinstance(found, Mapping) and found.keys() == expected.keys()

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import scpl
 from checks.base import Setup, check, require
-from checks.subjects import METHOD_NAMES, adam, make_pipeline, task_named
+from checks.subjects import METHOD_NAMES, adam, larger, make_pipeline, task_named
 
 WARM_UP, STEPS = 5, 20  # fewer than the losses that are looked at together
 
@@ -39,15 +39,21 @@ WARM_UP, STEPS = 5, 20  # fewer than the losses that are looked at together
         for method in ("scpl", "bp")
         for name in ("small-cnn", "transformer")
     }
+    | {"scpl-large-texts": {"method": "scpl", "name": "transformer", "times": 8}}
     | {"scpl-send-bf16": {"method": "scpl", "name": "transformer", "send": True}},
     needs_cuda=True,
-    alone=True,
 )
 def syncs(
-    setup: Setup, method: str, name: str, *, on_device: bool = False, send: bool = False
+    setup: Setup,
+    method: str,
+    name: str,
+    *,
+    on_device: bool = False,
+    send: bool = False,
+    times: int = 1,
 ) -> str:
     """No operation of a training step in bf16 waits for the device."""
-    task = task_named(name, setup, dropout=0.1)
+    task = larger(task_named(name, setup, dropout=0.1), times)
     narrow = torch.bfloat16
     pipeline = make_pipeline(
         task, method, setup.device, optimizer=adam,

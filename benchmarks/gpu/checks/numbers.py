@@ -48,10 +48,12 @@ def compare(setup: Setup, found: Learned, expected: Learned, what: str) -> str:
     return f"{text}; {found.summary()}"
 
 
-def on_device_and_cpu(setup: Setup, task: Task, method: str, **options: Any) -> str:
+def on_device_and_cpu(
+    setup: Setup, task: Task, method: str, *, epochs: int = 3, **options: Any
+) -> str:
     """Train on the device and on a CPU."""
     found, expected = (
-        learn(make_pipeline(task, method, device, **options), task.batches)
+        learn(make_pipeline(task, method, device, **options), task.batches, epochs)
         for device in (setup.device, "cpu")
     )
     return compare(setup, found, expected, f"{setup.device} and cpu")
@@ -65,7 +67,10 @@ def on_device_and_cpu(setup: Setup, task: Task, method: str, **options: Any) -> 
 )
 def networks(setup: Setup, name: str) -> str:
     """Under scpl a network learns on the device as on a CPU: losses of every stage, accuracy."""
-    return on_device_and_cpu(setup, task_named(name, setup), "scpl")
+    task = task_named(name, setup)
+    # Deep ones make so much of a rounding error in 20 steps that the curves would say nothing.
+    epochs = 8 // len(task.batches) if name in ("resnet34", "resnet50") else 3
+    return on_device_and_cpu(setup, task, "scpl", epochs=epochs)
 
 
 @check(
@@ -164,7 +169,7 @@ def channels_last(setup: Setup, name: str) -> str:
     "compile",
     {name: {"name": name} for name in ("mlp", "small-cnn", "transformer")},
     tolerance=ROUNDING,
-    limit=150.0,
+    limit=240.0,
 )
 def compiled(setup: Setup, name: str) -> str:
     """Stages compiled one by one learn as plain ones, also with another size of the batch."""

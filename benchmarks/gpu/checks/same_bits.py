@@ -15,6 +15,7 @@ from checks.subjects import (
     Task,
     adam,
     deterministic,
+    larger,
     learn,
     make_pipeline,
     sgd,
@@ -46,7 +47,7 @@ def same_bits(what: str, found: Learned, expected: Learned) -> str:
 def determinism(setup: Setup, method: str, name: str) -> str:
     """Two runs with deterministic algorithms are equal bit for bit, dropout included."""
     task = task_named(name, setup, dropout=DROPOUT)
-    with deterministic(strict=True):
+    with deterministic():
         first, second = (
             learn(make_pipeline(task, method, setup.device, optimizer=adam), task.batches)
             for _ in range(2)
@@ -66,17 +67,24 @@ GRAPHS = {
     },
     "scpl-sgd": {"method": "scpl", "name": "small-cnn", "optimizer": sgd},
     "scpl-clipped": {"method": "scpl", "name": "small-cnn", "clip_norm": 0.5},
+    "scpl-large-texts": {"method": "scpl", "name": "transformer", "times": 8},
     "scpl-bf16": {"method": "scpl", "name": "transformer", "precision": torch.bfloat16},
+    "scpl-fp16": {"method": "scpl", "name": "transformer", "precision": torch.float16},
 }
 
 
+def exact_adam(parameters: Any) -> torch.optim.Optimizer:
+    """Adam with a rate that float32 has, too: a recorded one reads it so."""
+    return torch.optim.AdamW(parameters, lr=2.0**-9, fused=True)
+
+
 def halving(optimizer: torch.optim.Optimizer) -> Any:
-    """A rate that changes at every step: one that is baked into a graph shows."""
-    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    """A rate that does not stay: one that is baked into a graph shows."""
+    return torch.optim.lr_scheduler.StepLR(optimizer, 5, gamma=0.5)
 
 
 @check("graphs", GRAPHS, needs_cuda=True, limit=90.0)
-def graphs(setup: Setup, method: str, name: str, **options: Any) -> str:
+def graphs(setup: Setup, method: str, name: str, *, times: int = 1, **options: Any) -> str:
     """Captured graphs give the bits of the same kernels launched one by one.
 
     With dropout, a smaller last batch, evaluations between, a schedule of the rate, and a run that
@@ -84,19 +92,15 @@ def graphs(setup: Setup, method: str, name: str, **options: Any) -> str:
     """
     if "cuda_graphs" not in inspect.signature(scpl.Pipeline).parameters:
         raise Skipped("scpl.Pipeline has no argument cuda_graphs")
-    task = task_named(name, setup, dropout=DROPOUT)
-    options = {"optimizer": adam, "scheduler": halving, **options}
+    task = larger(task_named(name, setup, dropout=DROPOUT), times)
+    options = {"optimizer": exact_adam, "scheduler": halving, **options}
 
     def run(*, cuda_graphs: bool) -> Learned:
         folder = setup.folder / f"{cuda_graphs}"
         return interrupted(task, method, setup.device, folder, cuda_graphs=cuda_graphs, **options)
 
-    # Where a kernel adds in no fixed order, two runs differ without any graph.
-    with deterministic(strict=False):
-        plain, again, captured = (run(cuda_graphs=on) for on in (False, False, True))
-    steady = distance([again.losses, again.weights], [plain.losses, plain.weights])
-    if steady > 0:
-        raise Skipped(f"two runs without graphs differ by {steady:.1e}, so bits say nothing")
+    with deterministic():
+        plain, captured = (run(cuda_graphs=on) for on in (False, True))
     return same_bits("captured and launched", captured, plain)
 
 

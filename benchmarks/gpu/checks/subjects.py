@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from scpl.engine.ranks import OneRank
 from scpl.methods import METHODS
 
 __all__ = [
-    "LOCAL", "METHOD_NAMES", "Learned", "Task", "adam", "deterministic", "falls", "image_task",
-    "learn", "make_pipeline", "method_named", "sgd", "task_named", "text_task",
+    "LOCAL", "METHOD_NAMES", "NUM_CLASSES", "Learned", "Task", "adam", "deterministic", "falls",
+    "image_batches", "image_task", "larger", "learn", "make_pipeline", "seeded", "sgd",
+    "task_named", "text_batches", "text_task",
 ]  # fmt: skip
 
 NUM_CLASSES = 5
@@ -56,6 +57,16 @@ class Task:
         if isinstance(self.cuts, int):
             return scpl.split(self.make(), num_stages=self.cuts, example=few)
         return scpl.split(self.make(), before=self.cuts, example=few)
+
+
+def larger(task: Task, times: int) -> Task:
+    """The same task with every batch several times as large."""
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.repeat(times, *(1 for _ in tensor.shape[1:]))
+
+    batches = [(repeated(inputs), repeated(target)) for inputs, target in task.batches]
+    return replace(task, batches=batches)
 
 
 def task_named(name: str, setup: Setup, *, dropout: float = 0.0) -> Task:
@@ -220,13 +231,10 @@ def falls(learned: Learned) -> None:
 
 
 @contextmanager
-def deterministic(*, strict: bool) -> Iterator[None]:
-    """Choose algorithms that give the same bits each time.
-
-    Args:
-        strict: Whether one without such a variant is an error.
-    """
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
+def deterministic() -> Iterator[None]:
+    """Choose algorithms that give the same bits each time; one without such a variant raises."""
+    # With `warn_only` attention would choose one that does not.
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
