@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[a
 from scpl.engine.mesh import Mesh
 from scpl.engine.transfer import use_device
 from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog
-from scpl.errors import InputError, LinkError, RemoteError
+from scpl.errors import InputError, LinkError, RemoteError, unknown_name
 
 __all__ = ["Backend", "ManyRanks", "OneRank", "Ranks", "connect", "local_cuda"]
 
@@ -334,9 +334,9 @@ def connect(
             devices do not fit the backend.
     """
     mesh, device = Mesh.from_env(stages_per_rank), torch.device(device)
-    if backend not in (None, "gloo", "nccl"):
-        raise InputError("`backend` must be gloo, nccl or None", f"Got {backend!r}")
-    if device.type == "cuda" and device.index is None:
+    if backend is not None and backend not in get_args(Backend):
+        raise unknown_name("backend", backend, get_args(Backend))
+    if str(device) == "cuda":  # no particular one
         device = local_cuda()
     if mesh.num_ranks == 1:
         return OneRank(device, mesh)

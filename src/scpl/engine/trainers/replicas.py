@@ -191,7 +191,10 @@ class ReplicaTrainer(Trainer):
         work = dist.all_reduce(shared, group=self._group, async_op=True)
         assert work is not None, "this rank is in the group"
         self._averages.append(work)
-        return work.get_future().then(lambda future: future.value()[0])
+        averaged: torch.futures.Future[Tensor] = work.get_future().then(
+            lambda done: done.value()[0]
+        )
+        return averaged
 
     def _record_backward(self, begin: float, end: float, step: int) -> None:
         """Once the last bucket is full, a rank only waits for the average."""
