@@ -500,10 +500,14 @@ class TrainConfig:
         """
         if self.run.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return
-        wrong = [
-            f"{flag(name)} {getattr(self.run, name):g}"
+        changed = {
+            name: value
             for name in _FOR_SEVERAL
-            if getattr(self.run, name) != getattr(before.run, name)
+            if (value := getattr(self.run, name)) != getattr(before.run, name)
+        }
+        wrong = [
+            f"{flag(name)} {value:g}" if isinstance(value, float) else f"{flag(name)} {value}"
+            for name, value in changed.items()
         ]
         if wrong:
             raise InputError(

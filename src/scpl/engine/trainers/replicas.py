@@ -105,8 +105,8 @@ class ReplicaTrainer(Trainer):
                 stage.guard.check(loss, logits, step)
                 begin = time.perf_counter()
                 stage.backward(loss)
-                # The replica waits for its futures, which over gloo know nothing of the streams
-                # that bring averages back to the device.
+                # The replica waits for its futures, which in older versions of torch know nothing
+                # of the streams on which gloo brings averages back (pytorch/pytorch#155714).
                 while self._averages:
                     self._averages.pop().wait()
                 self._record_backward(begin, time.perf_counter(), step)
