@@ -1,6 +1,6 @@
 """One rank of a small run; `test_stream.py` starts it once alone and then with several ranks.
 
-usage: stream_job.py CASE OUT [--resume] [--slow] [--fail RANK HOW]
+usage: stream_job.py CASE OUT [--resume] [--slow] [--staged] [--fail RANK HOW]
 """
 
 import argparse
@@ -155,10 +155,12 @@ def main():
     options.add_argument("out", type=Path)
     options.add_argument("--resume", action="store_true")
     options.add_argument("--slow", action="store_true")
+    options.add_argument("--staged", action="store_true")
     options.add_argument("--fail", nargs=2)
     options = options.parse_args()
     torch.set_num_threads(1)
     ranks = scpl.connect(timeout=4.0)
+    ranks.staged = options.staged  # as ranks do that compute on CUDA and talk over gloo
     mesh = ranks.mesh
     parts, batches = build(options.case, options.slow)
     method = METHODS.get(options.case) or METHODS[options.case.partition("-")[0]]

@@ -356,7 +356,8 @@ def several(options: argparse.Namespace) -> dict[str, Any]:
         ]
     command = [sys.executable, "-m", "scpl", "bench", "--synthetic", "--data", "cifar10",
                "--model", "resnet18", "--image-size", "32", *sizes,
-               "--precision", "float32" if options.quick else "bfloat16", "--stages", "4", "--processes", str(options.ranks),
+               "--precision", "float32" if options.quick else "bfloat16",
+               "--stages", "4", "--processes", str(options.ranks),
                "--device", "cuda" if options.device.startswith("cuda") else "cpu",
                "--json"]  # fmt: skip
     try:

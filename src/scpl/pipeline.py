@@ -18,7 +18,7 @@ from scpl.engine.checkpoint import Checkpoints, CheckpointWriter, recover
 from scpl.engine.export import ExitNetwork, export_exits, export_network, has_exits
 from scpl.engine.messages import CheckpointMark, EpochEnds, EvaluationBegins, EvaluationEnds
 from scpl.engine.precision import Precision
-from scpl.engine.ranks import Ranks, connect
+from scpl.engine.ranks import Ranks, connect, local_cuda
 from scpl.engine.scores import Scores
 from scpl.engine.stage import OptimizerFactory, SchedulerFactory, StageOptions
 from scpl.engine.timeline import Timeline
@@ -199,6 +199,7 @@ class Pipeline:
         """
         self._checkpoint_folder()
         if self.mesh.is_first:
+            self._source.look()
             self._worker.process(CheckpointMark(self.step, self.epoch, self.batch, note))
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
@@ -317,6 +318,7 @@ class Pipeline:
             self._writer.close()
 
     def _end_epoch(self) -> None:
+        self._source.look()
         if not self._worker.stopped:
             self._worker.process(EpochEnds(self.step))
 
@@ -329,6 +331,7 @@ class Pipeline:
         worker.process(EvaluationBegins(self.step, keep_logits))
         for index, (inputs, target) in enumerate(batches):
             worker.process(self._source.to_evaluate(index, inputs, target))
+        self._source.look()
         worker.process(EvaluationEnds(self.step))
 
     def _checkpoint_folder(self) -> Path:
@@ -340,6 +343,4 @@ class Pipeline:
 def _device_of(model: nn.Module) -> torch.device:
     """Where a network's parameters are; of several CUDA devices each local rank takes its own."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    return local_cuda() if device.type == "cuda" and "LOCAL_RANK" in os.environ else device

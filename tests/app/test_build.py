@@ -4,6 +4,7 @@ import torch
 from scpl.app.bench.bench import synthetic_batches, synthetic_data
 from scpl.app.build import build_method, build_partition, build_pipeline, laid_out
 from scpl.app.config import TrainConfig
+from scpl.app.environment import choose_device
 from scpl.errors import InputError
 
 LAST = torch.channels_last
@@ -96,3 +97,13 @@ class TestLearning:
         assert half.stages[0].scaler is not None
         pipeline, batches = small(send_as="bfloat16")
         assert pipeline.stages[0].forward(batches[0][0])["values"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0), ("auto", 1)])
+def test_processes_of_a_machine_take_its_gpus_in_turn(monkeypatch, name, index):
+    """Also where there are more of them than GPUs."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert choose_device(name) == torch.device("cuda", index)

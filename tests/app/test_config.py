@@ -317,6 +317,7 @@ class TestTraining:
         [
             ({"timeout": 5.0}, "--timeout 5 for one process"),
             ({"max_restarts": 2, "timeout": 5.0}, "--timeout 5 and --max-restarts 2"),
+            ({"backend": "gloo"}, "Got --backend gloo for one process"),
             ({"exempt_norms": True}, "--weight-decay above 0"),
             ({"lr_factors": (1.0, 0.5)}, "every one of the 4 stages"),
             ({"lr_factors": (1.0, 1.0, 0.0, 1.0)}, "a number above 0"),

@@ -110,6 +110,17 @@ class TestTorch:
         assert ["nccl" in text for text in two.problems] == [True]
 
     @pytest.mark.parametrize(
+        ("changes", "links"),
+        [
+            ({}, "nccl where each has a GPU to itself, else gloo, through the host's memory"),
+            ({"nccl": False}, "gloo, through the host's memory"),
+            ({"devices": []}, None),
+        ],
+    )
+    def test_what_links_processes_on_gpus(self, probed, changes, links):
+        assert probed(**changes).findings.get("links of processes on GPUs") == links
+
+    @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"cuda": None, "devices": []}, "torch is a CPU build"),

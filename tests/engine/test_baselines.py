@@ -5,11 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore, PrefixStore
 
 import baseline_job
 import scpl
 from networks import data
 from processes import run_forked, run_started
+from scpl.engine.build import build_trainer
+from scpl.engine.channel import NoChannel
+from scpl.engine.mesh import Mesh
+from scpl.engine.ranks import ManyRanks
+from scpl.engine.stage import StageOptions
+from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.replicas import shares
 from scpl.engine.trainers.schedule import fits, micro_batches
 from scpl.errors import InputError
@@ -154,6 +161,22 @@ def test_one_process_is_refused(name):
     parts = scpl.split(network, num_stages=1, example=torch.zeros(2, 4))
     with pytest.raises(InputError, match=rf"{name} needs at least two processes\. Got one"):
         scpl.Pipeline(parts, METHODS[name](), lambda p: torch.optim.SGD(p, lr=0.1))
+
+
+@pytest.mark.parametrize("name", [name for name in SEVERAL if name != "ddp"])
+def test_schedules_send_no_tensors_of_cuda_over_gloo(monkeypatch, name):
+    """They send by themselves, not by way of the channel, which would stage."""
+    monkeypatch.setattr("scpl.engine.ranks.dist.new_group", lambda **_: object())
+    store = HashStore()
+    ranks = ManyRanks(
+        Mesh(0, 2), torch.device("cuda"), 2, lambda: PrefixStore("test", store), 60.0, "gloo"
+    )
+    ranks._watchdog.close()
+    options = StageOptions(lambda p: torch.optim.SGD(p, lr=0.1))
+    with pytest.raises(InputError, match=rf"needs NCCL .* Got {name} over gloo\. Give every"):
+        build_trainer(
+            METHODS[name](), [], NoChannel(), Timeline(), ranks=ranks, options=options, seed=0
+        )
 
 
 def test_bad_numbers_of_micro_batches_are_refused():

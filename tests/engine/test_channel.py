@@ -2,6 +2,8 @@
 
 import queue
 import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -45,7 +47,13 @@ class Network:
             raise RuntimeError("Connection closed by peer")
         taken = threading.Event()
         self.queues[group].put((tensor, taken))
-        return Work(lambda: taken.wait(10))
+
+        def wait():
+            while not taken.wait(0.05):
+                if self.broken.is_set():
+                    raise RuntimeError("Connection closed by peer")
+
+        return Work(wait)
 
     def irecv(self, tensor, peer, group):
         def wait():
@@ -71,10 +79,13 @@ class Work:
 class Ranks:
     """What a channel asks of the ranks."""
 
-    headers, data, device = "headers", "data", torch.device("cpu")
+    headers, device = "headers", torch.device("cpu")
 
-    def __init__(self, depth=2, failure=None):
-        self.depth, self.failure = depth, failure
+    def __init__(self, depth=2, failure=None, *, staged=False):
+        self.depth, self.failure, self.staged = depth, failure, staged
+
+    def link(self, sender):
+        return "data"
 
     def check(self):
         if self.failure:
@@ -90,18 +101,29 @@ def network(monkeypatch):
     made.broken.set()
 
 
-def ends(depth=2):
-    ranks = Ranks(depth)
+@pytest.fixture(params=[False, True], ids=["direct", "staged"])
+def staged(request):
+    """Whether tensors go by way of other buffers, as between CUDA devices over gloo."""
+    return request.param
+
+
+def ends(depth=2, *, staged=False):
+    ranks = Ranks(depth, staged=staged)
     return Sender(1, Timeline(), 0, ranks), Receiver(0, Timeline(1), 1, ranks)
 
 
 def finish(sender, receiver):
-    """Let the receiving thread come to its end."""
+    """Let the threads of both ends come to their end."""
+    threading.Thread(target=receive_all, args=[receiver]).start()
     sender.send(Stop(0))
-    while not isinstance(receiver.receive(), Stop):
-        pass
+    sender.close()
     receiver._thread.join(10)
     assert not receiver._thread.is_alive()
+
+
+def receive_all(receiver):
+    while not isinstance(receiver.receive(), Stop):
+        pass
 
 
 @given(
@@ -110,13 +132,14 @@ def finish(sender, receiver):
         max_size=6,
     )
 )
-def test_any_message_survives_the_way(parts):
+@pytest.mark.parametrize("staged", [False, True])
+def test_any_message_survives_the_way(staged, parts):
     """Small tensors travel packed, large ones by themselves; the receiver knows only the frame."""
     with pytest.MonkeyPatch.context() as patch:
         made = Network()
         patch.setattr(module.dist, "isend", made.isend)
         patch.setattr(module.dist, "irecv", made.irecv)
-        sender, receiver = ends()
+        sender, receiver = ends(staged=staged)
         sent = [torch.randint(0, 2, shape).to(dtype) for dtype, shape in parts]
         sent += [t.to(memory_format=torch.channels_last) for t in sent if t.ndim == 4]
         sender.send(EvalBatch(3, sent, None))
@@ -129,8 +152,8 @@ def test_any_message_survives_the_way(parts):
         finish(sender, receiver)
 
 
-def test_messages_arrive_in_order_with_all_their_fields(network):
-    sender, receiver = ends(depth=4)
+def test_messages_arrive_in_order_with_all_their_fields(network, staged):
+    sender, receiver = ends(depth=4, staged=staged)
     loss = LocalLoss({"a": torch.tensor(1.0)}, {"b": torch.tensor(2.0)})
     for step in range(1, 4):
         sender.send(TrainBatch(step, torch.ones(2, 3) * step, torch.arange(2), losses=(loss,)))
@@ -143,8 +166,8 @@ def test_messages_arrive_in_order_with_all_their_fields(network):
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5])
-def test_at_most_depth_messages_are_in_flight(network, depth):
-    sender, receiver = ends(depth)
+def test_at_most_depth_messages_are_in_flight(network, depth, staged):
+    sender, receiver = ends(depth, staged=staged)
     sent = []
 
     def send_all():
@@ -162,8 +185,8 @@ def test_at_most_depth_messages_are_in_flight(network, depth):
     finish(sender, receiver)
 
 
-def test_a_sender_that_waits_says_so(network):
-    sender, receiver = ends()
+def test_a_sender_that_waits_says_so(network, staged):
+    sender, receiver = ends(staged=staged)
     threading.Timer(0.2, receiver.receive).start()
     for step in range(1, 4):  # one is taken, one waits there, one is on its way
         sender.send(EvalBatch(step, torch.zeros(2), None))
@@ -181,6 +204,74 @@ def test_a_broken_link_names_the_peer_on_both_sides(network):
     with pytest.raises(LinkError, match="rank 0 broke") as caught:
         receiver.receive()
     assert caught.value.peer == 0
+
+
+def test_a_broken_link_names_the_peer_when_the_next_message_follows(network):
+    """Whoever computes has long gone on when a staged message finds the link broken."""
+    sender, receiver = ends(staged=True)
+    network.broken.set()
+    sender.send(EvalBatch(1, torch.zeros(2), None))
+    with pytest.raises(LinkError, match=r"must stay connected.*rank 1 broke") as caught:
+        sender.send(EvalBatch(2, torch.zeros(2), None))
+    assert caught.value.peer == 1
+    with pytest.raises(LinkError, match="rank 1 broke"):
+        sender.close()
+    with pytest.raises(LinkError, match="rank 0 broke"):
+        receiver.receive()
+
+
+def test_who_computes_does_not_wait_for_the_copy(network, monkeypatch):
+    """A copy waits until the device has computed the tensor; here it waits for us."""
+    computed = threading.Event()
+
+    def slowly(like):
+        assert computed.wait(10)
+        return torch.empty_like(like)
+
+    sender, receiver = ends(staged=True)
+    monkeypatch.setattr(module, "on_host", slowly)
+    sent = torch.zeros(SMALL_BYTES)
+    sender.send(EvalBatch(1, sent, None))
+    sent.fill_(1)  # what the device computes meanwhile
+    computed.set()
+    assert torch.equal(receiver.receive().features, torch.ones(SMALL_BYTES))
+    finish(sender, receiver)
+
+
+@pytest.mark.parametrize("end", ["sender", "receiver"])
+def test_a_device_that_fails_is_no_broken_link(network, monkeypatch, end):
+    """Else the neighbour would be blamed for it."""
+    sender, receiver = ends(staged=True)
+    broken = sender._stager._thread if end == "sender" else receiver._thread
+
+    def fail(like):
+        if threading.current_thread() is broken:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.empty_like(like)
+
+    monkeypatch.setattr(module, "on_host", fail)
+    sender.send(EvalBatch(1, torch.zeros(2), None))
+    with pytest.raises(torch.OutOfMemoryError):
+        (sender.close if end == "sender" else receiver.receive)()
+    network.broken.set()
+    if end == "receiver":
+        with pytest.raises(LinkError):
+            sender.close()
+
+
+def test_what_was_staged_is_given_up(network):
+    """The device needs its memory while the message still travels."""
+    sender, receiver = ends(staged=True)
+    tensor = torch.zeros(SMALL_BYTES)
+    gone = weakref.ref(tensor.untyped_storage())
+    sender.send(EvalBatch(1, torch.zeros(2), None))  # nobody takes it, so the next one waits
+    sender.send(EvalBatch(2, tensor, None))
+    del tensor
+    deadline = time.monotonic() + 10
+    while gone() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gone() is None
+    finish(sender, receiver)
 
 
 def test_a_damaged_header_reaches_the_main_thread(network):

@@ -15,12 +15,12 @@ pytestmark = pytest.mark.timeout(400)
 VERDICT = re.compile(r"^(?:VERDICT|scpl: Every rank).*$", re.MULTILINE)
 
 
-def fail(tmp_path, rank, how, num_ranks=3, run=run_started):
+def fail(tmp_path, rank, how, *options, num_ranks=3, run=run_started):
     """Run until a rank breaks at step 8; returns what people read, and the seconds it took."""
     out = tmp_path / "run"
     out.mkdir()
     begin = time.monotonic()
-    done = run(num_ranks, JOB, "transformer", out, "--fail", rank, how, timeout=100)
+    done = run(num_ranks, JOB, "transformer", out, "--fail", rank, how, *options, timeout=100)
     assert done.returncode != 0
     return VERDICT.findall(done.stderr), time.monotonic() - begin
 
@@ -66,6 +66,16 @@ def test_a_killed_rank_is_named_and_nothing_is_lost(tmp_path, undisturbed, rank,
     assert len(verdicts) <= 1, verdicts
     assert verdicts or run is run_started
     assert all(f"Rank {rank} (process" in verdict for verdict in verdicts)
+    assert_resumes_to_the_same_bits(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_where_tensors_are_staged(tmp_path, undisturbed, rank):
+    """The neighbour's sending thread, or its receiving one, is what finds out."""
+    verdicts, _ = fail(tmp_path, rank, "kill", "--staged", num_ranks=2, run=run_forked)
+    assert len(verdicts) == 1, verdicts
+    assert f"Rank {rank} (process" in verdicts[0]
     assert_resumes_to_the_same_bits(tmp_path, undisturbed)
 
 

@@ -12,7 +12,7 @@ from torch.distributed import HashStore, PrefixStore
 
 from scpl.engine import ranks as module
 from scpl.engine.mesh import Mesh
-from scpl.engine.ranks import ManyRanks, OneRank, connect
+from scpl.engine.ranks import ManyRanks, OneRank, choose_backend, connect, local_cuda
 from scpl.errors import InputError, LinkError, RemoteError
 
 CPU = torch.device("cpu")
@@ -130,3 +130,95 @@ def test_one_message_travels_while_another_is_worked_on(monkeypatch, depth):
     monkeypatch.setattr(module.dist, "new_group", lambda **_: object())
     with pytest.raises(InputError, match=f"`depth` must be at least 2.*Got {depth}"):
         ManyRanks(Mesh(0, 2), CPU, depth, lambda: PrefixStore("test", HashStore()), 60.0)
+
+
+A, B, CPUS = ["cuda", "host", "1"], ["cuda", "host", "2"], ["cpu", "host", ""]
+ELSEWHERE = ["cuda", "other", "1"]
+
+
+class TestBackend:
+    @pytest.fixture(autouse=True)
+    def nccl(self, monkeypatch):
+        monkeypatch.setattr(module.dist, "is_nccl_available", lambda: True)
+
+    @pytest.mark.parametrize(
+        ("devices", "chosen"),
+        [
+            ([A, B], "nccl"),
+            ([A, ELSEWHERE], "nccl"),
+            ([A, B, A], "gloo"),
+            ([CPUS, CPUS], "gloo"),
+            ([A, CPUS], "gloo"),
+        ],
+    )
+    def test_nccl_is_for_ranks_with_a_device_each(self, devices, chosen):
+        assert choose_backend(devices, None) == chosen
+        assert choose_backend(devices, "gloo") == "gloo"
+        if chosen == "nccl":
+            assert choose_backend(devices, "nccl") == "nccl"
+
+    @pytest.mark.parametrize(
+        ("devices", "got"),
+        [
+            ([B, A, A], r"Ranks 1 and 2 share a device\. Start as many processes"),
+            ([A, CPUS], r"Rank 1 computes on cpu\. Use gloo"),
+        ],
+    )
+    def test_nccl_is_refused_to_others(self, devices, got):
+        with pytest.raises(InputError, match=rf"device to themselves\. {got}"):
+            choose_backend(devices, "nccl")
+
+    def test_a_build_without_nccl_uses_gloo(self, monkeypatch):
+        monkeypatch.setattr(module.dist, "is_nccl_available", lambda: False)
+        assert choose_backend([A, B], None) == "gloo"
+        with pytest.raises(InputError, match="This build of torch has no NCCL"):
+            choose_backend([A, B], "nccl")
+
+    def test_other_backends_are_unknown(self):
+        with pytest.raises(InputError, match=r"backend must be one of: gloo, nccl\. Got 'mpi'"):
+            connect(backend="mpi")
+
+    @pytest.mark.parametrize(
+        ("device", "backend", "staged"),
+        [("cuda", "gloo", True), ("cuda", "nccl", False), ("cpu", "gloo", False)],
+    )
+    def test_gloo_moves_only_memory_of_the_host(self, monkeypatch, device, backend, staged):
+        monkeypatch.setattr(module.dist, "new_group", lambda **_: object())
+        store = HashStore()
+        one = ManyRanks(
+            Mesh(0, 2), torch.device(device), 2, lambda: PrefixStore("t", store), 60.0, backend
+        )
+        one._watchdog.close()
+        assert one.staged == staged
+
+
+@pytest.mark.parametrize(("rank", "index"), [("0", 0), ("1", 1), ("2", 0), ("5", 1), (None, 1)])
+def test_ranks_of_a_machine_take_its_devices_in_turn(monkeypatch, rank, index):
+    """Without a launcher it is the device that the caller has chosen."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert local_cuda() == torch.device("cuda", index)
+
+
+def test_without_a_device_there_is_no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="CUDA needs a device"):
+        connect("cuda")
+
+
+def test_what_a_rank_receives_and_what_it_sends_have_groups_of_their_own(monkeypatch):
+    """They are used in two threads; both ends of a link know the same one."""
+    groups = iter(range(100))
+    monkeypatch.setattr(module.dist, "new_group", lambda **_: next(groups))
+    made = []
+    for rank in range(3):
+        groups = iter(range(100))  # in each process by itself
+        store = HashStore()
+        made.append(ManyRanks(Mesh(rank, 3), CPU, 2, lambda s=store: PrefixStore("t", s), 60.0))
+        made[-1]._watchdog.close()
+    for rank in range(2):
+        assert made[rank].link(rank) == made[rank + 1].link(rank)
+    assert made[1].link(0) != made[1].link(1)

@@ -105,6 +105,13 @@ def test_any_number_of_ranks_gives_the_same_bits(tmp_path, alone, case, num_rank
         assert part.read_bytes() == other.read_bytes(), part.name
 
 
+@pytest.mark.parametrize(("case", "num_ranks"), [("vgg-mixed", 2), ("transformer-masked", 3)])
+def test_staged_tensors_give_the_same_bits(tmp_path, alone, case, num_ranks):
+    """As on CUDA devices over gloo: by way of buffers of the host, sent by another thread."""
+    expected, _ = alone(case)
+    assert_same(expected, train(tmp_path, num_ranks, case, "--staged"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "before", "after"),

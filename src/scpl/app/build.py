@@ -220,8 +220,13 @@ def connect_ranks(config: TrainConfig) -> Ranks:
     """Meet the other ranks that the environment names."""
     run = config.run
     hosted = run.stages_per_process or None
-    device = choose_device(run.device)
-    return connect(device, stages_per_rank=hosted, depth=run.depth, timeout=run.timeout)
+    return connect(
+        choose_device(run.device),
+        stages_per_rank=hosted,
+        depth=run.depth,
+        timeout=run.timeout,
+        backend=None if run.backend == "auto" else run.backend,
+    )
 
 
 def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> LRScheduler:

@@ -309,7 +309,10 @@ class RunConfig:
     threads: int | None = setting(None, POSITIVE)
     """CPU threads per process; default: all cores, divided by the processes."""
     device: str = setting("auto", decides="speed")
-    """auto, cpu, cuda, cuda:1, ..."""
+    """auto, cpu, cuda, cuda:1, ...; on cuda processes of one machine take its GPUs in turn."""
+    backend: Literal["auto", "gloo", "nccl"] = setting("auto", decides="speed", together=True)
+    """What moves tensors between processes; auto: nccl where each has a GPU to itself, else gloo,
+    which goes through the memory of the host."""
     timeout: float = setting(30.0, POSITIVE, decides="nothing", together=True)
     """Seconds after which a process that shows no sign of life counts as lost."""
     max_restarts: int = setting(0, NOT_NEGATIVE, decides="nothing", together=True)
@@ -499,10 +502,14 @@ class TrainConfig:
         """
         if self.run.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return
-        wrong = [
-            f"{flag(name)} {getattr(self.run, name):g}"
+        changed = {
+            name: value
             for name in _FOR_SEVERAL
-            if getattr(self.run, name) != getattr(before.run, name)
+            if (value := getattr(self.run, name)) != getattr(before.run, name)
+        }
+        wrong = [
+            f"{flag(name)} {value:g}" if isinstance(value, float) else f"{flag(name)} {value}"
+            for name, value in changed.items()
         ]
         if wrong:
             raise InputError(

@@ -108,13 +108,19 @@ def _torch(report: _Report) -> None:
     report.findings["backends"] = ", ".join(
         f"{name} {'available' if found[name] else 'not available'}" for name in ("gloo", "nccl")
     )
-    needed = ["gloo", "nccl"] if len(found["devices"]) > 1 else ["gloo"]
-    report.problems += [
-        f"Several processes need the backend {name}, which this torch lacks: use --processes 1, or "
-        "install an official build of torch."
-        for name in needed
-        if not found[name]
-    ]
+    if found["devices"]:
+        direct = "nccl where each has a GPU to itself, else " if found["nccl"] else ""
+        report.findings["links of processes on GPUs"] = f"{direct}gloo, through the host's memory"
+    if not found["gloo"]:
+        report.problems.append(
+            "Several processes need the backend gloo, which this torch lacks: use --processes 1, "
+            "or install an official build of torch."
+        )
+    if len(found["devices"]) > 1 and not found["nccl"]:
+        report.problems.append(
+            "GPUs are linked directly by the backend nccl, which this torch lacks: processes send "
+            "through the host's memory, which is slower. Install an official build of torch."
+        )
 
 
 def _processor(report: _Report) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from scpl.engine.ranks import local_cuda
 from scpl.errors import InputError
 
 __all__ = ["choose_device", "describe_environment", "peak_memory", "set_threads", "share_of_cores"]
@@ -28,10 +29,9 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"  # each process of a machine its own
     try:
-        device = torch.device(name)
+        shared = name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.device_count() > 0
+        device = local_cuda() if shared else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

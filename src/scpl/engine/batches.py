@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scpl.engine.messages import EvalBatch, TrainBatch
+from scpl.engine.transfer import LOOK_EVERY, answers_at_once, numbers, upload
 from scpl.errors import DataError, NonFiniteError
 from scpl.partition.inputs import LABELS, Form, without_labels
 from scpl.partition.values import Tree, tensors_of, tree_map
@@ -22,6 +23,10 @@ Batches: TypeAlias = Iterable[tuple[Any, Tensor]]
 class Source:
     """Makes checked messages of batches.
 
+    Targets that lie on an accelerator already are looked at later, many at a time; until then
+    classes that do not exist count as the nearest one, because with them layers would break the
+    device for the whole process.
+
     Args:
         num_classes: Targets must lie in ``0 .. num_classes - 1``.
         device: Where the first stage computes.
@@ -32,6 +37,7 @@ class Source:
         self._form = form
         self._num_classes = num_classes
         self._device = device
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # batch, lowest and highest class
 
     def to_train(self, step: int, batch: Any) -> TrainBatch:
         """Check ``(inputs, target)``, and put it on the device.
@@ -54,6 +60,17 @@ class Source:
             index, features, None if target is None else self._target(features, target, index)
         )
 
+    def look(self) -> None:
+        """Look at the targets that were not looked at yet (one sync).
+
+        Raises:
+            DataError: naming the first batch whose target holds what is no class.
+        """
+        waiting, self._unchecked = self._unchecked, []
+        found = map(int, numbers([t for _, low, high in waiting for t in (low, high)]))
+        for (step, _, _), low, high in zip(waiting, found, found, strict=True):
+            self._check_classes(low, high, step)
+
     def _inputs(self, inputs: Any, step: int) -> Tree:
         inputs = self._form.arrange(inputs)
         tensors = tensors_of(inputs)
@@ -62,11 +79,18 @@ class Source:
                 "Inputs must be tensors whose first dimension is the batch",
                 f"Batch {step} holds {'a tensor without dimensions' if tensors else 'none'}",
             )
-        return tree_map(lambda tensor: tensor.to(self._device, non_blocking=True), inputs)
+        return tree_map(lambda tensor: upload(tensor, self._device), inputs)
 
     def _target(self, inputs: Any, target: Tensor, step: int) -> Tensor:
         self._check_target(target, len(tensors_of(inputs)[0]), step)
-        return target.to(self._device, torch.int64, non_blocking=True)
+        if answers_at_once(target.device) or answers_at_once(self._device):
+            self._check_classes(int(target.min()), int(target.max()), step)
+            return upload(target, self._device, torch.int64)
+        target = upload(target, self._device, torch.int64)
+        self._unchecked.append((step, *target.aminmax()))
+        if len(self._unchecked) >= LOOK_EVERY:
+            self.look()
+        return target.clamp(0, self._num_classes - 1)
 
     def _check_target(self, target: Tensor, rows: int, step: int) -> None:
         if not isinstance(target, Tensor):
@@ -81,7 +105,8 @@ class Source:
             )
         if rows == 0:
             raise DataError("A batch must hold at least one row", f"Batch {step} holds none")
-        low, high = int(target.min()), int(target.max())
+
+    def _check_classes(self, low: int, high: int, step: int) -> None:
         if low < 0 or high >= self._num_classes:
             raise DataError(
                 f"Targets must lie in 0 .. {self._num_classes - 1}",

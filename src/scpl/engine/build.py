@@ -85,6 +85,12 @@ def build_trainer(
     if options.cuda_graphs:
         _check_graphs(method, ranks)
     if isinstance(ranks, ManyRanks) and isinstance(method, CutBackpropagation):
+        if ranks.staged:
+            raise InputError(
+                "A schedule needs NCCL to send tensors between CUDA devices",
+                f"Got {method.name} over gloo",
+                "Give every process a GPU of its own, or use another method",
+            )
         if options.precision.compute == torch.float16:
             raise InputError(
                 "To compute in float16, a method must scale losses, which schedules do not",

@@ -3,6 +3,10 @@
 The rule: one direction, in order, at most `depth` messages in flight; a buffer
 lives, unmodified, until its send completes. Because traffic never flows back there is no order of
 messages that could deadlock.
+
+Where ranks compute on CUDA but talk over gloo, which moves only memory of the host, tensors are
+*staged*: copied to pinned memory, sent, and copied to the other device. Threads of the channel wait
+for these copies; the one that computes does not.
 """
 
 from __future__ import annotations
@@ -11,7 +15,11 @@ import queue
 import threading
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -20,6 +28,7 @@ from torch import Tensor
 from scpl.engine.messages import Message, Stop, decode, encode
 from scpl.engine.ranks import ManyRanks, Ranks
 from scpl.engine.timeline import Timeline
+from scpl.engine.transfer import on_host, own_stream, upload, use_device
 from scpl.errors import LinkError
 from scpl.partition.values import is_channels_last
 
@@ -32,6 +41,9 @@ What does not fit follows in a second one."""
 SMALL_BYTES = 4096
 """Tensors up to this size travel packed into one buffer, larger ones from their own memory."""
 _LENGTH = 4  # bytes at the start of a frame that hold the header's length
+
+Settle: TypeAlias = Callable[[], object]
+"""Waits until a message has left; its buffers are free afterwards."""
 
 
 class Outbox(Protocol):
@@ -70,10 +82,10 @@ class Sender:
     """
 
     def __init__(self, peer: int, timeline: Timeline, stage: int, ranks: ManyRanks) -> None:
-        self._peer, self._timeline, self._stage = peer, timeline, stage
-        self._headers, self._data = ranks.headers, ranks.data
-        # Work and the tensors it reads, oldest first.
-        self._in_flight: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
+        self._timeline, self._stage, self._device = timeline, stage, ranks.device
+        self._line = Line(peer, ranks.headers, ranks.link(peer - 1))
+        self._stager = Stager(self._line, ranks.device) if ranks.staged else None
+        self._in_flight: deque[Settle] = deque()  # oldest first
 
     def send(self, message: Message) -> int:
         """Send on; waits while the message before is still on its way (back-pressure).
@@ -85,34 +97,167 @@ class Sender:
             LinkError: if the next rank is gone.
         """
         header, tensors = encode(message)
-        small, large = divide(tensors)
+        # Objectives may hand on scalars of the CPU, and small tensors travel together.
+        small, large = divide([upload(tensor, self._device) for tensor in tensors])
         frames, buffers = make_frames(header), [*small, *large]
         self._settle(message.step)
-        try:
-            work = [dist.isend(frame, self._peer, group=self._headers) for frame in frames]
-            work += [dist.isend(buffer, self._peer, group=self._data) for buffer in buffers]
-        except RuntimeError as error:
-            raise _lost(self._peer, error) from error
-        self._in_flight.append((work, [*frames, *buffers]))
+        post = self._line.post if self._stager is None else self._stager.post
+        self._in_flight.append(post(frames, buffers))
         return sum(buffer.nbytes for buffer in (*frames, *buffers))
 
     def close(self) -> None:
         """Wait until everything has left."""
-        self._settle(-1)
+        try:
+            self._settle(-1)
+        finally:
+            if self._stager is not None:
+                self._stager.close()
 
     def _settle(self, step: int) -> None:
         """Wait for what is on its way; its buffers are free afterwards."""
         begin = time.perf_counter()
         while self._in_flight:
-            work, _ = self._in_flight[0]
-            try:
-                _wait(work)
-            except RuntimeError as error:
-                raise _lost(self._peer, error) from error
+            self._in_flight[0]()
             self._in_flight.popleft()
         end = time.perf_counter()
         if end - begin > 1e-4:
             self._timeline.add("wait", self._stage, step, begin, end)
+
+
+@dataclass(frozen=True)
+class Line:
+    """The way to another rank, or from it.
+
+    Attributes:
+        peer: The other rank.
+        headers: The process group for frames.
+        data: The process group for tensors.
+    """
+
+    peer: int
+    headers: dist.ProcessGroup
+    data: dist.ProcessGroup
+
+    def post(self, frames: list[Tensor], buffers: list[Tensor]) -> Settle:
+        """Begin to send a message; what is returned holds its buffers, and waits for the end.
+
+        Raises:
+            LinkError: if the other rank is gone, here or later.
+        """
+        with self.unbroken():
+            work = [dist.isend(frame, self.peer, group=self.headers) for frame in frames]
+            work += [dist.isend(buffer, self.peer, group=self.data) for buffer in buffers]
+        held = [*frames, *buffers]
+
+        def settle() -> None:
+            with self.unbroken():
+                _wait(work)
+            held.clear()
+
+        return settle
+
+    def receive_frame(self, size: int) -> Tensor:
+        """Wait for a frame of this size.
+
+        Raises:
+            LinkError: if the other rank is gone.
+        """
+        frame = torch.empty(size, dtype=torch.uint8)
+        with self.unbroken():
+            _wait([dist.irecv(frame, self.peer, group=self.headers)])
+        return frame
+
+    def receive(self, buffers: list[Tensor]) -> None:
+        """Fill buffers with what arrives; NCCL has the current stream wait for it.
+
+        Raises:
+            LinkError: if the other rank is gone.
+        """
+        with self.unbroken():
+            _wait([dist.irecv(buffer, self.peer, group=self.data) for buffer in buffers])
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Say of an error of the process group which link is broken."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise _lost(self.peer, error) from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A message to be staged.
+
+    Attributes:
+        frames: Its header.
+        buffers: Its tensors; they live until they are copied.
+        computed: Tells the device that the tensors are there; None on the CPU.
+        left: Set when the message has left, or could not.
+    """
+
+    frames: list[Tensor]
+    buffers: list[Tensor]
+    computed: torch.cuda.Event | None
+    left: Future[None] = field(default_factory=Future)
+
+
+class Stager:
+    """Sends what lies on a CUDA device by way of pinned memory, in order, in a thread of its own.
+
+    Args:
+        line: The way to the next rank.
+        device: Where the tensors lie; on the CPU they are copied as well.
+    """
+
+    def __init__(self, line: Line, device: torch.device) -> None:
+        self._line, self._device = line, device
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # A daemon, because a send that nobody receives cannot be taken back.
+        self._thread = threading.Thread(target=self._run, name=f"stage-{line.peer}", daemon=True)
+        self._thread.start()
+
+    def post(self, frames: list[Tensor], buffers: list[Tensor]) -> Settle:
+        """Have a message sent as soon as the current stream has computed it.
+
+        Returns:
+            Waits until it has left, and raises what went wrong meanwhile: LinkError if the next
+            rank is gone.
+        """
+        on_device = self._device.type == "cuda"
+        computed = torch.cuda.current_stream(self._device).record_event() if on_device else None
+        job = _Job(frames, buffers, computed)
+        self._jobs.put(job)
+        return job.left.result
+
+    def close(self) -> None:
+        """End the thread, once all has left."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        use_device(self._device)
+        stream = own_stream(self._device)
+        while (job := self._jobs.get()) is not None:
+            try:
+                staged = self._copy(job, stream)
+                self._line.post(job.frames, staged)()
+            except Exception as error:  # the thread that computes must see it
+                job.left.set_exception(error)
+            else:
+                job.left.set_result(None)
+            del job  # or it would be kept while this thread waits for the next one
+
+    def _copy(self, job: _Job, stream: torch.cuda.Stream | None) -> list[Tensor]:
+        """Copy a message's tensors to the host, and give up those of the device."""
+        with torch.cuda.stream(stream):
+            if stream is not None and job.computed is not None:
+                stream.wait_event(job.computed)
+            staged = [on_host(b).copy_(b, non_blocking=True) for b in job.buffers]
+        if stream is not None:
+            stream.synchronize()
+        job.buffers.clear()
+        return staged
 
 
 class Receiver:
@@ -132,12 +277,13 @@ class Receiver:
         stage: int,
         ranks: ManyRanks,
     ) -> None:
-        self._peer, self._timeline, self._stage = peer, timeline, stage
-        self._headers, self._data = ranks.headers, ranks.data
-        self._device, self._check = ranks.device, ranks.check
+        self._timeline, self._stage = timeline, stage
+        self._line = Line(peer, ranks.headers, ranks.link(peer))
+        self._device, self._staged, self._check = ranks.device, ranks.staged, ranks.check
         # One message is on its way, the others have arrived and wait.
         self._free = threading.Semaphore(ranks.depth - 1)
-        self._arrived: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[tuple[Message, list[Tensor]] | Exception]
+        self._arrived = queue.SimpleQueue()
         # A daemon, because a receive that never comes cannot be taken back.
         self._thread = threading.Thread(target=self._run, name=f"receive-{peer}", daemon=True)
         self._thread.start()
@@ -157,15 +303,21 @@ class Receiver:
                 self._check()
         if isinstance(item, Exception):
             raise item
+        message, tensors = item
+        if self._device.type == "cuda":  # their memory belongs to the stream that received them
+            stream = torch.cuda.current_stream(self._device)
+            for tensor in tensors:
+                tensor.record_stream(stream)
         end = time.perf_counter()
         if end - begin > 1e-4:
-            self._timeline.add("wait", self._stage, item.step, begin, end)
+            self._timeline.add("wait", self._stage, message.step, begin, end)
         self._free.release()
-        return item
+        return message
 
     def _run(self) -> None:
+        use_device(self._device)
         # Waiting for the next message on the common stream would hold up this one's computing.
-        stream = _own_stream(self._device)
+        stream = own_stream(self._device)
         try:
             while True:
                 self._free.acquire()
@@ -173,20 +325,17 @@ class Receiver:
                     message, tensors = self._receive_one()
                 if stream is not None:
                     stream.synchronize()
-                    for tensor in tensors:
-                        tensor.record_stream(torch.cuda.default_stream(self._device))
-                self._arrived.put(message)
+                self._arrived.put((message, tensors))
                 if isinstance(message, Stop):
                     return
-        except RuntimeError as error:
-            self._arrived.put(_lost(self._peer, error))
-        except Exception as error:  # a damaged header: the main thread must see it
+                del message, tensors  # or they would be kept until the next ones are here
+        except Exception as error:  # the thread that computes must see it
             self._arrived.put(error)
 
     def _receive_one(self) -> tuple[Message, list[Tensor]]:
-        frames = [self._receive_frame(HEADER_BYTES)]
+        frames = [self._line.receive_frame(HEADER_BYTES)]
         if missing := missing_bytes(frames[0]):
-            frames.append(self._receive_frame(missing))
+            frames.append(self._line.receive_frame(missing))
         header, begin = read_frames(frames), time.perf_counter()
         specs, build = decode(header)
         tensors = [spec.empty(self._device) for spec in specs]
@@ -195,8 +344,7 @@ class Receiver:
         packed = torch.empty(
             sum(tensor.nbytes for tensor in small), dtype=torch.uint8, device=self._device
         )
-        buffers = [*([packed] if len(packed) else []), *map(as_bytes, large)]
-        _wait([dist.irecv(buffer, self._peer, group=self._data) for buffer in buffers])
+        self._fill([*([packed] if len(packed) else []), *map(as_bytes, large)])
         offset = 0
         for tensor in small:
             as_bytes(tensor).copy_(packed[offset : offset + tensor.nbytes])
@@ -205,10 +353,15 @@ class Receiver:
         self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
         return message, tensors
 
-    def _receive_frame(self, size: int) -> Tensor:
-        frame = torch.empty(size, dtype=torch.uint8)
-        _wait([dist.irecv(frame, self._peer, group=self._headers)])
-        return frame
+    def _fill(self, buffers: list[Tensor]) -> None:
+        """Receive into buffers; the current stream has what arrived."""
+        if not self._staged:
+            self._line.receive(buffers)
+            return
+        staged = [on_host(buffer) for buffer in buffers]
+        self._line.receive(staged)
+        for buffer, arrived in zip(buffers, staged, strict=True):
+            buffer.copy_(arrived, non_blocking=True)
 
 
 def open_channels(
@@ -235,12 +388,6 @@ def _wait(work: list[dist.Work | None]) -> None:
     for item in work:
         assert item is not None, "this rank is in the group"
         item.wait()
-
-
-def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
-    if device.type != "cuda":
-        return None
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _lost(peer: int, error: Exception) -> LinkError:

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,14 @@ from torch import Tensor
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from scpl.engine.mesh import Mesh
+from scpl.engine.transfer import use_device
 from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog
-from scpl.errors import InputError, LinkError, RemoteError
+from scpl.errors import InputError, LinkError, RemoteError, unknown_name
 
-__all__ = ["ManyRanks", "OneRank", "Ranks", "connect"]
+__all__ = ["Backend", "ManyRanks", "OneRank", "Ranks", "connect", "local_cuda"]
 
+Backend: TypeAlias = Literal["gloo", "nccl"]
+"""What moves tensors between ranks."""
 NEVER = timedelta(days=30)
 BLAME = 3.0
 """Seconds to wait for a better explanation than 'the link broke'."""
@@ -155,10 +158,11 @@ class ManyRanks(Ranks):
         store: Connects to the launcher's store. The watchdog gets a connection of its own,
             because a connection serves one caller at a time.
         timeout: Seconds without a sign of life after which a rank counts as lost.
+        backend: What moves tensors.
 
     Attributes:
         headers: The process group on the CPU that headers of messages use.
-        data: The process group that tensors of messages use.
+        staged: Whether tensors travel by way of the host's memory: gloo moves no others.
     """
 
     def __init__(
@@ -168,8 +172,10 @@ class ManyRanks(Ranks):
         depth: int,
         store: Callable[[], PrefixStore],
         timeout: float,
+        backend: Backend = "gloo",
     ) -> None:
         super().__init__(mesh, device, depth)
+        self.staged = device.type == "cuda" and backend == "gloo"
         self._store = store()
         self._exchanges = 0
         self._closed = False
@@ -177,13 +183,21 @@ class ManyRanks(Ranks):
         self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), timeout)
         # A slow stage is no failure: who waits too long is for the watchdog to say.
         self.headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
-        self.data = self.new_group()
+        self._links = self.new_group(), self.new_group()
         self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
 
     def new_group(self) -> dist.ProcessGroup:
         """Make a process group of all ranks for one purpose; all ranks must call it."""
         group: dist.ProcessGroup = dist.new_group(timeout=NEVER)
         return group
+
+    def link(self, sender: int) -> dist.ProcessGroup:
+        """The process group that tensors use from this rank to the next one.
+
+        A rank receives in another thread than it sends, and an object of NCCL serves one thread; so
+        links of even and of odd ranks have different ones.
+        """
+        return self._links[sender % 2]
 
     def share(self, key: str, value: Any) -> None:  # noqa: D102
         self._store.set(f"value/{key}", json.dumps(value))
@@ -282,26 +296,48 @@ class ManyRanks(Ranks):
         os._exit(status if isinstance(status, int) else 1)
 
 
+def local_cuda() -> torch.device:
+    """The CUDA device of this process: the ranks of one machine take its devices in turn.
+
+    Raises:
+        InputError: if there is none.
+    """
+    count = torch.cuda.device_count()
+    if not count:
+        raise InputError("CUDA needs a device that torch can use", "Found none", "Use the CPU")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", torch.cuda.current_device() if rank is None else int(rank) % count)
+
+
 def connect(
     device: torch.device | str = "cpu",
     *,
     stages_per_rank: Sequence[int] | None = None,
     depth: int = 2,
     timeout: float = 30.0,
+    backend: Backend | None = None,
 ) -> Ranks:
     """Join the other ranks, if ``torchrun`` has started several; else this is the only one.
 
     Args:
-        device: Where this rank computes; decides the backend (gloo, NCCL).
+        device: Where this rank computes. ``"cuda"`` gives the processes of a machine its devices in
+            turn.
         stages_per_rank: How many consecutive stages each rank hosts; default: stages of about equal
             cost.
         depth: Messages in flight on each channel, at least 2.
         timeout: Seconds without a sign of life after which a rank counts as lost.
+        backend: What moves tensors: NCCL between CUDA devices, gloo through the memory of the host.
+            Default: NCCL where every rank has a CUDA device to itself, else gloo.
 
     Raises:
-        InputError: if the launcher's variables are missing or nobody answers.
+        InputError: if the launcher's variables are missing, nobody answers, or the ranks'
+            devices do not fit the backend.
     """
     mesh, device = Mesh.from_env(stages_per_rank), torch.device(device)
+    if backend is not None and backend not in get_args(Backend):
+        raise unknown_name("backend", backend, get_args(Backend))
+    if str(device) == "cuda":  # no particular one
+        device = local_cuda()
     if mesh.num_ranks == 1:
         return OneRank(device, mesh)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -311,10 +347,8 @@ def connect(
             f"{' and '.join(missing)} not set",
             "Start the script with torchrun",
         )
+    use_device(device)
     patience = timedelta(seconds=max(2 * timeout, 10.0))
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # A restarted run meets at the same store as the attempt that failed: its keys must differ.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -325,17 +359,62 @@ def connect(
         return PrefixStore(f"scpl/{attempt}", client)
 
     try:
+        meeting = store(is_master=mesh.is_first and not hosted)
+        meeting.set(f"device/{mesh.rank}", json.dumps(_identity(device)))
+        devices = [json.loads(meeting.get(f"device/{rank}")) for rank in range(mesh.num_ranks)]
+        chosen = choose_backend(devices, backend)
+        # Without a `device_id`: with one all ranks share a communicator of NCCL, where what is
+        # received and what is sent wait for each other. So every two neighbours make their own.
         dist.init_process_group(
-            backend,
-            store=store(is_master=mesh.is_first and not hosted),
+            "gloo" if chosen == "gloo" else "cpu:gloo,cuda:nccl",
+            store=meeting,
             rank=mesh.rank,
             world_size=mesh.num_ranks,
             timeout=patience,
         )
-        return ManyRanks(mesh, device, depth, store, timeout)
+        return ManyRanks(mesh, device, depth, store, timeout, chosen)
     except (RuntimeError, DistError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",
             f"Got: {str(error).splitlines()[0]}",
             "Check the address, the port and the firewall (scpl doctor)",
         ) from error
+
+
+def _identity(device: torch.device) -> list[str]:
+    """Name a device so that two ranks can tell whether they share it: type, machine, number.
+
+    An index would not do: each process may be shown other devices of its machine.
+    """
+    number = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    return [device.type, socket.gethostname(), number]
+
+
+def choose_backend(devices: Sequence[Sequence[str]], wanted: Backend | None) -> Backend:
+    """Decide what moves tensors, on every rank alike.
+
+    Args:
+        devices: Of each rank the type of its device, its machine and the device's number there.
+        wanted: What the caller asked for, if anything.
+
+    Raises:
+        InputError: if NCCL is asked for and cannot link these ranks.
+    """
+    elsewhere = [rank for rank, (kind, *_) in enumerate(devices) if kind != "cuda"]
+    owners: dict[tuple[str, ...], list[int]] = {}
+    for rank, device in enumerate(devices):
+        owners.setdefault(tuple(device), []).append(rank)
+    shared = next((ranks for ranks in owners.values() if len(ranks) > 1), [])
+    if wanted != "nccl":
+        fits = not elsewhere and not shared and dist.is_nccl_available()
+        return "nccl" if fits and wanted is None else "gloo"
+    if elsewhere:
+        got, fix = f"Rank {elsewhere[0]} computes on {devices[elsewhere[0]][0]}", "Use gloo"
+    elif shared:
+        got = f"Ranks {' and '.join(map(str, shared))} share a device"
+        fix = "Start as many processes as there are devices, or use gloo"
+    elif not dist.is_nccl_available():
+        got, fix = "This build of torch has no NCCL", "Use gloo, or install an official build"
+    else:
+        return "nccl"
+    raise InputError("NCCL links ranks that each have a CUDA device to themselves", got, fix)

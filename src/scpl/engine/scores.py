@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scpl.engine.ranks import OneRank, Ranks
+from scpl.engine.transfer import numbers
 from scpl.errors import DataError
 
 __all__ = ["Counts", "Evaluation", "Scores"]
@@ -99,10 +100,10 @@ class Scores:
         """
         table = torch.full((self._num_stages, len(COLUMNS)), math.nan, dtype=torch.float64)
         if self._ranks.mesh.is_last:
-            for stage, part in enumerate(self._counts):
-                for column, name in enumerate(COLUMNS):
-                    if part:
-                        table[stage, column] = part[name].double()
+            known = [(stage, part) for stage, part in enumerate(self._counts) if part]
+            values = numbers([part[name] for _, part in known for name in COLUMNS])
+            rows = torch.tensor(values, dtype=torch.float64).view(-1, len(COLUMNS))
+            table[[stage for stage, _ in known]] = rows
         self._ranks.broadcast(table, self._ranks.mesh.num_ranks - 1)
         return _evaluate(table)
 

@@ -19,6 +19,7 @@ from scpl.engine.messages import LocalLoss
 from scpl.engine.parameters import StageParameters
 from scpl.engine.precision import Precision, narrowed, widened
 from scpl.engine.randomness import RandomState
+from scpl.engine.transfer import LOOK_EVERY, answers_at_once
 from scpl.errors import CheckpointError, InputError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective, precise
 from scpl.partition.values import (
@@ -47,8 +48,6 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 BROKEN_FEATURES = "its features already were not finite; "
-LOOK_EVERY = 64
-"""Steps between two looks at the losses of an accelerator: a look waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class LossGuard:
         Raises:
             NonFiniteError: if it is NaN or infinite.
         """
-        if loss.device.type != "cpu":
+        if not answers_at_once(loss.device):
             self._unchecked.append((step, loss.detach()))
             if len(self._unchecked) >= LOOK_EVERY:
                 self.look()
@@ -295,12 +294,15 @@ class Stage:
             self.scheduler.step()
 
     def _step(self, optimizer: Optimizer) -> bool:
-        """Step, unless scaled gradients overflowed; returns whether."""
+        """Step, unless scaled gradients overflowed; returns whether.
+
+        Only the device knows whether they did, so float16 waits for it in every step.
+        """
         if self.scaler is None:
             optimizer.step()
             return True
-        before = self.scaler.get_scale()
         self.scaler.step(optimizer)
+        before = self.scaler.get_scale()
         self.scaler.update()
         return self.scaler.get_scale() >= before
 

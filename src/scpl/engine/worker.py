@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from scpl.engine.channel import Outbox, Receiver
@@ -23,10 +23,11 @@ from scpl.engine.messages import (
 )
 from scpl.engine.scores import Counts
 from scpl.engine.trainers.base import StageCounts, Trainer
+from scpl.engine.transfer import numbers
 from scpl.errors import Interrupted
 from scpl.partition.values import Tree
 
-__all__ = ["Position", "Report", "Worker"]
+__all__ = ["Position", "Report", "Worker", "read_reports"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,24 @@ class Report:
         """Read the terms of every stage's loss as numbers (one device sync)."""
         return self.read()[0]
 
-    def read(self) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    def read(self) -> ReadStep:
         """Read losses and observations as numbers (one device sync)."""
-        parts = [*(one.terms for one in self.stages), *(one.observed for one in self.stages)]
-        scalars = [value for part in parts for value in part.values()]
-        numbers = iter(torch.stack([s.cpu().double() for s in scalars]).tolist() if scalars else ())
-        found = [{name: next(numbers) for name in part} for part in parts]
-        return found[: len(self.stages)], found[len(self.stages) :]
+        return read_reports([self])[0]
+
+
+ReadStep: TypeAlias = tuple[list[dict[str, float]], list[dict[str, float]]]
+"""Losses and observations of every stage in one step, as numbers by name."""
+
+
+def read_reports(reports: Sequence[Report]) -> list[ReadStep]:
+    """Read losses and observations of many steps as numbers (one device sync for all)."""
+    parts = [
+        [*(one.terms for one in report.stages), *(one.observed for one in report.stages)]
+        for report in reports
+    ]
+    values = iter(numbers([v for step in parts for part in step for v in part.values()]))
+    found = [[{name: next(values) for name in part} for part in step] for step in parts]
+    return [(step[: len(step) // 2], step[len(step) // 2 :]) for step in found]
 
 
 @dataclass

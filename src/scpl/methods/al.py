@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -147,6 +148,8 @@ class Association(Objective):
     def _code_before(self, target: Tensor, carry: Tree) -> Tensor:
         if not self._earlier:
             like = next(self.encoder.parameters())
-            return functional.one_hot(target, self._num_classes).to(like.dtype)
+            # Unlike `one_hot` this looks at no value, which would wait for the device.
+            classes = torch.arange(self._num_classes, device=target.device)
+            return (target[:, None] == classes).to(like.dtype)
         assert isinstance(carry, Tensor), "the stage before hands its code on"
         return carry

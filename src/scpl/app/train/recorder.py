@@ -11,7 +11,7 @@ from scpl.app.inputs.base import DataSummary
 from scpl.app.train.progress import NOTHING, Clock, Progress, Usage
 from scpl.data.extras import import_extra
 from scpl.engine.scores import Scores
-from scpl.engine.worker import Report
+from scpl.engine.worker import Report, read_reports
 from scpl.methods import METHODS
 from scpl.runs import RunFolder
 from scpl.runs.columns import epoch_row, mean_values
@@ -60,6 +60,7 @@ class Recorder:
     def flush(self, usage: Usage = NOTHING) -> None:
         """Read the losses that are waiting (one device sync) and log them."""
         steps = self._data.steps
+        read = read_reports([report for _, report in self._waiting])
         rows: list[dict[str, Any]] = [
             {
                 "step": report.step,
@@ -69,8 +70,7 @@ class Recorder:
                 "losses": losses,
                 "observed": observed,
             }
-            for seconds, report in self._waiting
-            for losses, observed in (report.read(),)
+            for (seconds, report), (losses, observed) in zip(self._waiting, read, strict=True)
         ]
         self._waiting = []
         if rows:

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,6 +86,7 @@ class ReplicaTrainer(Trainer):
         # Torch reads annotations of a hook, but not those that are strings; a lambda has none.
         self._replica.register_comm_hook(None, lambda state, bucket: self._average(bucket))
         self._gradients_ready = 0.0
+        self._averages: list[dist.Work] = []
 
     def train(self, batch: TrainBatch, earlier: Losses) -> Losses:
         """Take this rank's share, send the others on, and learn together with all ranks."""
@@ -105,6 +105,10 @@ class ReplicaTrainer(Trainer):
                 stage.guard.check(loss, logits, step)
                 begin = time.perf_counter()
                 stage.backward(loss)
+                # The replica waits for its futures, which in older versions of torch know nothing
+                # of the streams on which gloo brings averages back (pytorch/pytorch#155714).
+                while self._averages:
+                    self._averages.pop().wait()
                 self._record_backward(begin, time.perf_counter(), step)
         except ScplError:
             raise  # it says enough by itself
@@ -183,7 +187,14 @@ class ReplicaTrainer(Trainer):
         ranks = self._mesh.num_ranks
         self.bytes_sent += 2 * (ranks - 1) * bucket.buffer().nbytes // ranks
         self._gradients_ready = time.perf_counter()
-        return allreduce_hook(self._group, bucket)
+        shared = bucket.buffer().div_(ranks)  # before they are added, which may overflow
+        work = dist.all_reduce(shared, group=self._group, async_op=True)
+        assert work is not None, "this rank is in the group"
+        self._averages.append(work)
+        averaged: torch.futures.Future[Tensor] = work.get_future().then(
+            lambda done: done.value()[0]
+        )
+        return averaged
 
     def _record_backward(self, begin: float, end: float, step: int) -> None:
         """Once the last bucket is full, a rank only waits for the average."""
