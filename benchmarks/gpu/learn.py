@@ -24,7 +24,7 @@ from learn_table import draw, table
 
 from scpl.errors import InputError
 
-WORKER = Path(__file__).with_name("learn_job.py")
+WORKER = Path(__file__).with_name("learn_run.py")
 START = 15.0  # seconds that a process takes until it trains
 TO_END = 6.0  # seconds before the end of --seconds in which jobs write down what they have
 TICK = 0.1
@@ -234,7 +234,7 @@ class Crew:
         """Whether a job can be finished in time, as far as is known, or saved to go on with."""
         if self.until is None:
             return True
-        left = self.until - TO_END - time.time() - START
+        left: float = self.until - TO_END - time.time() - START
         if self.chosen.checkpoints is not None or self.chosen.time_alone:
             return left > 0
         seconds = self._seconds_per_epoch(job)

@@ -152,7 +152,7 @@ def draw(out: Path) -> Path | None:
     if not rows or not can_draw():
         return None
     styles = method_styles(list(METHODS), list(METHODS))
-    panels = []
+    panels: list[Panel] = []
     for dataset, network in dict.fromkeys(row.case[:2] for row in rows):
         group = [row for row in rows if row.case[:2] == (dataset, network)]
         for alone in (False, True):
