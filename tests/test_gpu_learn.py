@@ -79,6 +79,7 @@ def test_every_method_leaves_a_curve_with_the_settings_of_the_run(method, networ
     assert 0 < result["seconds_per_epoch"] < result["curve"][-1]["seconds"]
     settings = result["settings"]
     assert (settings["lr"], settings["weight_decay"], settings["train_images"]) == (3e-3, 0.0, 40)
+    assert settings["cuda_graphs"] is False  # asked for, but this is no GPU
     heads = {"scpl": "conv", "scpl-paper": "mlp", "scpl-imitate": "learn_imitation.py"}
     assert settings["options"].get("head") == heads.get(method)
     assert (result["parameters"]["with_objectives"] > result["parameters"]["network"]) == (

@@ -200,7 +200,7 @@ class Crew:
 
     def _is_done(self, job: Job) -> bool:
         if self.chosen.time_alone:
-            return (self.chosen.out / f"time-{job.case}.json").exists()
+            return bool((self.chosen.out / f"time-{job.case}.json").exists())
         result = job.result(self.chosen.out)
         return result is not None and bool(result["finished"])
 

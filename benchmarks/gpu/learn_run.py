@@ -137,7 +137,11 @@ def set_up(job: Job, place: Place) -> Setup:
     test = Loader(data.test, plain, **batches)
     chosen, steps = config.optimizer, job.epochs * len(train)
     folder = place.folder_of(job)
-    graphs = place.graphs and "cuda_graphs" in inspect.signature(scpl.Pipeline).parameters
+    graphs = (
+        place.graphs
+        and device.type == "cuda"
+        and "cuda_graphs" in inspect.signature(scpl.Pipeline).parameters
+    )
     pipeline = scpl.Pipeline(
         parts,
         method,
@@ -153,12 +157,11 @@ def set_up(job: Job, place: Place) -> Setup:
     environment.pop("command")  # that of this process tells nobody how to repeat it
     weights = [sum(p.numel() for p in stage.parameters) for stage in pipeline.stages]
     about = {
-        "settings": {**asdict(chosen), "augmentation": "basic", "method": config.method.method,
-                     "options": options, "train_images": len(data.train)},
+        "settings": {**asdict(chosen), "cuda_graphs": graphs, "augmentation": "basic",
+                     "method": config.method.method, "options": options, "train_images": len(data.train)},
         "cuts": list(parts.cuts),
         "parameters": {"network": sum(p.numel() for p in network.parameters()),
                        "with_objectives": sum(weights)},
-        "cuda_graphs": graphs,
         "channels_last": place.channels_last,
         "environment": environment,
     }  # fmt: skip
