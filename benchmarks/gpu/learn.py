@@ -7,24 +7,21 @@ one GPU. Results of earlier calls, also of other machines, are kept. See README.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from learn_job import METHODS, Job, Place
+from learn_process import Worker, say
 from learn_table import draw, table
 
 from scpl.errors import InputError
 
-WORKER = Path(__file__).with_name("learn_run.py")
 START = 15.0  # seconds that a process takes until it trains
 TO_END = 6.0  # seconds before the end of --seconds in which jobs write down what they have
 TICK = 0.1
@@ -101,49 +98,6 @@ def jobs_of(chosen: argparse.Namespace) -> Iterator[Job]:
                         chosen.batch_size, chosen.image_size, chosen.width, chosen.lr,
                         chosen.precision, chosen.every,
                     )  # fmt: skip
-
-
-@dataclass
-class Worker:
-    """A process at work.
-
-    Attributes:
-        what: For messages.
-        process: The process.
-        log: What it says; deleted if all goes well.
-    """
-
-    what: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @classmethod
-    def start(cls, what: str, log: Path, arguments: dict[str, Any]) -> Worker:
-        """Start a process that does what it is told by its one argument."""
-        command = [sys.executable, str(WORKER), json.dumps(arguments)]
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        return cls(what, process, log)
-
-    def succeeded(self) -> bool:
-        """Whether it ended well; else say why not."""
-        status = self.process.wait()
-        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
-        if status == 0:
-            self.log.unlink()
-            return True
-        last = text.splitlines()[-1] if text else "it said nothing"
-        say(f"{self.what} failed with status {status}: {last} (all of it: {self.log})")
-        return False
-
-    def end(self) -> None:
-        """End it now, if it has not ended."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(2)
-            self.process.kill()
-        self.process.wait()
 
 
 class Crew:
@@ -297,11 +251,6 @@ def cores() -> int:
     """Cores that this process may use."""
     limited = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
-
-
-def say(line: str) -> None:
-    """Tell people how far it is."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

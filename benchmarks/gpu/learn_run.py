@@ -156,15 +156,24 @@ def set_up(job: Job, place: Place) -> Setup:
     environment = describe_environment(device, torch.get_num_threads())
     environment.pop("command")  # that of this process tells nobody how to repeat it
     weights = [sum(p.numel() for p in stage.parameters) for stage in pipeline.stages]
+    settings = {
+        **asdict(chosen),
+        "cuda_graphs": graphs,
+        "augmentation": "basic",
+        "train_images": len(data.train),
+        "method": config.method.method,
+        "options": options,
+    }
     about = {
-        "settings": {**asdict(chosen), "cuda_graphs": graphs, "augmentation": "basic",
-                     "method": config.method.method, "options": options, "train_images": len(data.train)},
+        "settings": settings,
         "cuts": list(parts.cuts),
-        "parameters": {"network": sum(p.numel() for p in network.parameters()),
-                       "with_objectives": sum(weights)},
+        "parameters": {
+            "network": sum(p.numel() for p in network.parameters()),
+            "with_objectives": sum(weights),
+        },
         "channels_last": place.channels_last,
         "environment": environment,
-    }  # fmt: skip
+    }
     return Setup(pipeline, train, test, about)
 
 
