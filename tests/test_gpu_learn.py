@@ -347,6 +347,7 @@ def test_without_results_the_table_says_so(tmp_path, capsys):
     assert capsys.readouterr().out == f"No results in {tmp_path}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(110)
 def test_from_the_command_line_to_the_table(tmp_path):
     command = [
