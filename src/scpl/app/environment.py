@@ -16,7 +16,14 @@ import torch
 from scpl.engine.ranks import local_cuda
 from scpl.errors import InputError
 
-__all__ = ["choose_device", "describe_environment", "peak_memory", "set_threads", "share_of_cores"]
+__all__ = [
+    "choose_device",
+    "describe_environment",
+    "free_memory",
+    "peak_memory",
+    "set_threads",
+    "share_of_cores",
+]
 
 PACKAGES = ("scpl", "torch", "numpy", "kornia", "pillow", "pyarrow", "matplotlib")
 
@@ -76,6 +83,11 @@ def describe_environment(device: torch.device, threads: int) -> dict[str, Any]:
         "system": platform.platform(),
         "command": shlex.join(["scpl", *sys.argv[1:]]),
     }
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Memory of an accelerator that no process uses, in bytes; None where the CPU's is used."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def peak_memory(device: torch.device) -> int:

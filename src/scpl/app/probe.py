@@ -60,6 +60,7 @@ def probe(config: EvalConfig) -> list[float]:
         trained.changed(
             data_dir=config.data_dir or trained.data.data_dir,
             batch_size=config.batch_size or 256,
+            device=config.device,
             augmentation="none",
             views=1,
         )

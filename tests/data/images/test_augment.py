@@ -2,6 +2,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_files import random_split
 from scpl.data.images import AUGMENTATIONS, Augmentation, normalise
@@ -13,10 +15,10 @@ UNIT = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 IMAGES = random_split(64, shape=(3, 16, 16)).images
 
 
-def augment(name, images=IMAGES, seed=0, epoch=0, batch=0, view=0, **options):
+def augment(name, images=IMAGES, seed=0, epoch=0, batch=0, view=0, sizes=None, **options):
     channels = images.shape[1]
     options = {"mean": (0.0,) * channels, "std": (1.0,) * channels, **options}
-    draws = {"seed": seed, "epoch": epoch, "batch": batch, "view": view}
+    draws = {"seed": seed, "epoch": epoch, "batch": batch, "view": view, "sizes": sizes}
     return Augmentation(name, **options)(images, **draws)
 
 
@@ -128,3 +130,17 @@ def test_two_views_are_weak_then_named(name, weak):
 def test_unknown_names_are_refused():
     with pytest.raises(InputError, match=r"strong, basic, none\. Got 'strnog'"):
         Augmentation("strnog", **UNIT)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    side=st.integers(3, 17),
+    batch=st.integers(0, 50),
+    name=st.sampled_from(["none", "basic"]),
+)
+def test_several_batches_at_once_are_those_one_by_one(sizes, side, batch, name):
+    images = random_split(sum(sizes), shape=(2, side, side)).images
+    together = augment(name, images, batch=batch, sizes=sizes)
+    parts = torch.split(images, sizes)
+    alone = [augment(name, part, batch=batch + place) for place, part in enumerate(parts)]
+    assert torch.equal(together, torch.cat(alone))

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from data_files import random_split
 from scpl.data.images import Augmentation, Loader, Split
+from scpl.data.images import loader as loading
 from scpl.data.loader import prefetched
 from scpl.errors import InputError
 
 SPLIT = random_split(22, shape=(3, 8, 8))
+BATCH_BYTES = 4 * 5 * 3 * 8 * 8  # of 5 images as floats
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +203,49 @@ def test_many_early_ends_never_block():
             for _ in zip(range(taken), items, strict=False):
                 pass
             items.close()
+
+
+@pytest.mark.parametrize("augmentation", ["none", "basic", "strong"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("batches_at_once", [1, 2, 100])
+def test_a_device_makes_the_same_batches(augmentation, views, batches_at_once, monkeypatch):
+    monkeypatch.setattr(loading, "_TOGETHER_BYTES", batches_at_once * BATCH_BYTES)
+    options = {"augmentation": augmentation, "views": views, "shuffle": True, "seed": 3}
+    here, there = loader(**options), loader(device="cpu", **options)
+    for epoch in (0, 2):
+        for each in (here, there):
+            each.set_epoch(epoch)
+        expected = list(here)
+        for start in range(len(here) + 1):
+            assert same(expected[start:], list(there.batches(start)))
+
+
+def test_a_device_makes_several_batches_in_one_go_and_without_a_thread(monkeypatch):
+    made = []
+    plain = Augmentation.__call__
+
+    def counting(self, images, **draws):
+        made.append(len(images))
+        return plain(self, images, **draws)
+
+    monkeypatch.setattr(Augmentation, "__call__", counting)
+    monkeypatch.setattr(loading, "_TOGETHER_BYTES", 3 * BATCH_BYTES)
+    batches = loader(augmentation="basic", device="cpu", prefetch=2).batches()
+    next(batches)
+    assert not any(t.name == "scpl-prefetch" for t in threading.enumerate())
+    assert made == [15]
+    list(batches)
+    assert made == [15, 7]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "basic", "strong"])
+def test_batches_are_made_where_the_images_lie_and_nothing_waits_to_read_a_number(augmentation):
+    batches = loader(augmentation=augmentation, shuffle=True, device="cpu")
+
+    class Elsewhere:  # meta tensors raise where a number is read, as a device would wait there
+        images, labels = SPLIT.images.to("meta"), SPLIT.labels.to("meta")
+        __len__ = SPLIT.__len__
+
+    batches.split = Elsewhere()
+    found = [(inputs.device.type, targets.device.type, len(targets)) for inputs, targets in batches]
+    assert found == [("meta", "meta", size) for size in (5, 5, 5, 5, 2)]

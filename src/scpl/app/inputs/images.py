@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.environment import choose_device, free_memory
 from scpl.app.inputs.base import ImageInputs, Loaders
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
@@ -25,6 +26,7 @@ from scpl.seeding import derive_seed
 __all__ = [
     "COLUMNS",
     "SAMPLES",
+    "lie_on",
     "loaders",
     "network_wants",
     "pending",
@@ -40,6 +42,8 @@ Batch = tuple[list[dict[str, Any]], Tensor]
 
 _LEAST_SIDE = 16
 """Smaller images leave the later layers of a network that pools nothing to pool."""
+_SHARE_OF_MEMORY = 1 / 4
+"""What images may take of an accelerator's free memory: the rest is for training."""
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
 
@@ -70,6 +74,10 @@ def loaders(config: TrainConfig) -> Loaders:
         )
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
+    splits = [split for split in (train, valid, source.test) if split is not None]
+    device, told = lie_on(choose_device(config.run.device), splits)
+    notes += told
+    given: dict[str, Any] = {"batch_size": chosen.batch_size, "device": device}
     return Loaders(
         source.name,
         tuple(source.classes),
@@ -84,15 +92,31 @@ def loaders(config: TrainConfig) -> Loaders:
         data.Loader(
             train,
             data.Augmentation(chosen.augmentation, mean, std, source.flip),
-            batch_size=chosen.batch_size,
             views=chosen.views,
             shuffle=True,
             seed=seed,
+            **given,
         ),
-        None if valid is None else data.Loader(valid, plain, batch_size=chosen.batch_size),
-        data.Loader(source.test, plain, batch_size=chosen.batch_size),
+        None if valid is None else data.Loader(valid, plain, **given),
+        data.Loader(source.test, plain, **given),
         notes,
         {PROCESSOR: wanted.text} if wanted and wanted.text else {},
+    )
+
+
+def lie_on(
+    device: torch.device, splits: Sequence[data.Split]
+) -> tuple[torch.device | None, tuple[str, ...]]:
+    """Choose where the images of a run lie: on the accelerator, where they take little of it.
+
+    Returns:
+        The device, or None to leave them in the memory of the CPU; and what to tell the user.
+    """
+    free, taken = free_memory(device), sum(split.nbytes for split in splits)
+    if free is None or taken > _SHARE_OF_MEMORY * free:
+        return None, ()
+    return device, (
+        f"Images lie on {device}: they take {taken / 1e6:,.0f} of its {free / 1e6:,.0f} MB free",
     )
 
 

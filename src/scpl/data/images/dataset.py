@@ -73,6 +73,15 @@ class Split:
         """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
         return Split(self.images[indices], self.labels[indices])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of images and labels."""
+        return self.images.nbytes + self.labels.nbytes
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 def _got(tensor: Tensor) -> str:
     return f"Got {tensor.dtype} of shape {list(tensor.shape)}"

@@ -3,14 +3,17 @@
 Crop and flip work on the bytes of a whole batch; the colour formulas are kornia's. All random
 numbers come from generators that depend on seed, epoch, batch and view alone, so a resumed run sees
 the same images, and a prefetching thread never touches the random state of the network. (Kornia's
-own augmentation classes draw from the global state, which two threads cannot share.)
+own augmentation classes draw from the global state, which two threads cannot share.) The generators
+are the CPU's wherever the images are, and only what they drew goes to the device: a batch is the
+same on any.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ AUGMENTATIONS = ("none", "basic", "strong")
 
 _JITTER, _HUE = 0.4, 0.1  # torchvision's ColorJitter(0.4, 0.4, 0.4, 0.1), as the SCPL paper uses it
 _JITTER_SHARE, _GREY_SHARE = 0.8, 0.2
+_TOGETHER_BYTES = 64 * 2**20  # of batches that a device makes in one go
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +74,46 @@ class Augmentation:
         return self.name == "strong" and len(self.mean) == 3
 
     def __call__(
-        self, images: Tensor, *, seed: int, epoch: int, batch: int, view: int = 0
+        self,
+        images: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        batch: int,
+        view: int = 0,
+        sizes: Sequence[int] | None = None,
     ) -> Tensor:
-        """Augment and normalise one batch.
+        """Augment and normalise one batch, or several that follow each other.
+
+        Several at once come out as one by one, with a fraction of the operations.
 
         Args:
-            images: ``uint8 [B, C, H, W]``; it is not changed.
+            images: ``uint8 [B, C, H, W]``, on any device; it is not changed.
             seed: Draws depend on it, and on the following.
             epoch: Number of the epoch.
-            batch: Number of the batch in its epoch.
+            batch: Number of the (first) batch in its epoch.
             view: Keeps several views of one batch apart.
+            sizes: Images of each batch, which are B together; default: all are of one batch.
 
         Returns:
-            ``float32 [B, C, H, W]``.
+            ``float32 [B, C, H, W]``, on the same device.
         """
         if self.name == "none":
             return normalise(images, self.mean, self.std)
-        draws = generator(seed, "augment", epoch, batch, view)
-        images = _crop(images, draws)
+        sizes = sizes or [len(images)]
+        draws = [
+            generator(seed, "augment", epoch, batch + number, view) for number in range(len(sizes))
+        ]
+        images = _crop(images, sizes, draws)
         if self.flip:
-            images = torch.where(_coin(len(images), 0.5, draws), images.flip(-1), images)
+            coins = [_coin(size, 0.5, each) for size, each in zip(sizes, draws, strict=True)]
+            mirrored = sent(torch.cat(coins), images.device)
+            images = torch.where(mirrored, images.flip(-1), images)
         if not self._colours:
             return normalise(images, self.mean, self.std)
-        pixels = _colour(images.float().div_(255), draws)
-        return _standardise(pixels, self.mean, self.std, scale=1.0)
+        batches = torch.split(images.float().div_(255), list(sizes))
+        pixels = [_colour(part, each) for part, each in zip(batches, draws, strict=True)]
+        return _standardise(torch.cat(pixels), self.mean, self.std, scale=1.0)
 
     def two_views(self, images: Tensor, *, seed: int, epoch: int, batch: int) -> Tensor:
         """Return ``[2B, C, H, W]``: a weak view of each image, then a view by this augmentation.
@@ -110,6 +130,13 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return _standardise(images.float(), mean, std, scale=1 / 255)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device without waiting for the device."""
+    if device.type == "cuda":  # a copy from memory that the system may move would wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _standardise(
     pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], scale: float
 ) -> Tensor:
@@ -119,27 +146,42 @@ def _standardise(
             "Mean and std need one number per channel",
             f"Got {len(mean)} and {len(std)} numbers for images of shape {list(pixels.shape)}",
         )
+    factor, offset = _line(mean, std, scale, pixels.device)
+    return pixels.mul_(factor).sub_(offset)
+
+
+@lru_cache(maxsize=16)
+def _line(
+    mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What pixels are multiplied by and what is then subtracted, ``[C, 1, 1]``; made once."""
     means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return pixels.mul_(scale / stds).sub_(means / stds)
+    return sent(scale / stds, device), sent(means / stds, device)
 
 
-def _crop(images: Tensor, draws: torch.Generator) -> Tensor:
+def _crop(images: Tensor, sizes: Sequence[int], draws: Sequence[torch.Generator]) -> Tensor:
     """Pad with black and cut a window of the old size out at a random place, per image."""
     height, width = images.shape[2:]
     pad = max(1, round(width / 8))
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(0, 2 * pad + 1, (2, len(images)), generator=draws)
-    return windows[torch.arange(len(images)), :, top, left].contiguous()
+    corners = [
+        torch.randint(0, 2 * pad + 1, (2, size), generator=each)
+        for size, each in zip(sizes, draws, strict=True)
+    ]
+    top, left = sent(torch.cat(corners, 1), images.device)
+    return windows[torch.arange(len(images), device=images.device), :, top, left].contiguous()
 
 
 def _colour(pixels: Tensor, draws: torch.Generator) -> Tensor:
     """Jitter the colours of most images and make some grey; ``float32`` in 0..1."""
     from kornia import color
 
+    device = pixels.device
     jitter = _coin(len(pixels), _JITTER_SHARE, draws).flatten()
-    grey = _coin(len(pixels), _GREY_SHARE, draws)
+    grey = sent(_coin(len(pixels), _GREY_SHARE, draws), device)
     if bool(jitter.any()):
-        pixels[jitter] = _jitter(pixels[jitter], draws)
+        chosen = sent(torch.nonzero(jitter)[:, 0], device)
+        pixels = pixels.index_copy(0, chosen, _jitter(pixels[chosen], draws))
     return torch.where(grey, color.rgb_to_grayscale(pixels), pixels)
 
 
@@ -155,6 +197,7 @@ def _jitter(pixels: Tensor, draws: torch.Generator) -> Tensor:
     shift = torch.rand(4, len(pixels), generator=draws) * 2 - 1  # -1..1, one row per step
     factors = 1 + _JITTER * shift
     factors[3] = 2 * math.pi * _HUE * shift[3]  # kornia turns the hue by an angle
+    factors = sent(factors, pixels.device)
     for step in torch.randperm(4, generator=draws).tolist():
         pixels = steps[step](pixels, factors[step])
     return pixels
@@ -166,11 +209,15 @@ def _coin(count: int, chance: float, draws: torch.Generator) -> Tensor:
 
 
 class Loader(EpochLoader):
-    """Iterates over a split in augmented, normalised mini-batches, on the CPU.
+    """Iterates over a split in augmented, normalised mini-batches.
 
     Every batch is inputs ``float32 [B * views, C, H, W]`` and targets ``int64 [B * views]``; with
     two views the B weak ones come first, then the B augmented ones, in the same order. It depends
     only on the arguments, the epoch and its own number.
+
+    With a ``device`` the images lie there as bytes, and batches are made there, several at a time:
+    nothing but the random draws is copied, and nothing waits for the device. A thread would only
+    add to one queue of work, so there is none.
 
     Args:
         split: The images.
@@ -180,6 +227,8 @@ class Loader(EpochLoader):
         shuffle: Whether each epoch has an order of its own.
         seed: Of order and augmentation.
         prefetch: How many batches a background thread prepares ahead; 0 for no thread.
+        device: Where the images lie and batches are made; default: where the images are now, with
+            a thread.
 
     Raises:
         InputError: A number is out of its range.
@@ -195,21 +244,34 @@ class Loader(EpochLoader):
         shuffle: bool = False,
         seed: int = 0,
         prefetch: int = 2,
+        device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(len(split), batch_size, prefetch)
+        super().__init__(len(split), batch_size, prefetch if device is None else 0)
         check(views in (1, 2), "The number of views must be 1 or 2", views)
-        self.split, self.augmentation, self.views = split, augmentation, views
+        self.augmentation, self.views = augmentation, views
+        self.split = split if device is None else split.to(device)
         self.shuffle, self.seed = shuffle, seed
+        self._together = 1
+        if device is not None and views == 1:
+            batch_bytes = 4 * batch_size * split.images[0].numel()
+            self._together = max(1, _TOGETHER_BYTES // batch_bytes)
 
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         order = torch.arange(len(self.split))
         if self.shuffle:
             order = torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))
-        for batch in range(start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images, labels = self.split.images[chosen], self.split.labels[chosen]
-            draws = {"seed": self.seed, "epoch": epoch, "batch": batch}
-            if self.views == 1:
-                yield self.augmentation(images, **draws), labels
-            else:
-                yield self.augmentation.two_views(images, **draws), torch.cat([labels, labels])
+        order = sent(order, self.split.images.device)
+        for batch in range(start, len(self), self._together):
+            begin, end = (n * self.batch_size for n in (batch, batch + self._together))
+            yield from self._made(order[begin:end], seed=self.seed, epoch=epoch, batch=batch)
+
+    def _made(self, rows: Tensor, **draws: int) -> Iterator[Batch]:
+        """Make the batches that hold the images at ``rows``, numbered from ``draws["batch"]``."""
+        images, labels = self.split.images[rows], self.split.labels[rows]
+        if self.views == 2:
+            yield self.augmentation.two_views(images, **draws), torch.cat([labels, labels])
+            return
+        targets = torch.split(labels, self.batch_size)
+        sizes = [len(each) for each in targets]
+        inputs = self.augmentation(images, sizes=sizes, **draws)
+        yield from zip(torch.split(inputs, sizes), targets, strict=True)
