@@ -7,7 +7,7 @@ computes, how many kernels it is given, and how much memory a step takes. Where 
 GPUs, `scpl bench` follows, with a rank on each and the rivals over several ranks.
 
 usage: speed.py [--device cuda] [--networks vgg8 resnet18 vit bert] [--compile] [--seconds 170]
-                [--ranks N] [--json FILE] [--quick]
+                [--rounds 5] [--steps 10] [--ranks N] [--json FILE] [--quick]
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from scpl.models.vgg import VGG8
 
 CLASSES = 10
 Steps = Callable[[int], None]
-ROUNDS, STEPS = 5, 20
 SEVERAL = 300  # seconds that several ranks get
 
 
@@ -317,9 +316,9 @@ def measure(name: str, options: argparse.Namespace, deadline: float) -> Iterator
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             yield {"network": name, "variant": variant.name, "failed": reason[:300]}
     times: list[list[float]] = [[] for _ in runners]
-    for _ in range(1 if options.quick else ROUNDS):
+    for _ in range(options.rounds):
         for runner, found in zip(runners, times, strict=True):
-            found.append(runner.seconds(2 if options.quick else STEPS))
+            found.append(runner.seconds(options.steps))
     rival = {r.variant.name: found for r, found in zip(runners, times, strict=True)}
     for runner, found in zip(runners, times, strict=True):
         variant = runner.variant
@@ -394,10 +393,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--compile", action="store_true", help="also compiled; takes minutes")
     parser.add_argument("--ranks", type=int, default=torch.cuda.device_count())
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every variant")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a turn")
     parser.add_argument("--seconds", type=float, default=170, help="begin nothing after that")
     parser.add_argument("--quick", action="store_true", help="tiny networks: does it run?")
     parser.add_argument("--json", type=Path, help="write all that was measured here")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.steps = 1, 2
     warnings.simplefilter("ignore")
     deadline, rows = time.monotonic() + options.seconds, []
     if options.device.startswith("cuda"):

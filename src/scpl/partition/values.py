@@ -55,8 +55,18 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """Lay a tensor out without gaps: maps whose channels lie last as they are, else contiguous."""
-    return tensor if is_channels_last(tensor) else tensor.contiguous()
+    """Lay a tensor out without gaps: maps whose channels lie last stay so, others are contiguous.
+
+    Strides are those of a new tensor. Where a size is 1 any stride would do, and kernels are chosen
+    by it.
+    """
+    channels_last = is_channels_last(tensor)
+    plain = tensor if channels_last else tensor.contiguous()
+    strides, step = [0] * plain.ndim, 1
+    for place in (1, 3, 2, 0) if channels_last else reversed(range(plain.ndim)):
+        strides[place] = step
+        step *= max(plain.shape[place], 1)
+    return plain if plain.stride() == tuple(strides) else plain.as_strided(plain.shape, strides)
 
 
 def tree_map(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
