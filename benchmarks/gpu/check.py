@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -426,7 +427,8 @@ def main() -> int:
         if arguments.list:
             print("\n".join(f"{check.name:38}{check.states}" for check in checks))
             return 0
-        about = {"environment": hello["environment"], "jobs": jobs, "tiny": arguments.quick}
+        here = {**hello["environment"], "command": shlex.join(sys.argv)}
+        about = {"environment": here, "jobs": jobs, "tiny": arguments.quick}
         table = Table([check.name for check in checks], about, arguments.json)
         try:
             make_all(checks, workers, table)

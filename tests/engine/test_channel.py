@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from scpl.engine import channel as module
 from scpl.engine.channel import (
     HEADER_BYTES,
     SMALL_BYTES,
+    Line,
     NoChannel,
     Receiver,
     Sender,
+    Stager,
     divide,
     make_frames,
     missing_bytes,
@@ -271,6 +274,78 @@ def test_what_was_staged_is_given_up(network):
     while gone() is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert gone() is None
+    finish(sender, receiver)
+
+
+class Stream:
+    """Stands for a stream of a device, and writes down what it is asked."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def record_event(self):
+        self.log.append(f"{self.name} records")
+        return "computed"
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits until {event}")
+
+    def synchronize(self):
+        self.log.append(f"host waits for {self.name}")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A device whose calls are written down, with who made them; tensors stay on the CPU."""
+    log, used = [], []
+    monkeypatch.setattr(
+        module, "use_device", lambda device: used.append(threading.current_thread())
+    )
+    monkeypatch.setattr(module, "own_stream", lambda device: Stream("own", log))
+    monkeypatch.setattr(
+        module, "on_host", lambda like: log.append("copy") or torch.empty_like(like)
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing", log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda self, stream: log.append(f"{stream.name} uses it")
+    )
+    return log, used
+
+
+def test_a_copy_waits_for_what_is_computed_and_a_send_for_the_copy(network, monkeypatch, cuda):
+    log, used = cuda
+    isend = network.isend
+    monkeypatch.setattr(
+        module.dist, "isend", lambda *a, group: log.append(f"send {group}") or isend(*a, group)
+    )
+    line = Line(1, "headers", "data")
+    stager = Stager(line, torch.device("cuda"))
+    settle = stager.post([torch.zeros(1)], [torch.zeros(2), torch.zeros(3)])
+    for group in ("headers", "data", "data"):
+        network.queues[group].get(timeout=10)[1].set()
+    settle()
+    thread = stager._thread
+    stager.close()
+    assert used == [thread], "a thread begins with the first device"
+    assert log == [
+        "computing records", "own waits until computed", "copy", "copy", "host waits for own",
+        "send headers", "send data", "send data",
+    ]  # fmt: skip
+
+
+def test_what_is_received_belongs_to_the_stream_that_uses_it(network, monkeypatch, cuda):
+    """It was made on another one, which must not give the memory away before."""
+    log, used = cuda
+    monkeypatch.setattr(TensorSpec, "empty", lambda s, device: torch.empty(s.shape, dtype=s.dtype))
+    real = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, device="cpu", **o: real(*a, **o))
+    sender, receiver = ends()
+    receiver._device = torch.device("cuda")
+    sender.send(EvalBatch(1, torch.zeros(2), torch.zeros(2, dtype=torch.int64)))
+    assert torch.equal(receiver.receive().features, torch.zeros(2))
+    assert used == [receiver._thread]
+    assert log[:3] == ["host waits for own", "computing uses it", "computing uses it"]
     finish(sender, receiver)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -100,8 +103,25 @@ def graphs(setup: Setup, method: str, name: str, *, times: int = 1, **options: A
         return interrupted(task, method, setup.device, folder, cuda_graphs=cuda_graphs, **options)
 
     with deterministic():
-        plain, captured = (run(cuda_graphs=on) for on in (False, True))
-    return same_bits("captured and launched", captured, plain)
+        plain = run(cuda_graphs=False)
+        with replays() as seen:
+            captured = run(cuda_graphs=True)
+    require(len(seen) > 0, "graphs must be replayed; none was")
+    return f"{same_bits('captured and launched', captured, plain)}; {len(seen)} replays"
+
+
+@contextmanager
+def replays() -> Iterator[list[torch.cuda.CUDAGraph]]:
+    """Watch which graphs are replayed: what is never captured is the same for another reason."""
+    seen: list[torch.cuda.CUDAGraph] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def watched(graph: torch.cuda.CUDAGraph) -> None:
+        seen.append(graph)
+        replay(graph)
+
+    with patch.object(torch.cuda.CUDAGraph, "replay", watched):
+        yield seen
 
 
 def interrupted(task: Task, method: str, device: str, folder: Path, **options: Any) -> Learned:
