@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,9 @@ class Pipeline:
         cuda_graphs: On a CUDA device, record the work of every stage once and replay it: launching
             it from Python takes longer than a short step does. All that a stage does must run on
             the device; a step of another shape than most runs as it is. A fused Adam then reads its
-            learning rate in float32.
+            learning rate in float32. What your own code counts or decides in Python stays as it was
+            when the step was recorded. ``"auto"``: where that can be done; elsewhere, and where
+            recording fails (which is told), steps run as they are.
         seed: Seed of the objectives' parameters and of every stage's random state.
         checkpoints: Where checkpoints go, and when they are made; a folder, or `Checkpoints`.
         ranks: The other ranks and this one's device, from `scpl.connect`. Default: the ranks of the
@@ -79,7 +81,7 @@ class Pipeline:
         scheduler: SchedulerFactory | None = None,
         clip_norm: float | None = None,
         precision: torch.dtype | Precision = torch.float32,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | Literal["auto"] = False,
         seed: int = 0,
         checkpoints: Checkpoints | Path | str | None = None,
         ranks: Ranks | None = None,

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import scpl
+from scpl.app.build import graphs_of
+from scpl.app.config import TrainConfig
 from scpl.engine import build
 from scpl.engine.messages import LocalLoss
 from scpl.engine.stage import Stage
@@ -77,18 +79,19 @@ def recorded(monkeypatch):
     """Let pipelines record on the CPU."""
     made = []
 
-    def trainer_of(stages, outbox, timeline, *, lane, new_lane):
+    def trainer_of(stages, outbox, timeline, *, lane, new_lane, may_fail):
         following = iter(stages)
         trainer = CapturedTrainer(
             stages, outbox, timeline,
             lane=lambda: CpuLane(stages[0]),
             new_lane=lambda: CpuLane(next(following)),
+            may_fail=may_fail,
         )  # fmt: skip
         made.append(trainer)
         return trainer
 
     monkeypatch.setattr(captured, "CapturedTrainer", trainer_of)
-    monkeypatch.setattr(build, "_check_graphs", lambda method, ranks: None)
+    monkeypatch.setattr(build, "_no_graphs", lambda method, ranks: None)
     return made
 
 
@@ -265,6 +268,34 @@ def test_work_that_cannot_be_recorded_is_told(recorded):
     recorded[0]._lanes[1].record = refuse
     with pytest.raises(InputError, match="Stage 1 cannot be recorded: operation not permitted"):
         made.train(batches(6, ragged=False))
+
+
+def test_where_recording_may_fail_steps_run_as_they_are(recorded):
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, made = (pipeline(graphs=graphs) for graphs in (False, "auto"))
+    recorded[0]._lanes[1].record = refuse
+    plain.train(batches(9))
+    with pytest.warns(UserWarning, match="Stage 1 cannot be recorded"):
+        made.train(batches(9))
+    one, other = plain.export().state_dict(), made.export().state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({}, "auto"), ({"cuda_graphs": "on"}, True), ({"cuda_graphs": "off"}, False),
+     ({"processes": 2}, False), ({"data": "sst2", "model": "lstm"}, False),
+     ({"model": "package.module:function"}, False)],
+)  # fmt: skip
+def test_what_the_command_line_records_by_itself(flags, expected):
+    assert graphs_of(TrainConfig.of(**flags)) == expected
+
+
+def test_elsewhere_auto_is_off():
+    with pipeline(graphs="auto") as made:
+        made.train(batches(5))
 
 
 def test_graphs_need_a_device_that_has_them():

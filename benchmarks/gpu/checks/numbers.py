@@ -232,6 +232,27 @@ def vit_task(setup: Setup) -> Task:
     return Task(seeded(make), 3, batches)
 
 
+@check(
+    "split",
+    {name: {"name": name} for name in ("vgg8", "resnet18", "transformer", "lstm", "bert", "vit")},
+    tolerance=ROUNDING,
+)
+def cut_there(setup: Setup, name: str) -> str:
+    """A network that lies on the device is cut there as on a CPU, and learns the same."""
+    if name in ("bert", "vit") and importlib.util.find_spec("transformers") is None:
+        raise Skipped("transformers is not here")
+    makers = {"bert": bert_task, "vit": vit_task}
+    task = makers[name](setup) if name in makers else task_named(name, setup)
+    task = replace(task, cuts=3)
+    there, here = task.split(setup.device), task.split()
+    require(there.cuts == here.cuts, f"cuts must be the same; {there.cuts} and {here.cuts}")
+    learned = [
+        learn(scpl.Pipeline(parts, scpl.SCPL(), adam), task.batches, 1) for parts in (there, here)
+    ]
+    apart = setup.near("losses", distance(learned[0].losses, learned[1].losses))
+    return f"{len(there.cuts)} cuts, {there.rounding or 'stages equal bit for bit'}; {apart}"
+
+
 @check("timm", tolerance=ROUNDING)
 def timm_network(setup: Setup) -> str:
     """A network of timm, cut along its graph, learns on the device as on a CPU."""

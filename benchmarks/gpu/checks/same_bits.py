@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,8 +14,9 @@ from unittest.mock import patch
 import torch
 
 import scpl
-from checks.base import Setup, Skipped, check, distance, require
+from checks.base import Differs, Setup, Skipped, check, distance, require
 from checks.subjects import (
+    NUM_CLASSES,
     Learned,
     Task,
     adam,
@@ -108,6 +111,45 @@ def graphs(setup: Setup, method: str, name: str, *, times: int = 1, **options: A
             captured = run(cuda_graphs=True)
     require(len(seen) > 0, "graphs must be replayed; none was")
     return f"{same_bits('captured and launched', captured, plain)}; {len(seen)} replays"
+
+
+class Looks(torch.nn.Module):
+    """Waits for the device in the middle of a step."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return features / max(1.0, float(features.abs().max()))
+
+
+@check("graphs-fail", needs_cuda=True)
+def recording_fails(setup: Setup) -> str:
+    """What cannot be recorded is refused with its stage, or runs as it is, and both go on."""
+    task = task_named("mlp", setup)
+
+    def make() -> torch.nn.Module:
+        layers = [torch.nn.Flatten(), torch.nn.LazyLinear(24), Looks(), torch.nn.Linear(24, 16)]
+        torch.manual_seed(0)
+        return torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Linear(16, NUM_CLASSES))
+
+    task = replace(task, make=make, cuts=2)
+
+    def run(cuda_graphs: Any) -> Learned:
+        pipeline = make_pipeline(task, "scpl", setup.device, cuda_graphs=cuda_graphs)
+        return learn(pipeline, task.batches)
+
+    try:
+        run(True)
+    except InputError as error:
+        told = str(error)
+    else:
+        raise Differs("a stage that waits for the device must be refused")
+    require("cannot be recorded" in told, f"the refusal must say what it is; {told}")
+    with deterministic():
+        plain = run(False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            automatic = run("auto")
+    require(any("without CUDA graphs" in str(w.message) for w in caught), "auto must say so")
+    return f"{told.split('. ')[1][:90]}; {same_bits('auto and launched', automatic, plain)}"
 
 
 @contextmanager

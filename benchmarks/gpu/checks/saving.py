@@ -127,6 +127,14 @@ def command_line(setup: Setup) -> str:
     )
     require(accuracy > 0.2, f"the digits must be learned; accuracy {accuracy:.3f}")
     told = [f"accuracy {accuracy:.3f} in train and eval"]
+    if setup.device == "cuda":
+        graphs = scpl_json(
+            "train", "--data", "digits", "--model", "small-cnn", *device, "--epochs", "1",
+            "--cuda-graphs", "on", "--precision", "bfloat16", "--out", setup.folder / "graphs",
+            "--quiet",
+        )["test_accuracy"]  # fmt: skip
+        require(graphs > 0.2, f"with graphs they must be learned, too; accuracy {graphs:.3f}")
+        told.append(f"{graphs:.3f} with graphs in bf16")
     if importlib.util.find_spec("PIL") is not None:
         told.append(_right(setup, folder, device))
     for kind in ("torch-export", "onnx"):

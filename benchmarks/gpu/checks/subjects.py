@@ -46,8 +46,8 @@ class Task:
     cuts: tuple[str, ...] | int
     batches: list[Batch]
 
-    def split(self) -> scpl.Partition:
-        """Cut a new network."""
+    def split(self, device: str = "cpu") -> scpl.Partition:
+        """Cut a new network that lies on a device, by an example that lies on the CPU."""
         inputs = self.batches[0][0]
         few = (
             {name: value[:3] for name, value in inputs.items()}
@@ -55,8 +55,8 @@ class Task:
             else inputs[:3]
         )
         if isinstance(self.cuts, int):
-            return scpl.split(self.make(), num_stages=self.cuts, example=few)
-        return scpl.split(self.make(), before=self.cuts, example=few)
+            return scpl.split(self.make().to(device), num_stages=self.cuts, example=few)
+        return scpl.split(self.make().to(device), before=self.cuts, example=few)
 
 
 def larger(task: Task, times: int) -> Task:

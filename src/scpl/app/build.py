@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ __all__ = [
     "build_pipeline",
     "connect_ranks",
     "cut_network",
+    "graphs_of",
     "laid_out",
     "optimizer_factory",
     "precision_of",
@@ -276,6 +277,20 @@ def precision_of(config: TrainConfig) -> Precision:
     return Precision(getattr(torch, chosen.precision), send_as)
 
 
+def graphs_of(config: TrainConfig) -> bool | Literal["auto"]:
+    """Whether the steps of a run are recorded as CUDA graphs.
+
+    By itself only where that is sure to help and to be fair: images have one shape, code of the
+    user's may keep state in Python, and over several processes only some methods can.
+    """
+    chosen = config.optimizer.cuda_graphs
+    if chosen != "auto":
+        return chosen == "on"
+    images = modality_of(config.data).SAMPLES == "images"
+    own = models.origin_of(config.network.model) == "factory"
+    return "auto" if images and not own and config.run.processes == 1 else False
+
+
 def build_pipeline(
     config: TrainConfig,
     parts: Partition,
@@ -298,7 +313,7 @@ def build_pipeline(
         scheduler=scheduler,
         clip_norm=chosen.clip_norm,
         precision=precision_of(config),
-        cuda_graphs=chosen.cuda_graphs,
+        cuda_graphs=graphs_of(config),
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),

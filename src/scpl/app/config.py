@@ -290,8 +290,10 @@ class OptimizerConfig:
     """Type in which features go on from stage to stage in training; bfloat16 halves the traffic."""
     compile: bool = False
     """Compile each stage with torch.compile."""
-    cuda_graphs: bool = False
-    """Record the work of each stage on a CUDA device once, and replay it: for short steps."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record the work of each stage on a CUDA device once, and replay it: for short steps, which
+    take longer to launch than to compute. auto: for images and one process, where the network is
+    not code of yours."""
 
 
 @dataclass(frozen=True)

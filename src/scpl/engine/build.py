@@ -82,8 +82,11 @@ def build_trainer(
     Raises:
         InputError: if it cannot train in this precision, or not with CUDA graphs.
     """
-    if options.cuda_graphs:
-        _check_graphs(method, ranks)
+    graphs = bool(options.cuda_graphs)
+    if graphs and (reason := _no_graphs(method, ranks)):
+        if options.cuda_graphs != "auto":
+            raise reason
+        graphs = False
     if isinstance(ranks, ManyRanks) and isinstance(method, CutBackpropagation):
         if ranks.staged:
             raise InputError(
@@ -113,7 +116,7 @@ def build_trainer(
         return ReplicaTrainer(
             stages, outbox, timeline, ranks=ranks, seed=seed, clip_norm=options.clip_norm
         )
-    if not options.cuda_graphs:
+    if not graphs:
         return StreamTrainer(stages, outbox, timeline)
     from scpl.engine.trainers.captured import CapturedTrainer, CudaLane
 
@@ -123,20 +126,23 @@ def build_trainer(
         timeline,
         lane=lambda: CudaLane.current(ranks.device),
         new_lane=lambda: CudaLane.new(ranks.device),
+        may_fail=options.cuda_graphs == "auto",
     )
 
 
-def _check_graphs(method: Method, ranks: Ranks) -> None:
+def _no_graphs(method: Method, ranks: Ranks) -> InputError | None:
+    """Say why steps cannot be recorded here; None if they can."""
     if ranks.device.type != "cuda":
-        raise InputError(
+        return InputError(
             "`cuda_graphs` need a CUDA device", f"Got {ranks.device}", "Leave `cuda_graphs` out"
         )
     if method.layout == "replicas" or (ranks.mesh.num_ranks > 1 and not method.cuts_gradients):
-        raise InputError(
+        return InputError(
             "`cuda_graphs` need stages that learn by themselves, or bp on one process",
             f"Got {method.name}",
             "Leave `cuda_graphs` out",
         )
+    return None
 
 
 def build_stages(

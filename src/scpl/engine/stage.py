@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +59,15 @@ class StageOptions:
         scheduler: Builds its learning-rate schedule, stepped once per training step.
         clip_norm: Clip the norm of a stage's gradient to this.
         precision: In which types it computes, and hands on what it computed.
-        cuda_graphs: Record the work of a step on the device once, and replay it.
+        cuda_graphs: Record the work of a step on the device once, and replay it; "auto": where that
+            can be done.
     """
 
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory | None = None
     clip_norm: float | None = None
     precision: Precision = field(default_factory=Precision)
-    cuda_graphs: bool = False
+    cuda_graphs: bool | Literal["auto"] = False
 
 
 class LossGuard:

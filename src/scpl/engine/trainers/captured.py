@@ -124,6 +124,7 @@ class CapturedTrainer(StreamTrainer):
         timeline: Where it records what it does when; on a device that is when it launches it.
         lane: Returns the lane that all other work is on.
         new_lane: Makes a lane.
+        may_fail: Go on without recordings where a step cannot be recorded.
     """
 
     def __init__(
@@ -134,11 +135,14 @@ class CapturedTrainer(StreamTrainer):
         *,
         lane: Callable[[], Lane],
         new_lane: Callable[[], Lane],
+        may_fail: bool = False,
     ) -> None:
         super().__init__(stages, outbox, timeline)
+        self._may_fail = may_fail
         self._lane, self._lanes = lane, [new_lane() for _ in stages]
         self._seen: dict[str, int] = {}
         self._recorded: dict[str, _RecordedStep] = {}
+        self._failed = False
         self._apart: set[int] = set()  # stages whose optimizer is not recorded
 
     def train(self, batch: TrainBatch, earlier: Losses) -> Losses:  # noqa: D102
@@ -156,7 +160,7 @@ class CapturedTrainer(StreamTrainer):
     def _try_record(self, shape: str, batch: TrainBatch) -> _RecordedStep | None:
         """Record a step, if it is time."""
         seen = self._seen[shape] = self._seen.get(shape, 0) + 1
-        if seen <= WARM_UP:
+        if seen <= WARM_UP or self._failed:
             return None
         if len(self._recorded) == KEPT_SHAPES:
             if seen == WARM_UP + 1:
@@ -167,7 +171,14 @@ class CapturedTrainer(StreamTrainer):
                     stacklevel=2,
                 )
             return None
-        self._recorded[shape] = self._record(batch)
+        try:
+            self._recorded[shape] = self._record(batch)
+        except InputError as error:
+            if not self._may_fail:
+                raise
+            self._failed = True
+            warnings.warn(f"Steps run without CUDA graphs. {error}", stacklevel=2)
+            return None
         return self._recorded[shape]
 
     def _record(self, batch: TrainBatch) -> _RecordedStep:
