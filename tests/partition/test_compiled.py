@@ -1,6 +1,7 @@
 """Stages compiled by torch.compile."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -90,7 +91,9 @@ def test_every_stage_is_compiled_and_stays_so():
     for _ in range(2):
         pipeline.train(batches()[2:])
         pipeline.evaluate(batches()[2:]).result()
-    assert len(graphs) == 6 * 2 * 2
+    # Where torch knows no isolation, stages of one form share what is compiled.
+    isolates = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    assert len(graphs) == (6 if isolates else 1) * 2 * 2
 
 
 def test_copies_are_plain_again():

@@ -8,6 +8,7 @@ from torch import nn
 from networks import UNEVEN_CUTS, assert_same_state, cnn, mlp, seeded_layers
 from scpl import models, split
 from scpl.errors import PartitionError
+from scpl.partition import verify
 
 IMAGES = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
@@ -309,3 +310,16 @@ def test_modes_are_put_back_after_a_failure():
     model = Flattens().train()
     fault(model, IMAGES, before=["conv3"])
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("apart", "rounds"), [(1e-8, True), (1e-5, False)])
+def test_what_rounding_leaves_of_a_gradient_of_zero_is_no_difference(apart, rounds):
+    """On a GPU the gradient of an attention's key bias, zero by its formula, is noise each time."""
+
+    def outcome(noise):
+        gradients = {"weight": torch.tensor([1.0, -0.5]), "key.bias": torch.tensor([noise])}
+        return verify._Outcome(torch.zeros(2, 3), gradients, {})
+
+    fault = verify._compare(outcome(apart), outcome(-apart), "training", ())
+    assert "'key.bias' differs" in fault.what
+    assert fault.is_rounding == rounds
