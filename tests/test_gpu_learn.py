@@ -307,6 +307,16 @@ def test_a_job_that_cannot_finish_is_not_begun(processes, tmp_path, capsys):
     assert len(processes.jobs) == 3  # they are saved, to go on with in another call
 
 
+@pytest.mark.parametrize(("seconds", "begun"), [(2.5, 1), (5.0, 0)])
+def test_a_job_that_is_left_alone_is_expected_to_go_faster(processes, tmp_path, seconds, begun):
+    """Two jobs had shared the GPU; the last one was left out though it would have had all of it."""
+    before = replace(next(learn.jobs_of(learn.parsed([*TWO]))), seed=7, method="scpl")
+    keep(tmp_path, before, seconds=seconds, beside=1)
+    arguments = ("--methods", "scpl", *TWO[3:], "--seeds", "0", "7", "--seconds", "110")
+    assert run(tmp_path, *arguments) == 0
+    assert processes.jobs == ["cifar10-vgg8-scpl-0"][:begun]
+
+
 def test_when_time_is_up_what_still_runs_is_ended(processes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learn, "START", 0.0)
     monkeypatch.setattr(learn, "TO_END", 0.0)

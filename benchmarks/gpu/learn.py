@@ -195,13 +195,18 @@ class Crew:
         return left > (job.epochs * seconds if seconds is not None else 0)
 
     def _seconds_per_epoch(self, job: Job) -> float | None:
-        """What was measured of this case, or else the slowest of the same network; or nothing."""
+        """What this case would take beside what runs now, by what was measured; or nothing.
+
+        It is the case's own time or else the slowest of the same network. Jobs beside each other
+        are taken to share the device: a job that is left alone goes faster.
+        """
         known: dict[tuple[str, str], float] = {}
         for other in self.jobs:
             result = other.result(self.chosen.out)
             if result is not None and result["seconds_per_epoch"] and self._like_here(result):
                 key = (other.network, other.method)
-                known[key] = max(known.get(key, 0.0), result["seconds_per_epoch"])
+                share = result["seconds_per_epoch"] / (result["beside"] + 1)
+                known[key] = max(known.get(key, 0.0), share * (len(self.working) + 1))
         same = [seconds for (network, _), seconds in known.items() if network == job.network]
         return known.get((job.network, job.method), max(same, default=None))
 
