@@ -170,7 +170,8 @@ def draw(out: Path) -> Path | None:
 
             if lines:
                 title = f"{dataset}, {network}"
-                panels.append(Panel(f"p{len(panels)}", title, "", "", plot, height=4.0))
+                wide = not any(row.alone for row in group)
+                panels.append(Panel(f"p{len(panels)}", title, "", "", plot, wide=wide, height=4.0))
     path = out / PICTURE
     write_whole(path, panels_png(panels, "Test accuracy, mean over seeds"))
     return path

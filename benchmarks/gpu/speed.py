@@ -330,7 +330,8 @@ def measure(name: str, options: argparse.Namespace, deadline: float) -> Iterator
             "ms": 1e3 * statistics.median(found),
             "ms_all": [1e3 * value for value in found],
             "to_bp": [statistics.median(ratios), min(ratios), max(ratios)] if ratios else None,
-            "memory_mib": runner.memory / 2**20,
+            # What graphs hold between steps is not counted as allocated.
+            "memory_mib": None if variant.graphs else runner.memory / 2**20,
             **runner.profile(),
         }
     del runners
@@ -379,10 +380,8 @@ def line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{start}  {row['failed']}"
     ratio = "{:.2f} ({:.2f} .. {:.2f})".format(*row["to_bp"]) if row["to_bp"] else ""
-    return (
-        f"{start}{row['ms']:9.3f}{ratio:>22}{row['device_ms']:11.3f}{row['kernels']:9.0f}"
-        f"{row['memory_mib']:8.0f}"
-    )
+    memory = "" if row["memory_mib"] is None else f"{row['memory_mib']:.0f}"
+    return f"{start}{row['ms']:9.3f}{ratio:>22}{row['device_ms']:11.3f}{row['kernels']:9.0f}{memory:>8}"
 
 
 def main() -> None:
