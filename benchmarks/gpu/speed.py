@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from scpl.models.vgg import VGG8
 
 CLASSES = 10
 Steps = Callable[[int], None]
+LATE = "no time left"
 SEVERAL = 300  # seconds that several ranks get
 
 
@@ -307,7 +308,7 @@ def measure(name: str, options: argparse.Namespace, deadline: float) -> Iterator
     network, runners = NETWORKS[name], []
     for variant in variants(network, options):
         if time.monotonic() > deadline:
-            yield {"network": name, "variant": variant.name, "failed": "no time left"}
+            yield {"network": name, "variant": variant.name, "failed": LATE}
             continue
         try:
             runners.append(Runner(name, variant, options))
@@ -381,10 +382,12 @@ def line(row: dict[str, Any]) -> str:
         return f"{start}  {row['failed']}"
     ratio = "{:.2f} ({:.2f} .. {:.2f})".format(*row["to_bp"]) if row["to_bp"] else ""
     memory = "" if row["memory_mib"] is None else f"{row['memory_mib']:.0f}"
-    return f"{start}{row['ms']:9.3f}{ratio:>22}{row['device_ms']:11.3f}{row['kernels']:9.0f}{memory:>8}"
+    device = f"{row['device_ms']:11.3f}{row['kernels']:9.0f}"
+    return f"{start}{row['ms']:9.3f}{ratio:>22}{device}{memory:>8}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -397,7 +400,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=170, help="begin nothing after that")
     parser.add_argument("--quick", action="store_true", help="tiny networks: does it run?")
     parser.add_argument("--json", type=Path, help="write all that was measured here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.steps = 1, 2
     warnings.simplefilter("ignore")
@@ -427,9 +430,11 @@ def main() -> None:
         for name, reason in {"": found.get("failed"), **found.get("failures", {})}.items():
             if reason:
                 print(f"  {name:12}{reason}")
+        rows.append({"ranks": options.ranks, **found})
         if options.json:
-            options.json.write_text(json.dumps([*rows, {"ranks": options.ranks, **found}]))
+            options.json.write_text(json.dumps(rows))
+    return 1 if any(row.get("failed", LATE) != LATE or row.get("failures") for row in rows) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
