@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import ClassVar
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ CLASSES = 3
 class CpuLane:
     """Records work by doing it and taking its effects back; replays it into the same tensors."""
 
+    told: ClassVar[list[tuple[str, int]]] = []
+    """What was put on lanes, in order: "waits" (for the stage before) and "replays", by stage."""
+
     def __init__(self, stage: Stage) -> None:
         self.stage, self.recordings = stage, 0
 
@@ -33,7 +37,8 @@ class CpuLane:
         return nullcontext()
 
     def after(self, other):
-        pass
+        if other.stage.index == self.stage.index - 1:
+            self.told.append(("waits", self.stage.index))
 
     def record(self, work):
         self.recordings += 1
@@ -56,6 +61,7 @@ class CpuRecording:
         torch.set_rng_state(random)
 
     def replay(self) -> None:
+        CpuLane.told.append(("replays", self._stage.index))
         parameters = self._stage.parameters
         for parameter in parameters:
             parameter.grad = None
@@ -235,6 +241,22 @@ def test_a_loss_that_is_not_finite_is_told(recorded):
         inputs, target = batches(1)[0]
         with pytest.raises(NonFiniteError, match="batch of step 7"):
             made.train([(inputs * math.nan, target)])
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_stage_computes_while_the_one_before_learns_unless_they_draw(recorded, draws):
+    """Recorded work on CUDA reads where random numbers begin from one place of the device."""
+    model = network()
+    if draws:
+        model[2] = nn.Dropout(0.5)
+    with pipeline(graphs=True, model=model) as made:
+        made.train(batches(WARM_UP + 1, ragged=False))
+        CpuLane.told.clear()
+        made.train(batches(1))
+    forward_0, *rest = CpuLane.told
+    assert forward_0 == ("replays", 0)
+    learn_0 = rest.index(("replays", 0))
+    assert (rest.index(("waits", 1)) < learn_0) is not draws
 
 
 class DrawsOnCpu(nn.Module):

@@ -194,7 +194,7 @@ class CapturedTrainer(StreamTrainer):
 
     def _replay(self, step: _RecordedStep, batch: TrainBatch, earlier: Losses) -> Losses:
         """Forward, send on, learn, as `StreamTrainer.train`, with every stage on its own lane."""
-        here, before = self._lane(), [stage.random.state_dict() for stage in self.stages]
+        here, begin = self._lane(), [stage.random.state_dict() for stage in self.stages]
         features, carry = batch.features, batch.carry
         step.stages[0].lane.after(here)
         for place, one in enumerate(step.stages):
@@ -213,9 +213,9 @@ class CapturedTrainer(StreamTrainer):
             features, carry = one.output, one.onward
         for one in step.stages:
             here.after(one.lane)
-        if not step.overlaps:
-            after = [stage.random.state_dict() for stage in self.stages]
-            step.overlaps = not any(map(_differ, before, after))
+        if step.overlaps is None:
+            end = [stage.random.state_dict() for stage in self.stages]
+            step.overlaps = not any(map(_differ, begin, end))
         return tuple(one.losses(batch.step) for one in step.stages)
 
     def _send(self, one: _RecordedStage, batch: TrainBatch, earlier: Losses, here: Lane) -> None:
@@ -241,7 +241,7 @@ class _RecordedStep:
     """
 
     stages: list[_RecordedStage]
-    overlaps: bool = False
+    overlaps: bool | None = None
 
 
 class _RecordedStage:
