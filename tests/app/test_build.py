@@ -67,6 +67,30 @@ class TestLearning:
         rates = [stage.optimizer.param_groups[0]["lr"] for stage in pipeline.stages]
         assert rates == pytest.approx([0.005, 0.02])
 
+    @pytest.mark.parametrize("warmup", [0.0, 0.1])
+    def test_heads_may_have_a_higher_rate_along_the_same_schedule(self, warmup):
+        pipeline, _ = small(lr=0.1, head_lr=0.4, end_lr=0.0, warmup=warmup, lr_factors=(0.5, 1.0))
+        for stage, factor in zip(pipeline.stages, (0.5, 1.0), strict=True):
+            layers, heads = stage.optimizer.param_groups
+            assert {id(p) for p in layers["params"]} == {id(p) for p in stage.body.parameters()}
+            for _ in range(50):
+                stage.optimizer.step()
+                stage.scheduler.step()
+                assert heads["lr"] == pytest.approx(4 * layers["lr"])
+            assert 0 < layers["lr"] < 0.09 * factor
+
+    def test_where_rates_are_equal_there_is_one_group(self):
+        pipeline, _ = small(lr=0.1, head_lr=0.1)
+        assert [len(stage.optimizer.param_groups) for stage in pipeline.stages] == [1, 1]
+
+    def test_layers_that_are_trained_already_learn_slower_than_what_is_new(self):
+        fine_tuned = TrainConfig.of(model="hf:folder", data="sst2").resolved().optimizer
+        assert (fine_tuned.lr, fine_tuned.head_lr, fine_tuned.end_lr) == (5e-5, 1e-3, 0.0)
+        faster = TrainConfig.of(model="hf:folder", data="sst2", lr=0.01).resolved().optimizer
+        assert faster.head_lr == 0.01
+        new = TrainConfig.of(model="vgg8").resolved().optimizer
+        assert (new.lr, new.head_lr, new.end_lr) == (3e-3, 3e-3, 1e-5)
+
     def test_decay_is_kept_off_norms_on_request(self):
         everything, _ = small(weight_decay=0.1)
         exempt, _ = small(weight_decay=0.1, exempt_norms=True)

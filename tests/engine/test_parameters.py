@@ -89,6 +89,30 @@ class TestParameters:
             grouped = [p for group in stage.optimizer.param_groups for p in group["params"]]
             assert {id(p) for p in grouped} == {id(p) for p in stage.parameters}
 
+    def test_heads_and_the_classifier_get_a_rate_of_their_own(self):
+        model = network()
+        pipeline = pipeline_of(
+            model, optimizer=lambda p: torch.optim.SGD(p.groups(0.1, head_lr=0.5), lr=0.01)
+        )
+        for stage in pipeline.stages:
+            body = {id(p) for p in stage.body.parameters()}
+            rates = {
+                id(p): group["lr"]
+                for group in stage.optimizer.param_groups
+                for p in group["params"]
+            }
+            assert rates == {id(p): 0.01 if id(p) in body else 0.5 for p in stage.parameters}
+        last = pipeline.stages[-1].optimizer.param_groups
+        assert any(p is model[8].weight for group in last[1:] for p in group["params"])
+
+    def test_decay_is_for_everything_where_norms_are_not_exempt(self):
+        pipeline = pipeline_of(
+            network(),
+            optimizer=lambda p: torch.optim.SGD(p.groups(0.1, exempt_norms=False), lr=0.01),
+        )
+        groups = [stage.optimizer.param_groups for stage in pipeline.stages]
+        assert [[group["weight_decay"] for group in each] for each in groups] == [[0.1]] * 3
+
     def test_rates_and_schedules_differ_by_stage(self):
         rates = [0.1, 0.2, 0.3]
 

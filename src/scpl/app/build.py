@@ -234,7 +234,7 @@ def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> 
     """Let the learning rate rise in a straight line, and then fall along a cosine.
 
     Args:
-        optimizer: Its rate is the highest one.
+        optimizer: Its rate is the highest one; parameter groups with another one keep the ratio.
         steps: Of the whole run.
         warmup: Share of them in which the rate rises.
         end_lr: The rate at the end.
@@ -242,7 +242,7 @@ def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> 
     rising = round(warmup * steps)
     if not rising:
         return CosineAnnealingLR(optimizer, max(steps, 1), end_lr)
-    lowest: float = end_lr / optimizer.param_groups[0]["lr"]
+    lowest: float = end_lr / optimizer.defaults["lr"]
 
     def factor(step: int) -> float:
         if step < rising:
@@ -259,8 +259,13 @@ def optimizer_factory(config: TrainConfig) -> OptimizerFactory:
 
     def optimizer(parameters: StageParameters) -> Optimizer:
         factor = chosen.lr_factors[parameters.stage] if chosen.lr_factors else 1.0
-        lr, decay = factor * config.learning_rate, chosen.weight_decay
-        trained = parameters.groups(decay) if chosen.exempt_norms else parameters
+        lr, head_lr, decay = config.learning_rate, config.head_learning_rate, chosen.weight_decay
+        trained = parameters.groups(
+            decay,
+            exempt_norms=chosen.exempt_norms,
+            head_lr=None if head_lr == lr else factor * head_lr,
+        )
+        lr *= factor
         if chosen.optimizer == "sgd":
             return SGD(trained, lr=lr, momentum=0.9, weight_decay=decay)
         kind = Adam if chosen.optimizer == "adam" else AdamW
@@ -303,8 +308,8 @@ def build_pipeline(
     chosen = config.optimizer
 
     def scheduler(optimizer: Optimizer) -> LRScheduler:
-        factor = optimizer.param_groups[0]["lr"] / config.learning_rate
-        return schedule(optimizer, total_steps, chosen.warmup, factor * chosen.end_lr)
+        factor = optimizer.defaults["lr"] / config.learning_rate
+        return schedule(optimizer, total_steps, chosen.warmup, factor * config.end_learning_rate)
 
     pipeline = Pipeline(
         parts,

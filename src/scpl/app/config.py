@@ -272,10 +272,13 @@ class OptimizerConfig:
     lr: float | None = setting(None, POSITIVE)
     """Highest learning rate; default: 0.005 for small-cnn, 0.003 for our other networks on images,
     0.001 for those on texts and for yours, 0.00005 for hf:...; 0.05 with sgd."""
+    head_lr: float | None = setting(None, POSITIVE)
+    """Highest learning rate of heads and classifiers, which start from nothing; default: as --lr,
+    and at least 0.001 for hf:..., whose layers are trained already (not with sgd)."""
     warmup: float = setting(0.05, SHARE)
     """Share of the steps in which the learning rate rises to --lr."""
-    end_lr: float = setting(1e-5, NOT_NEGATIVE)
-    """Learning rate at the end, reached along a cosine."""
+    end_lr: float | None = setting(None, NOT_NEGATIVE)
+    """Learning rate at the end, reached along a cosine; default: 0.00001, and 0 for hf:..."""
     lr_factors: tuple[float, ...] = ()
     """Factors on --lr and --end-lr, one for each stage, e.g. 0.1 0.3 1; default: 1 for all."""
     weight_decay: float = setting(0.0, NOT_NEGATIVE)
@@ -404,7 +407,12 @@ class TrainConfig:
         return replace(
             self,
             method=self.method.resolved(),
-            optimizer=replace(self.optimizer, lr=self.learning_rate),
+            optimizer=replace(
+                self.optimizer,
+                lr=self.learning_rate,
+                head_lr=self.head_learning_rate,
+                end_lr=self.end_learning_rate,
+            ),
         )
 
     @property
@@ -424,6 +432,25 @@ class TrainConfig:
         if origin != "ours" or model in models.known_text():
             return 1e-3
         return 5e-3 if model == "small-cnn" else 3e-3
+
+    @property
+    def head_learning_rate(self) -> float:
+        """The highest rate of what objectives add to the layers, and of the classifier."""
+        if self.optimizer.head_lr is not None:
+            return self.optimizer.head_lr
+        adam = self._is_pretrained and self.optimizer.optimizer != "sgd"
+        return max(self.learning_rate, 1e-3) if adam else self.learning_rate
+
+    @property
+    def end_learning_rate(self) -> float:
+        """The rate of layers at the end."""
+        if self.optimizer.end_lr is not None:
+            return self.optimizer.end_lr
+        return 0.0 if self._is_pretrained else 1e-5
+
+    @property
+    def _is_pretrained(self) -> bool:
+        return models.origin_of(self.network.model) == "hf"
 
     def check(self, methods: Iterable[str] | None = None) -> None:
         """Check all values; ``methods`` are those that share them in a comparison.

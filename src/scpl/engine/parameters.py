@@ -16,33 +16,56 @@ class StageParameters(list[nn.Parameter]):
     Args:
         stage: The stage, from 0.
         named: The parameters by name.
+        objective: Those of them that belong to the stage's objective.
 
     Attributes:
         stage: The stage, from 0; for another learning rate, say.
         names: For each parameter its name in the user's network; those of heads, which are no part
             of it, begin with ``objective.``.
+        in_objective: For each parameter whether it belongs to the stage's objective: to a head, or
+            on the last stage to the network's own classifier.
     """
 
-    def __init__(self, stage: int, named: Iterable[tuple[str, nn.Parameter]]) -> None:
-        pairs = list(named)
+    def __init__(
+        self,
+        stage: int,
+        named: Iterable[tuple[str, nn.Parameter]],
+        objective: Iterable[nn.Parameter] = (),
+    ) -> None:
+        pairs, heads = list(named), set(map(id, objective))
         super().__init__(parameter for _, parameter in pairs)
         self.stage = stage
         self.names = tuple(name for name, _ in pairs)
+        self.in_objective = tuple(id(parameter) in heads for parameter in self)
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Make parameter groups that keep weight decay off norms and biases.
+    def groups(
+        self, weight_decay: float, *, exempt_norms: bool = True, head_lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Make parameter groups: without weight decay of norms and biases, with a rate of heads.
 
         Args:
             weight_decay: Of what has at least two dimensions: matrices, kernels, embeddings.
+            exempt_norms: False: weight decay is for everything.
+            head_lr: Learning rate of what belongs to the objective and may start from nothing,
+                where the layers are trained already. Default: that of the optimizer.
 
         Returns:
-            One or two groups for an optimizer. Each holds ``"stage"`` as well, which a scheduler
-            finds in ``optimizer.param_groups``.
+            Up to four groups for an optimizer, layers first. Each holds ``"stage"`` as well, which
+            a scheduler finds in ``optimizer.param_groups``.
         """
-        decayed = [parameter for parameter in self if parameter.ndim > 1]
-        others = [parameter for parameter in self if parameter.ndim <= 1]
+        apart = head_lr is not None
+        found: dict[tuple[bool, bool], list[nn.Parameter]] = {
+            (head, exempt): [] for head in (False, True) for exempt in (False, True)
+        }
+        for parameter, head in zip(self, self.in_objective, strict=True):
+            found[apart and head, exempt_norms and parameter.ndim <= 1].append(parameter)
         return [
-            {"params": parameters, "weight_decay": decay, "stage": self.stage}
-            for parameters, decay in ((decayed, weight_decay), (others, 0.0))
+            {
+                "params": parameters,
+                "weight_decay": 0.0 if exempt else weight_decay,
+                "stage": self.stage,
+                **({"lr": head_lr} if head else {}),
+            }
+            for (head, exempt), parameters in found.items()
             if parameters
         ]

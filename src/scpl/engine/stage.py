@@ -178,7 +178,11 @@ class Stage:
         self.parameters = list(dict.fromkeys([*body.parameters(), *objective.parameters()]))
         trained = [(named[p], p) for p in self.parameters if p.requires_grad]
         self._check_types([parameter for _, parameter in trained])
-        self.optimizer = options.optimizer(StageParameters(index, trained)) if trained else None
+        self.optimizer = (
+            options.optimizer(StageParameters(index, trained, objective.parameters()))
+            if trained
+            else None
+        )
         self.scheduler = (
             options.scheduler(self.optimizer) if options.scheduler and self.optimizer else None
         )

@@ -312,7 +312,7 @@ class _Run:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
             usage = self.meter.collect(epoch)
-            rate = _learning_rate(pipeline, self.config.optimizer.lr_factors)
+            rate = _learning_rate(pipeline, self.config.learning_rate)
             recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
@@ -396,12 +396,12 @@ class _Run:
         return summary
 
 
-def _learning_rate(pipeline: Pipeline, factors: Sequence[float]) -> float:
-    """Of this rank's first stage that has an optimizer, before its factor: the same for all."""
+def _learning_rate(pipeline: Pipeline, highest: float) -> float:
+    """The rate of layers now, without factors of stages: the same on all ranks."""
     for stage in pipeline.stages:
         if stage.optimizer is not None:
-            rate = float(stage.optimizer.param_groups[0]["lr"])
-            return rate / factors[stage.index] if factors else rate
+            group = stage.optimizer.param_groups[0]
+            return highest * float(group["lr"]) / float(group["initial_lr"])
     return 0.0
 
 
