@@ -516,3 +516,8 @@ def test_a_stage_without_kernels_is_nothing_to_warn_of(monkeypatch):
     """A frozen stage has no loss, and a layer that only reshapes computes nothing."""
     PretendedCuda(monkeypatch, empty=True)
     assert CudaLane(SimpleNamespace(device="cpu")).record(lambda: 3).results == 3
+
+
+def test_ranks_that_torchrun_started_are_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert graphs_of(TrainConfig.of()) is False
