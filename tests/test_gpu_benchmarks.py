@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,41 @@ def test_a_distance_is_a_share_of_the_largest_number(monkeypatch, found, expecte
     from checks.base import distance
 
     assert distance(found, expected) == apart
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "arguments",
+    [["check.py", "--only", "network"], ["speed.py", "--networks", "vgg8"], ["learn.py", "--out"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_ctrl_c_ends_a_script_without_a_traceback(arguments, tmp_path):
+    name, *flags = arguments
+    if name == "learn.py":
+        flags = [*flags, str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-u", str(GPU / name), "--device", "cpu", "--quick", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as script:  # fmt: skip
+        try:
+            assert script.stdout.readline()  # it is at work
+            script.send_signal(signal.SIGINT)
+            told, _ = script.communicate(timeout=30)
+        finally:
+            script.kill()
+    assert "Traceback" not in told
+    assert script.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [(["--device", "cuda:99"], "--device must name a device of this machine. Got 'cuda:99'"),
+     (["--rounds", "0"], "--rounds and --steps must be at least 1")],
+)  # fmt: skip
+def test_speed_says_what_flags_cannot_be(flags, told):
+    done = subprocess.run(
+        [sys.executable, str(GPU / "speed.py"), *flags], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

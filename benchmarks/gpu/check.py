@@ -226,7 +226,10 @@ class Worker:
 
     def printed(self) -> str:
         """What it printed; if that ends with where it hung, the line comes last."""
-        text = self._printed.read_text(errors="replace")
+        try:
+            text = self._printed.read_text(errors="replace")
+        except FileNotFoundError:  # the folder goes when all is interrupted
+            return ""
         before, mark, calls = text.rpartition("(most recent call first):\n")
         return before + mark + "\n".join(reversed(calls.splitlines())) if mark else text
 
@@ -257,16 +260,17 @@ class Worker:
             TimeoutError: if none comes in time.
             ChildProcessError: if none can come any more.
         """
-        assert self._process is not None
-        assert self._process.stdout is not None
+        process = self._process  # `end` in another thread takes it away
+        assert process is not None
+        assert process.stdout is not None
         line, deadline = b"", time.monotonic() + limit
         while not line.endswith(b"\n"):
             patience = max(deadline - time.monotonic(), 0.0)
-            if not select.select([self._process.stdout], [], [], patience)[0]:
+            if not select.select([process.stdout], [], [], patience)[0]:
                 raise TimeoutError(f"no end after {limit:.0f} s: killed")
-            part = os.read(self._process.stdout.fileno(), 65536)
+            part = os.read(process.stdout.fileno(), 65536)
             if not part:
-                raise ChildProcessError(f"its process ended with status {self._process.wait()}")
+                raise ChildProcessError(f"its process ended with status {process.wait()}")
             line += part
         found: dict[str, Any] = json.loads(line)
         return found
@@ -438,4 +442,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -263,3 +263,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except InputError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

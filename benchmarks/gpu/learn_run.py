@@ -93,8 +93,7 @@ class Setup:
         seen: list[torch.Tensor] = []
 
         def look(report: scpl.Report) -> None:
-            # Copied, for a replayed graph writes its next losses to the same place; and left on
-            # the device, for a number could only be read by waiting.
+            # Left on the device, for a number could only be read by waiting.
             if report.step % STEPS_BETWEEN_LOSSES == 0 or not seen:
                 totals = [torch.stack(list(terms.values())).sum() for terms in report.losses]
                 seen.append(torch.stack(totals))

@@ -34,7 +34,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import scpl
+from scpl.app.environment import choose_device
 from scpl.engine.trainers.captured import CudaLane
+from scpl.errors import InputError
 from scpl.heads.projection import MeanOverPositions
 from scpl.models.resnet import ResNet
 from scpl.models.vgg import VGG8
@@ -403,6 +405,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.steps = 1, 2
+    if min(options.rounds, options.steps) < 1:
+        parser.error("--rounds and --steps must be at least 1")
+    options.device = str(choose_device(options.device))
     warnings.simplefilter("ignore")
     deadline, rows = time.monotonic() + options.seconds, []
     if options.device.startswith("cuda"):
@@ -437,4 +442,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.exit(f"speed.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

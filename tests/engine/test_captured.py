@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+import warnings
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -17,8 +20,8 @@ from scpl.engine import build
 from scpl.engine.messages import LocalLoss
 from scpl.engine.stage import Stage
 from scpl.engine.trainers import captured
-from scpl.engine.trainers.captured import KEPT_SHAPES, WARM_UP, CapturedTrainer
-from scpl.errors import InputError, NonFiniteError
+from scpl.engine.trainers.captured import KEPT_SHAPES, WARM_UP, CapturedTrainer, CudaLane
+from scpl.errors import InputError, NonFiniteError, StageError
 from scpl.partition.values import tensors_of
 
 CLASSES = 3
@@ -323,3 +326,198 @@ def test_elsewhere_auto_is_off():
 def test_graphs_need_a_device_that_has_them():
     with pytest.raises(InputError, match="need a CUDA device"):
         pipeline(graphs=True)
+
+
+def test_a_recording_that_fails_leaves_no_gradients_behind(recorded):
+    """The loss of stage 1 drew on the CPU: the next plain step added to what was recorded."""
+    plain, made = (pipeline(graphs=graphs) for graphs in (False, "auto"))
+    lane = recorded[0]._lanes[1]
+
+    def careless_learning(work):
+        recording = CpuRecording(work, made.stages[1])
+        lane.recordings += 1
+        if lane.recordings == 2:
+            torch.rand(1)
+        return recording
+
+    lane.record = careless_learning
+    plain.train(batches(9))
+    with pytest.warns(UserWarning, match="Stage 1 draws on the CPU"):
+        made.train(batches(9))
+    one, other = plain.export().state_dict(), made.export().state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("story", ["thawed", "restored"])
+def test_what_an_optimizer_keeps_is_never_made_in_a_recording(recorded, story, tmp_path):
+    """Replays would make Adam's averages anew: of a layer thawed later, or after a restart."""
+
+    def run(graphs):
+        with pipeline(graphs=graphs, checkpoints=tmp_path / str(graphs)) as made:
+            late = list(made.stages[1].body.parameters())
+            for weight in late:
+                weight.requires_grad_(story != "thawed")
+            made.checkpoint()
+            made.train(batches(8, ragged=False))
+            if story == "restored":
+                made.restore(0)
+            for weight in late:
+                weight.requires_grad_(True)
+            made.train(batches(8, ragged=False))
+            return made.export().state_dict()
+
+    plain, graphed = run(False), run(True)
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+    assert all(lane.recordings == 4 for lane in recorded[0]._lanes)
+
+
+def test_a_second_recording_may_fail_as_the_first_one_may(recorded):
+    made = pipeline(graphs="auto")
+    made.train(batches(8, ragged=False))
+
+    def refuse(work):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded[0]._lanes[1].record = refuse
+    next(made.stages[0].body.parameters()).requires_grad_(False)
+    with pytest.warns(UserWarning, match="Stage 1 cannot be recorded"):
+        made.train(batches(8, ragged=False))
+
+
+def test_a_stage_that_learns_nothing_any_more_keeps_its_rate(recorded):
+    def run(graphs):
+        with pipeline(graphs=graphs, scheduler=halving) as made:
+            made.train(batches(6, ragged=False))
+            for weight in made.stages[1].parameters:
+                weight.requires_grad_(False)
+            made.train(batches(8, ragged=False))
+            return [group["lr"] for stage in made.stages for group in stage.optimizer.param_groups]
+
+    assert run(True) == run(False)
+
+
+def test_an_error_between_recordings_names_its_stage(recorded):
+    """For instance that of a schedule that has come to its end."""
+
+    def short(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 2**-8, total_steps=6, cycle_momentum=False
+        )
+
+    with (
+        pytest.raises(StageError, match=r"Stage 0 .* failed at step 7.*number of total steps"),
+        pipeline(graphs=True, scheduler=short) as made,
+    ):
+        made.train(batches(9, ragged=False))
+
+
+def test_rates_on_the_device_are_float32_whatever_the_type_they_came_in(recorded):
+    """Torch's fused Adam on CUDA reads no others; numpy's numbers would make float64."""
+
+    def of_numpy(parameters):
+        return torch.optim.Adam(parameters, lr=numpy.float64(2**-8), fused=True)
+
+    with pipeline(graphs=True, optimizer=of_numpy) as made:
+        made.train(batches(WARM_UP + 1, ragged=False))
+    (step,) = recorded[0]._recorded.values()
+    assert {rate.dtype for one in step.stages for rate in one._rates} == {torch.float32}
+
+
+class Centred(nn.Module):
+    """Keeps a running mean: in its place, or by putting another tensor there."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("centre", torch.zeros(4, 1, 1))
+
+    def forward(self, features):
+        mean = features.detach().mean((0, 2, 3))[:, None, None]
+        if self.in_place:
+            self.centre.lerp_(mean, 0.125)
+        else:
+            self.centre = self.centre.lerp(mean, 0.125)
+        return features - self.centre
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_buffer_that_is_replaced_would_be_frozen_and_is_refused(recorded, in_place):
+    def run(graphs):
+        model = network()
+        model[2] = Centred(in_place=in_place)
+        made = pipeline(graphs=graphs, model=model)
+        made.train(batches(9))
+        return made.export().state_dict()
+
+    plain = run(False)
+    with nullcontext() if in_place else pytest.warns(UserWarning, match="replaces 'centre'"):
+        graphed = run("auto")
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+    if not in_place:
+        with pytest.raises(InputError, match="Stage 0 replaces 'centre'"):
+            run(True)
+
+
+def test_a_buffer_put_elsewhere_is_noticed(recorded):
+    def run(graphs):
+        with pipeline(graphs=graphs) as made:
+            made.train(batches(8))
+            norm = made.stages[0].body.get_submodule("1")
+            norm.running_mean = torch.ones_like(norm.running_mean)
+            made.train(batches(8))
+            return made.export().state_dict()
+
+    plain, graphed = run(False), run(True)
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+
+
+class PretendedCuda:
+    """What a recording uses of CUDA: which stream is in use, and whether the generator records."""
+
+    def __init__(self, monkeypatch, *, empty: bool = False) -> None:
+        self.current, self.is_recording, self.empty = "default", False, empty
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def graph(self, graph, *, stream, **options):
+        before, self.current, self.is_recording = self.current, stream, True
+        yield  # where work fails, the end of a recording fails as well, and is not gone through
+        if self.empty:
+            warnings.warn("The CUDA Graph is empty. This usually means ...", stacklevel=2)
+        self.current, self.is_recording = before, False
+
+
+def test_after_a_recording_that_failed_other_work_goes_its_old_way(monkeypatch):
+    """Everything later was put on the stream of the stage, and drawing failed with torch 2.11."""
+    cuda = PretendedCuda(monkeypatch)
+
+    def waits():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    lane = CudaLane(SimpleNamespace(device="cpu"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        lane.record(waits)
+    assert cuda.current == "default"
+    assert not cuda.is_recording
+
+
+def test_a_stage_without_kernels_is_nothing_to_warn_of(monkeypatch):
+    """A frozen stage has no loss, and a layer that only reshapes computes nothing."""
+    PretendedCuda(monkeypatch, empty=True)
+    assert CudaLane(SimpleNamespace(device="cpu")).record(lambda: 3).results == 3
+
+
+def test_ranks_that_torchrun_started_are_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert graphs_of(TrainConfig.of()) is False

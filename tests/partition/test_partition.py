@@ -323,3 +323,15 @@ def test_what_rounding_leaves_of_a_gradient_of_zero_is_no_difference(apart, roun
     fault = verify._compare(outcome(apart), outcome(-apart), "training", ())
     assert "'key.bias' differs" in fault.what
     assert fault.is_rounding == rounds
+
+
+def test_beside_an_infinite_gradient_others_still_count():
+    """Compared by the size of the others, any gradient was as good as another beside that one."""
+
+    def outcome(value):
+        gradients = {"gate": torch.tensor([torch.inf]), "weight": torch.tensor([1.0, value])}
+        return verify._Outcome(torch.zeros(2, 3), gradients, {})
+
+    fault = verify._compare(outcome(0.5), outcome(-0.5), "training", ())
+    assert "'weight' differs" in fault.what
+    assert not fault.is_rounding

@@ -122,13 +122,17 @@ class Looks(torch.nn.Module):
 
 @check("graphs-fail", needs_cuda=True)
 def recording_fails(setup: Setup) -> str:
-    """What cannot be recorded is refused with its stage, or runs as it is, and both go on."""
+    """What cannot be recorded is refused with its stage, or runs as it is, and both go on.
+
+    Also where random numbers are drawn afterwards, and on the stream that was in use before.
+    """
     task = task_named("mlp", setup)
 
     def make() -> torch.nn.Module:
         layers = [torch.nn.Flatten(), torch.nn.LazyLinear(24), Looks(), torch.nn.Linear(24, 16)]
+        last = [torch.nn.ReLU(), torch.nn.Dropout(DROPOUT), torch.nn.Linear(16, NUM_CLASSES)]
         torch.manual_seed(0)
-        return torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Linear(16, NUM_CLASSES))
+        return torch.nn.Sequential(*layers, *last)
 
     task = replace(task, make=make, cuts=2)
 
@@ -136,12 +140,14 @@ def recording_fails(setup: Setup) -> str:
         pipeline = make_pipeline(task, "scpl", setup.device, cuda_graphs=cuda_graphs)
         return learn(pipeline, task.batches)
 
+    stream = torch.cuda.current_stream()
     try:
         run(True)
     except InputError as error:
         told = str(error)
     else:
         raise Differs("a stage that waits for the device must be refused")
+    require(torch.cuda.current_stream() == stream, "the stream in use must be the old one")
     require("cannot be recorded" in told, f"the refusal must say what it is; {told}")
     with deterministic():
         plain = run(False)

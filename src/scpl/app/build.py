@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -293,7 +294,8 @@ def graphs_of(config: TrainConfig) -> bool | Literal["auto"]:
         return chosen == "on"
     images = modality_of(config.data).SAMPLES == "images"
     own = models.origin_of(config.network.model) == "factory"
-    return "auto" if images and not own and config.run.processes == 1 else False
+    several = config.run.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "auto" if images and not own and not several else False
 
 
 def build_pipeline(

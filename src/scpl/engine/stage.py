@@ -168,7 +168,7 @@ class Stage:
         self._output_version = 0
         self.guard = LossGuard(index)
         self.num_loads = 0  # what was recorded of the optimizer is not true after one
-        self._modules = [*self.body.modules(), *self.objective.modules()]
+        self.modules = [*self.body.modules(), *self.objective.modules()]
         # A user's objective could hold a layer of the body: count its parameters once.
         named = {
             parameter: keys.get(id(parameter), name)
@@ -417,7 +417,7 @@ class Stage:
 
     def set_mode(self, *, training: bool) -> None:
         """Look at every layer: the user may have called ``eval()`` on their network meanwhile."""
-        if any(module.training != training for module in self._modules):
+        if any(module.training != training for module in self.modules):
             self.body.train(training)
             self.objective.train(training)
 

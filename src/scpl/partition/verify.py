@@ -308,7 +308,7 @@ def _compare(
                 what = f"in {mode} mode {kind} {name!r} exists in {with_it} only"
                 return Difference(" ".join(what.split()), is_rounding=False)
             pairs.append((f"{kind} {name!r}".strip(), theirs[name], ours[name]))
-    sizes = [g.abs().max().item() for g in expected.gradients.values() if g.numel()]
+    sizes = [_size(gradient) for gradient in expected.gradients.values()]
     zero = _ZERO * max(sizes, default=0.0)
     for what, one, other in pairs:
         if not _same(one, other):
@@ -327,10 +327,16 @@ def _describe_difference(
     finite = one.isfinite() & other.isfinite()
     same_elsewhere = _same(one[~finite], other[~finite])
     apart = (one - other)[finite].abs().double()
-    scale = one[finite].abs().max().item() if finite.any() else 0.0
+    scale = _size(one[finite])
     most = apart.max().item() if len(apart) else 0.0
     text = f"in {mode} mode {what} differs by up to {most:.2g} (largest value {scale:.2g})"
     return Difference(text, is_rounding=same_elsewhere and most <= max(_CLOSE * scale, near))
+
+
+def _size(tensor: Tensor) -> float:
+    """The largest finite number there is, by magnitude; 0 if there is none."""
+    finite = tensor[tensor.isfinite()]
+    return finite.abs().max().item() if len(finite) else 0.0
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol, final
@@ -98,14 +98,32 @@ class CudaLane:
 class _CudaRecording:
     def __init__(self, work: Callable[[], Any], stream: torch.cuda.Stream, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads (a prefetching loader, a receiver) may use the device meanwhile.
-        with torch.cuda.graph(
-            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-        ):
-            self.results = work()
+        # A recording that fails leaves its stream in use; the outer context gives it up.
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            # Work that only passes views on, or a stage without a loss, needs no kernel.
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty")
+            try:
+                # Other threads (a prefetching loader, a receiver) may use the device meanwhile.
+                with torch.cuda.graph(
+                    self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                ):
+                    self.results = work()
+            except Exception:
+                _draw_again(stream)
+                raise
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+def _draw_again(stream: torch.cuda.Stream) -> None:
+    """Let the device draw random numbers again after a recording that failed.
+
+    Torch before 2.13 leaves the generator of the device recording then, and refuses the next draw
+    ("Offset increment outside graph capture"). A recording that succeeds ends that.
+    """
+    with suppress(Exception), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        torch.zeros(1, device=stream.device)
 
 
 @final
@@ -115,8 +133,9 @@ class CapturedTrainer(StreamTrainer):
     Numbers are those of `StreamTrainer`, except that a recorded optimizer reads its learning rate
     in float32. A step is recorded once its shapes have been seen a few times; steps of other shapes
     (the last mini-batch of an epoch) run as they are. Data, weights, random state and learning
-    rates may change between steps. Where weights are put elsewhere, frozen or loaded, or other
-    options of an optimizer change, the step is recorded anew.
+    rates may change between steps. Where weights or buffers are put elsewhere, frozen or loaded, or
+    other options of an optimizer change, the step is recorded anew, after a few that run as they
+    are.
 
     Args:
         stages: Consecutive stages, in order.
@@ -142,20 +161,29 @@ class CapturedTrainer(StreamTrainer):
         self._lane, self._lanes = lane, [new_lane() for _ in stages]
         self._seen: dict[str, int] = {}
         self._recorded: dict[str, _RecordedStep] = {}
+        # Kept until the next one is made: the memory of a lane ends with its last recording.
+        self._outdated: _RecordedStep | None = None
         self._failed = False
         self._apart: set[int] = set()  # stages whose optimizer is not recorded
 
     def train(self, batch: TrainBatch, earlier: Losses) -> Losses:  # noqa: D102
         shape = repr(tree_map(TensorSpec.of, [batch.features, batch.target, batch.carry]))
-        step = self._recorded.get(shape) or self._try_record(shape, batch)
+        step = self._recorded.get(shape)
+        if step is not None and self._has_changed(step):
+            # Steps run as they are first, as at the beginning: what an optimizer makes in the
+            # middle of a recording would be made anew by every replay.
+            self._outdated, self._seen[shape] = self._recorded.pop(shape), 0
+            step = None
+        step = step or self._try_record(shape, batch)
         if step is None:
             return super().train(batch, earlier)
-        changed = [one for one in step.stages if one.has_changed()]
-        if changed:
-            self._apart |= {one.stage.index for one in changed if one.options_changed()}
-            del self._recorded[shape]
-            step = self._recorded[shape] = self._record(batch)
         return self._replay(step, batch, earlier)
+
+    def _has_changed(self, step: _RecordedStep) -> bool:
+        """Whether a step must be recorded anew, some stages then without their optimizers."""
+        changed = [one for one in step.stages if one.has_changed()]
+        self._apart |= {one.stage.index for one in changed if one.options_changed()}
+        return bool(changed)
 
     def _try_record(self, shape: str, batch: TrainBatch) -> _RecordedStep | None:
         """Record a step, if it is time."""
@@ -179,6 +207,7 @@ class CapturedTrainer(StreamTrainer):
             self._failed = True
             warnings.warn(f"Steps run without CUDA graphs. {error}", stacklevel=2)
             return None
+        self._outdated = None
         return self._recorded[shape]
 
     def _record(self, batch: TrainBatch) -> _RecordedStep:
@@ -199,7 +228,8 @@ class CapturedTrainer(StreamTrainer):
         step.stages[0].lane.after(here)
         for place, one in enumerate(step.stages):
             stage, following = one.stage, step.stages[place + 1 : place + 2]
-            with stage.random.active(), one.lane.use():
+            naming = stage.naming_errors(features, batch.step)
+            with naming, stage.random.active(), one.lane.use():
                 with self.timeline.during("forward", stage.index, batch.step):
                     one.forward(features, batch.target, carry)
                 if not following:
@@ -283,14 +313,19 @@ class _RecordedStage:
         )
         self._groups = groups if records else []
         self._known = [group["lr"] for group in self._groups]
-        self._rates = [torch.tensor(lr, device=stage.device) for lr in self._known]
+        self._rates = [
+            torch.tensor(lr, dtype=torch.float32, device=stage.device) for lr in self._known
+        ]
         self._weights, self._options = self._weights_now(), self._options_now()
-        self._forward = self._record(self._compute_forward)
-        self.output, self.onward = self._forward.results
-        _clear(stage.parameters)
-        self._learn = self._record(self._compute_learn)
-        self._found, self._scalars, self._gradients = self._learn.results
-        _clear(stage.parameters)
+        with self._buffers_kept():
+            self._forward = self._record(self._compute_forward)
+            self.output, self.onward = self._forward.results
+            _clear(stage.parameters)
+            try:
+                self._learn = self._record(self._compute_learn)
+            finally:
+                _clear(stage.parameters)
+            self._found, self._scalars, self._gradients = self._learn.results
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> None:
         """Take what the stage gets, and compute `output` and `onward`."""
@@ -307,7 +342,7 @@ class _RecordedStage:
                 self._known[place] = group["lr"]
                 self._rates[place].fill_(group["lr"])
         self._learn.replay()
-        if self._groups:
+        if self._groups and self._gradients:
             stage.advance()
         elif self._gradients:
             for parameter, gradient in zip(stage.parameters, self._gradients, strict=True):
@@ -385,6 +420,29 @@ class _RecordedStage:
         return recording
 
     @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """See that work leaves every buffer where it is; a recording would read the old ones.
+
+        Raises:
+            InputError: if it puts others in their places; the old ones are back then.
+        """
+        before = [(module, dict(module._buffers)) for module in self.stage.modules]
+        replaced: set[str] = set()
+        try:
+            yield
+        finally:
+            for module, kept in before:
+                names = [name for name, old in kept.items() if module._buffers.get(name) is not old]
+                module._buffers.update((name, kept[name]) for name in names)
+                replaced.update(names)
+        if replaced:
+            raise InputError(
+                "For `cuda_graphs` a step must change buffers in place",
+                f"Stage {self.stage.index} replaces {', '.join(map(repr, sorted(replaced)))}",
+                "Leave `cuda_graphs` out, or use copy_(), mul_(), add_() or lerp_()",
+            )
+
+    @contextmanager
     def _capturable(self) -> Iterator[None]:
         """Let the optimizer read learning rates from the device."""
         for group, rate in zip(self._groups, self._rates, strict=True):
@@ -397,7 +455,13 @@ class _RecordedStage:
 
     def _weights_now(self) -> list[tuple[int, bool]]:
         weights = [(p.data_ptr(), p.requires_grad) for p in self.stage.parameters]
-        return [(self.stage.num_loads, False), *weights]
+        buffers = [
+            (buffer.data_ptr(), False)
+            for module in self.stage.modules
+            for buffer in module._buffers.values()
+            if buffer is not None
+        ]
+        return [(self.stage.num_loads, False), *weights, *buffers]
 
     def _options_now(self) -> list[dict[str, Any]]:
         free = ("params", "lr", "initial_lr")
