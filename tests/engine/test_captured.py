@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -521,3 +522,45 @@ def test_a_stage_without_kernels_is_nothing_to_warn_of(monkeypatch):
 def test_ranks_that_torchrun_started_are_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert graphs_of(TrainConfig.of()) is False
+
+
+class ComesLater(nn.Module):
+    """A layer takes part from some step on, which Python counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.later, self.calls = nn.Linear(12, 12), 0
+
+    def forward(self, features):
+        if not self.training:
+            return features
+        self.calls += 1
+        return self.later(features) if self.calls > WARM_UP else features
+
+
+def test_what_learns_for_the_first_time_as_it_is_recorded_is_refused(recorded):
+    """Its averages would be zero again in every replay."""
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Flatten(), nn.Linear(36, 12)), ComesLater(), nn.Linear(12, CLASSES)]
+    example = torch.randn(4, 1, 6, 6)
+    stages[1].calls = -100
+    parts = scpl.split(stages, num_stages=2, example=example)
+    stages[1].calls = 0
+    made = scpl.Pipeline(parts, scpl.EarlyExit(), adam, cuda_graphs=True)
+    with pytest.raises(InputError, match="2 of stage 1 learn for the first time"):
+        made.train(batches(6, ragged=False))
+    assert all(p not in made.stages[1].optimizer.state for p in stages[1].later.parameters())
+
+
+def test_an_optimizer_that_is_loaded_by_hand_is_noticed(recorded):
+    def run(graphs):
+        with pipeline(graphs=graphs) as made:
+            made.train(batches(8, ragged=False))
+            for stage in made.stages:
+                stage.optimizer.load_state_dict(copy.deepcopy(stage.optimizer.state_dict()))
+            made.train(batches(8, ragged=False))
+            return made.export().state_dict()
+
+    plain, graphed = run(False), run(True)
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+    assert all(lane.recordings == 4 for lane in recorded[0]._lanes)

@@ -109,9 +109,12 @@ class Sender:
         """Wait until everything has left."""
         try:
             self._settle(-1)
-        finally:
+        except BaseException:
             if self._stager is not None:
-                self._stager.close()
+                self._stager.close(wait=False)  # it may be waiting for a rank that is gone
+            raise
+        if self._stager is not None:
+            self._stager.close()
 
     def _settle(self, step: int) -> None:
         """Wait for what is on its way; its buffers are free afterwards."""
@@ -230,10 +233,11 @@ class Stager:
         self._jobs.put(job)
         return job.left.result
 
-    def close(self) -> None:
-        """End the thread, once all has left."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread once all has left, and wait for that."""
         self._jobs.put(None)
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def _run(self) -> None:
         use_device(self._device)

@@ -322,7 +322,8 @@ class _RecordedStage:
             self.output, self.onward = self._forward.results
             _clear(stage.parameters)
             try:
-                self._learn = self._record(self._compute_learn)
+                with self._state_there():
+                    self._learn = self._record(self._compute_learn)
             finally:
                 _clear(stage.parameters)
             self._found, self._scalars, self._gradients = self._learn.results
@@ -443,6 +444,31 @@ class _RecordedStage:
             )
 
     @contextmanager
+    def _state_there(self) -> Iterator[None]:
+        """See that the recorded optimizer has its state; a replay would make it anew every time.
+
+        Raises:
+            InputError: if a parameter learns for the first time; its state is gone then.
+        """
+        if not self._groups:
+            yield
+            return
+        assert self.stage.optimizer is not None
+        state = self.stage.optimizer.state
+        before = set(state)
+        yield
+        new = [parameter for parameter in state if parameter not in before]
+        for parameter in new:
+            del state[parameter]
+        if new:
+            raise InputError(
+                "For `cuda_graphs` the parameters that learn must be the same in every step",
+                f"{len(new)} of stage {self.stage.index} learn for the first time as it is "
+                "recorded",
+                "Leave `cuda_graphs` out, or let them take part from the first step on",
+            )
+
+    @contextmanager
     def _capturable(self) -> Iterator[None]:
         """Let the optimizer read learning rates from the device."""
         for group, rate in zip(self._groups, self._rates, strict=True):
@@ -461,7 +487,18 @@ class _RecordedStage:
             for buffer in module._buffers.values()
             if buffer is not None
         ]
-        return [(self.stage.num_loads, False), *weights, *buffers]
+        averages = [
+            (value.data_ptr(), False)
+            for group in self._groups
+            for value in self._state_of(group["params"][0]).values()
+            if isinstance(value, Tensor)
+        ]
+        return [(self.stage.num_loads, False), *weights, *buffers, *averages]
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        assert self.stage.optimizer is not None
+        state: dict[str, Any] = self.stage.optimizer.state.get(parameter, {})
+        return state
 
     def _options_now(self) -> list[dict[str, Any]]:
         free = ("params", "lr", "initial_lr")
