@@ -1,4 +1,4 @@
-"""Tiny runs of the command line, in this process, in a forked one or in one started anew."""
+"""Tiny runs of the command line, in this process or in a forked one."""
 
 import contextlib
 import csv
@@ -55,14 +55,6 @@ def train(*arguments):
 
 def command(*arguments):
     return [sys.executable, "-m", "scpl", *map(str, arguments)]
-
-
-def start(*arguments):
-    """Start a command as a user does."""
-    return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(),
-    )  # fmt: skip
 
 
 def fork(*arguments):

@@ -20,6 +20,10 @@ from hypothesis import HealthCheck, settings
 
 GRACE = 3.0  # seconds that threads and processes get to end
 OURS_TO_STAY = ("resource_tracker", "forkserver")  # multiprocessing ends these with the session
+LONG = {  # files that take half a minute or more though few of their tests are slow
+    "test_bench.py", "test_cli.py", "test_compare.py", "test_equality.py", "test_own_networks.py",
+    "test_pretrained.py", "test_report.py", "test_texts.py", "test_zoo.py",
+}  # fmt: skip
 VOLATILE = {  # set by pytest, torch and scikit-learn for themselves, once
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
@@ -41,9 +45,9 @@ settings.load_profile("scpl")
 
 
 def pytest_collection_modifyitems(items):
-    """Files with most slow tests come first, or one might be all that is left in the end."""
+    """Files that take longest come first, or one might be all that is left in the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (-slow[item.path], item.path.name not in LONG))
 
 
 @pytest.fixture(autouse=True)

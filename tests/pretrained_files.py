@@ -27,7 +27,7 @@ def write_bert(folder, *, weights=True):
     tokenizer = BertTokenizer(str(vocabulary))
     tokenizer.save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=POSITIONS,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -1,31 +1,27 @@
 """The benchmarks run, and what they claim holds; equal bits they check by themselves."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import scpl
+from processes import run_forked
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def found_by(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / name / "main.py"), "--quick", "--json", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    path = BENCHMARKS / name / "main.py"
+    done = run_forked(1, path, "--quick", "--json", *arguments, timeout=110)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*/main.py")), ids=lambda p: p.parent.name)
 def test_every_benchmark_has_a_description_and_answers_help(path):
     assert path.with_name("README.md").is_file()
-    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True)
+    done = run_forked(1, path, "--help", timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
 
@@ -63,14 +59,28 @@ def test_throughput_of_rivals_and_the_same_losses_on_one_and_two_processes():
     assert found["ratios"]["line/ddp"]["target"] == 1.0
 
 
-def test_two_versions_of_the_source_are_compared_in_turns():
-    source = str(Path(scpl.__file__).parents[1])
+PRETENDED = """
+import json, sys
+assert sys.argv[1:3] == ["bench", "--model"]
+result = {"samples_per_second": {"median": 0.5}, "other_load": {"median": 9.0}}
+json.dump({"results": [result]}, sys.stdout)
+"""
+
+
+def test_two_versions_of_the_source_are_compared_in_turns(tmp_path):
+    """The old one only pretends to train, at half an image per second."""
+    (tmp_path / "scpl").mkdir()
+    (tmp_path / "scpl" / "__init__.py").touch()
+    (tmp_path / "scpl" / "__main__.py").write_text(PRETENDED)
     found = results_of(
-        "compare_versions", "--old", source, "--new", source, "--settings", "vgg8 bp 1",
-        "--rounds", "1", "--blocks", "1", "--steps", "1", "--least", "0",
+        "compare_versions", "--old", tmp_path, "--new", Path(scpl.__file__).parents[1],
+        "--settings", "vgg8 bp 1", "--rounds", "1", "--blocks", "1", "--steps", "1",
     )["vgg8 bp 1"]  # fmt: skip
+    assert found["old"] == 0.5
     assert found["ratio"]["rounds"] == [found["new"] / found["old"]]
     assert found["ratio"]["quartiles"] == [found["ratio"]["median"]] * 2
+    assert found["ratio"]["median"] > 1
+    assert found["other_load"] == 9.0
     assert found["slower"] is False
 
 

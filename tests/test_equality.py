@@ -3,7 +3,7 @@
 import copy
 import random
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -492,12 +492,24 @@ def test_scores_are_those_of_the_exported_network():
 # Checkpoints
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """Whole runs, each made once; tests must not change them."""
+
+    @cache
+    def run(name, loader_of):
+        pipeline = build(cnn(), METHODS[name])
+        return train(pipeline, loader_of(images()), EPOCHS), states(pipeline)
+
+    return run
+
+
 @EACH_METHOD
 @pytest.mark.parametrize("loader_of", [list, Indexed], ids=["list", "indexed"])
 @pytest.mark.parametrize("stop", [10, 14], ids=["within an epoch", "after its last batch"])
-def test_a_restored_run_equals_an_uninterrupted_one(name, loader_of, stop, tmp_path):
-    loader, whole = loader_of(images()), build(cnn(), METHODS[name])
-    expected = train(whole, loader, EPOCHS)
+def test_a_restored_run_equals_an_uninterrupted_one(name, loader_of, stop, uninterrupted, tmp_path):
+    loader = loader_of(images())
+    expected, whole = uninterrupted(name, loader_of)
 
     losses = []
     with build(cnn(), METHODS[name], checkpoints=tmp_path) as first:
@@ -517,7 +529,7 @@ def test_a_restored_run_equals_an_uninterrupted_one(name, loader_of, stop, tmp_p
     while second.epoch < EPOCHS:
         losses += [report.values() for report in second.steps(loader)]
     assert losses == expected
-    assert_same_state(states(second), states(whole))
+    assert_same_state(states(second), whole)
     assert (second.step, second.epoch, second.batch) == (21, EPOCHS, 0)
 
 

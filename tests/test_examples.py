@@ -1,38 +1,22 @@
-"""The examples run as a user runs them: as scripts, alone and under torchrun."""
+"""The examples run as a user runs them: as scripts, alone and as ranks, once under torchrun."""
 
 import difflib
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import run_forked, run_started
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(*command, timeout):
-    """Run Python; at the timeout end it with all processes that it started."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == 0, err
-    return out
+def run(script, *arguments, num_ranks=1, by=run_forked):
+    done = by(num_ranks, EXAMPLES / script, *arguments, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def last_accuracy(out):
@@ -43,7 +27,7 @@ def last_accuracy(out):
 def alone(tmp_path_factory):
     """What a run on one process says, and the file it leaves."""
     path = tmp_path_factory.mktemp("alone") / "alone.pt"
-    return run(EXAMPLES / "own_network.py", path, timeout=60), path
+    return run("own_network.py", path), path
 
 
 def test_own_network_learns(alone):
@@ -55,17 +39,16 @@ def test_own_network_learns(alone):
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_own_network_ends_with_the_same_weights_on_two_ranks(tmp_path, alone):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    script = EXAMPLES / "own_network.py"
     out, path = alone
-    assert run(*launcher, script, tmp_path / "ranks.pt", timeout=60) == out
+    ranks = run("own_network.py", tmp_path / "ranks.pt", num_ranks=2, by=run_started)
+    assert ranks == out
     one, two = torch.load(path), torch.load(tmp_path / "ranks.pt")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_own_method_learns():
-    out = run(EXAMPLES / "own_method.py", timeout=60)
+    out = run("own_method.py")
     assert last_accuracy(out) > 80
 
 
@@ -92,17 +75,29 @@ def test_fine_tuning_with_scpl_is_at_most_twelve_lines_apart():
     assert len([line for line in difflib.ndiff(plain, ours) if line.startswith("+ ")]) <= 12
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, texts):
+    """What a script says and the folder that it leaves; each of them runs once."""
+    known = {}
+
+    def run_once(script):
+        if script not in known:
+            folder = tmp_path_factory.mktemp("tuned")
+            known[script] = run(script, *texts, folder), folder
+        return known[script]
+
+    return run_once
+
+
 @pytest.mark.parametrize("script", ["fine_tune.py", "fine_tune_scpl.py"])
-def test_fine_tuning_changes_all_layers_and_leaves_a_folder_for_transformers(
-    tmp_path, texts, script
-):
+def test_fine_tuning_changes_all_layers_and_leaves_a_folder_for_transformers(texts, tuned, script):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    out = run(EXAMPLES / script, *texts, tmp_path, timeout=100)
+    out, folder = tuned(script)
     assert re.fullmatch(r"(epoch \d: [\d.]+% of 160 texts\n){3}", out)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.num_labels == 3
-    assert AutoTokenizer.from_pretrained(tmp_path)("the printer")["input_ids"]
+    assert AutoTokenizer.from_pretrained(folder)("the printer")["input_ids"]
     before = load_file(texts[0] / "model.safetensors")
     changed = {key for key, value in model.state_dict().items() if key in before
                and not torch.equal(value, before[key])}  # fmt: skip
@@ -111,10 +106,8 @@ def test_fine_tuning_changes_all_layers_and_leaves_a_folder_for_transformers(
 
 
 @pytest.mark.slow
-def test_fine_tuning_ends_with_the_same_weights_on_two_ranks(tmp_path, texts):
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    script, folders = EXAMPLES / "fine_tune_scpl.py", [tmp_path / "one", tmp_path / "two"]
-    run(script, *texts, folders[0], timeout=100)
-    run(*launcher, script, *texts, folders[1], timeout=100)
-    one, two = (load_file(folder / "model.safetensors") for folder in folders)
+def test_fine_tuning_ends_with_the_same_weights_on_two_ranks(tmp_path, texts, tuned):
+    _, alone = tuned("fine_tune_scpl.py")
+    run("fine_tune_scpl.py", *texts, tmp_path, num_ranks=2)
+    one, two = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path))
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import scpl
-from cli_runs import TINY, refused, start
+from cli_runs import TINY, fork, refused
 from cli_runs import scpl as command
 from scpl.app.bench import bench as module
 from scpl.app.bench.bench import synthetic_batches, synthetic_data
@@ -166,18 +166,19 @@ class TestEnds:
     @pytest.mark.parametrize("seen", ["starting", "round 2/"])
     @pytest.mark.timeout(300)
     def test_processes_do_not_outlive_a_benchmark_that_is_killed(self, seen):
-        process = start(
+        process = fork(
             "bench", *FAST, "--repeats", "1000000", "--methods", "scpl", "--processes", 2
         )
         deadline = time.monotonic() + 200
         try:
-            while seen not in process.stderr.readline():
+            while seen not in process.written()[1]:
                 assert time.monotonic() < deadline
+                time.sleep(0.01)
             while len(ranks := children(process.pid)) < 2:
                 assert time.monotonic() < deadline
         finally:
-            process.kill()
-            process.communicate()  # their stderr is its own: it ends when they end
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
         while any(alive(pid) for pid in ranks):
             assert time.monotonic() < deadline + 30
             time.sleep(0.05)

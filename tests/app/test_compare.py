@@ -24,10 +24,22 @@ TINY_CONFIG = TrainConfig.of(
 
 
 @pytest.fixture
-def here(monkeypatch, tmp_path):
+def draw(monkeypatch):
+    """Decides whether reports have pictures, which take longer to draw than runs to train."""
+
+    def decide(wanted):
+        for place in ("scpl.report", "scpl.report.pages"):
+            monkeypatch.setattr(f"{place}.can_draw", lambda: wanted)
+
+    return decide
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path, draw):
     """Runs are trained in this process, which takes no time to start; returns their commands."""
     started = []
     monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+    draw(False)
 
     def child(command):
         assert command[:4] == [sys.executable, "-m", "scpl", "train"]
@@ -48,7 +60,8 @@ def compare(*arguments):
     return scpl("compare", *TINY, "--out", "all", *arguments)
 
 
-def test_three_methods_one_table_one_report(here, tmp_path):
+def test_three_methods_one_table_one_report(here, draw, tmp_path):
+    draw(True)
     found = compare("--methods", "scpl,early-exit,bp", "--json")
     assert found.status == 0, found.err
     assert found.out.count("\n") == 1
@@ -66,6 +79,7 @@ def test_three_methods_one_table_one_report(here, tmp_path):
     assert answer["failures"] == answer["not_runnable"] == {}
     assert 0 < answer["target"]["accuracy"] < 1
     assert "versions" in answer["environment"]
+    assert [Path(name).name for name in answer["report"]] == ["results.png", "report.html"]
     for name in answer["report"]:
         assert (tmp_path / name).stat().st_size > 0
     for method in ("scpl", "early-exit", "bp"):
@@ -75,15 +89,18 @@ def test_three_methods_one_table_one_report(here, tmp_path):
 
     before = tree(tmp_path / "all" / "bp-seed0")
     here.clear()
+    draw(False)
     assert compare("--methods", "scpl,early-exit,bp").status == 0
     assert here == []
     assert tree(tmp_path / "all" / "bp-seed0") == before
 
 
-def test_read_outs_by_depth_are_added_once_and_drawn(here, tmp_path):
+def test_read_outs_by_depth_are_added_once_and_drawn(here, draw, tmp_path):
     plain = json.loads(compare("--methods", "scpl,al,bp", "--json").out)
     assert all("readout_accuracy" not in one for one in plain["results"])
+    draw(True)
     found = compare("--methods", "scpl,al,bp", "--json", "--probe")
+    draw(False)
     assert found.status == 0, found.err
     for one in json.loads(found.out)["results"]:
         run = one["runs"][0]
@@ -255,9 +272,10 @@ def test_a_narrow_terminal_gets_several_tables(here, monkeypatch):
     assert max(map(len, table.splitlines())) <= 70
 
 
-def test_no_name_of_the_user_becomes_markup(here, tmp_path):
+def test_no_name_of_the_user_becomes_markup(here, draw, tmp_path):
     """Class folders, the data's path and --out may hold what a browser would run."""
     evil = """<script>alert('x')<"b">"""
+    draw(True)
     write_folder(tmp_path / evil, classes=(evil, "a & b"), n=10)
     found = scpl("compare", *TINY, "--data", evil, "--out", f"all {evil}", "--methods", "bp",
                  "--batch-size", "4")  # fmt: skip

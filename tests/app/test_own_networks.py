@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 import types
 
@@ -86,6 +87,26 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(NETS)
     yield tmp_path
     sys.modules.pop("nets", None)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the user's network of images; tests must not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scpl.report.write_run_report", lambda folder: [])
+        patch.setattr(sys, "path", [path for path in sys.path if path])
+        patch.chdir(folder)
+        (folder / "nets.py").write_text(NETS)
+        trained("--model", "nets:build", *IMAGES)
+    forget()
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, here):
+    """A copy of it where the command runs."""
+    return shutil.copytree(finished, here / "run")
 
 
 def trained(*arguments):
@@ -175,11 +196,8 @@ class TestRefused:
     ],
     ids=lambda command: " ".join(command[:2]),
 )
-def test_a_run_folder_does_not_run_code(here, command):
+def test_a_run_folder_does_not_run_code(here, run, command):
     """A folder may come from someone else; importing its module would be enough to do harm."""
-    trained("--model", "nets:build", *IMAGES)
-    (here / "was-run").unlink()
-    forget()
     refused(scpl(*command), "named by you", "--model nets:build")
     refused(scpl(*command, "--model", "other:build"), "other:build")
     assert not (here / "was-run").exists()
@@ -201,8 +219,7 @@ def test_a_description_that_hides_the_code_in_its_recipe(here):
 
 
 class TestExport:
-    def test_weights(self):
-        trained("--model", "nets:build", *IMAGES)
+    def test_weights(self, run):
         done = scpl("export", "run", "--to", "a.safetensors", "--model", "nets:build")
         assert done.status == 0, done.err
         import nets
@@ -210,8 +227,7 @@ class TestExport:
         network = nets.build(10, 1)
         network.load_state_dict(load_file("a.safetensors"))
 
-    def test_a_program_takes_any_number_of_rows(self):
-        trained("--model", "nets:build", *IMAGES)
+    def test_a_program_takes_any_number_of_rows(self, run):
         done = scpl("export", "run", "--to", "a.pt2", "--format", "torch-export", "--model",
                     "nets:build", "--json")  # fmt: skip
         told = json.loads(done.out)
@@ -220,11 +236,9 @@ class TestExport:
         program = torch.export.load("a.pt2").module()
         assert program(torch.zeros(17, 1, 16, 16)).shape == (17, 10)
 
-    def test_a_network_that_is_bound_to_its_batch_size_is_refused(self, here, monkeypatch):
-        trained("--model", "nets:build", *IMAGES)
+    def test_a_network_that_is_bound_to_its_batch_size_is_refused(self, here, run):
         forward = "\n\nImages.forward = lambda self, x: self.head(self.first(x).view(3, -1)[:, :8])"
         (here / "nets.py").write_text(NETS + forward)
-        forget()
         done = scpl("export", "run", "--to", "a.pt2", "--format", "torch-export", "--model",
                     "nets:build")  # fmt: skip
         refused(done, "for any batch size")

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from cli_runs import TINY, fork, scpl, train
+from cli_runs import TINY, scpl, train
+from processes import run_forked
 from scpl.app import planning
 from scpl.app.config import TrainConfig
 from scpl.engine.ranks import OneRank
@@ -81,11 +82,11 @@ def test_what_is_refused(arguments, why):
 
 def test_a_run_keeps_the_cuts_that_were_measured(tmp_path, monkeypatch):
     """Two processes agree on them; resumed, it goes on with them and measures nothing."""
-    processes = ["--processes", "2", "--out", "run", "--balance", "measured"]
-    first = fork("train", *SMALL, *processes)
-    _, err = first.communicate(120)
-    assert first.returncode == 0, err
-    assert "Cut by measurement: processes are expected to wait" in err
+    monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
+    arguments = ["--out", "run", "--balance", "measured"]
+    first = run_forked(2, "-m", "scpl", "train", *SMALL, *arguments, timeout=100)
+    assert first.returncode == 0, first.stderr
+    assert "Cut by measurement: processes are expected to wait" in first.stderr
     kept = TrainConfig.read(tmp_path / "run" / "config.toml")
     assert kept.network.balance == "operations"
     assert len(kept.network.cuts) == 2

@@ -15,9 +15,10 @@ from transformers import (
 )
 
 import scpl as library
-from cli_runs import finish, fork, refused, scpl
+from cli_runs import refused, scpl
 from data_files import picture
 from pretrained_files import POSITIONS, write_bert, write_vit
+from processes import run_forked
 from scpl.data.text import Padding
 from scpl.models.pretrained import config_text, load_pretrained
 from text_files import tickets, write_table
@@ -48,7 +49,9 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(root):
     """A run of the network for texts."""
-    done = scpl("train", "--model", f"hf:{root / 'bert'}", *texts(root), "--out", root / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scpl.report.write_run_report", lambda folder: [])
+        done = scpl("train", "--model", f"hf:{root / 'bert'}", *texts(root), "--out", root / "run")
     assert done.status == 0, done.err
     return root / "run"
 
@@ -127,10 +130,9 @@ class TestTexts:
     def test_two_processes_give_the_same_bits(self, root, run, tmp_path):
         """Each loads the files, and all must draw the same new head."""
         network = f"hf:{root / 'bert'}"
-        process = fork("train", "--model", network, *texts(root), "--processes", "2",
-                       "--out", tmp_path / "two")  # fmt: skip
-        done = finish(process, timeout=180)
-        assert done.status == 0, done.err
+        arguments = ["--model", network, *texts(root), "--out", tmp_path / "two"]
+        done = run_forked(2, "-m", "scpl", "train", *arguments, timeout=100)
+        assert done.returncode == 0, done.stderr
         one, two = (folder / "model.safetensors" for folder in (run, tmp_path / "two"))
         assert one.read_bytes() == two.read_bytes()
 

@@ -252,7 +252,9 @@ class TestPackage:
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_the_accuracy_it_promises(tmp_path):
+def test_the_demo_reaches_the_accuracy_it_promises(tmp_path, monkeypatch):
+    """It does so after two of its five epochs."""
+    monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
     config = CompareConfig.from_recipe(shipped()["quick/demo"]).train
-    summary = train(config.changed(out=tmp_path / "run", quiet=True, device="cpu"))
-    assert summary["test_accuracy"] >= 0.97
+    config = config.changed(epochs=2, out=tmp_path / "run", quiet=True, device="cpu")
+    assert train(config)["test_accuracy"] >= 0.97

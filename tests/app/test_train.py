@@ -16,12 +16,12 @@ from cli_runs import (
     refused,
     result,
     scpl,
-    start,
     steps,
     train,
     tree,
     wait_for_steps,
 )
+from processes import run_forked
 from scpl.app.config import TrainConfig
 from scpl.app.train.recorder import Recorder
 
@@ -76,14 +76,12 @@ class TestSameNumbers:
         assert result(tmp_path / "run") == result(whole)
         assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
 
-    @pytest.mark.slow
-    @pytest.mark.timeout(90)
     def test_two_processes_give_the_result_of_one(self, whole, tmp_path):
+        """As a launcher of the user's starts them; ours is in `TestRestarts`."""
         folder = tmp_path / "run"
-        process = start("train", *MANY, "--out", folder, "--processes", 2, "--json")
-        found = finish(process, 80)
-        assert found.status == 0, found.err
-        summary = json.loads(found.out)
+        found = run_forked(2, "-m", "scpl", "train", *MANY, "--out", folder, "--json", timeout=80)
+        assert found.returncode == 0, found.stderr
+        summary = json.loads(found.stdout)
         assert summary["processes"] == len(summary["peak_memory_bytes"]) == 2
         assert len(summary["wait_share"]) == 4
         assert result(folder) == result(whole)
@@ -229,7 +227,7 @@ class TestRestarts:
         folder = tmp_path / "run"
         process = fork(
             "train", *MANY, "--out", folder, "--processes", 2, "--max-restarts", 1,
-            "--checkpoint-every", 3,
+            "--checkpoint-every", 3, "--json",
         )  # fmt: skip
         wait_for_steps(folder, NUM_STEPS, process)
         os.kill(rank_of(process.pid, 1), signal.SIGKILL)
@@ -237,6 +235,7 @@ class TestRestarts:
         assert found.status == 0, found.err
         assert "left without a word" in found.err
         assert "restarting all processes (1 of 1)" in found.err
+        assert json.loads(found.out)["processes"] == 2
         assert result(folder) == result(whole)
 
     @pytest.mark.slow

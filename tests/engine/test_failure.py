@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(400)
 VERDICT = re.compile(r"^(?:VERDICT|scpl: Every rank).*$", re.MULTILINE)
 
 
-def fail(tmp_path, rank, how, *options, num_ranks=3, run=run_started):
+def fail(tmp_path, rank, how, *options, num_ranks, run):
     """Run until a rank breaks at step 8; returns what people read, and the seconds it took."""
     out = tmp_path / "run"
     out.mkdir()
@@ -43,13 +43,14 @@ def assert_resumes_to_the_same_bits(tmp_path, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rank", "stage", "width", "run"), [(0, 0, 4, run_forked), (2, 3, 16, run_started)]
+    ("rank", "num_ranks", "stage", "width", "run"),
+    [(0, 3, 0, 4, run_forked), (2, 3, 3, 16, run_forked), (1, 2, 3, 16, run_started)],
 )
 def test_a_stage_that_raises_is_named_with_step_shape_and_cause(
-    tmp_path, undisturbed, rank, stage, width, run
+    tmp_path, undisturbed, rank, num_ranks, stage, width, run
 ):
-    """Rank 2 of 3 hosts the last of four stages; its error must reach the user, once."""
-    verdicts, _ = fail(tmp_path, rank, "raise", run=run)
+    """The last rank hosts the last of four stages; its error must reach the user, once."""
+    verdicts, _ = fail(tmp_path, rank, "raise", num_ranks=num_ranks, run=run)
     assert len(verdicts) == 1, verdicts
     assert f"Stage {stage} (" in verdicts[0]
     assert re.search(r"failed at step (8|9|10)\b", verdicts[0])

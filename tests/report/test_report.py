@@ -216,6 +216,7 @@ def test_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
+    monkeypatch.setattr("scpl.report.pages.panel_svg", lambda panel: "<svg></svg>")
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_run_report(folder)
