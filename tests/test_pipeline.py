@@ -231,9 +231,9 @@ def test_the_only_rank_may_not_be_told_to_host_something_else():
         build(ranks=scpl.connect(stages_per_rank=[2]))
 
 
-def test_a_pipeline_takes_at_most_nine_arguments():
+def test_a_pipeline_takes_at_most_ten_arguments():
     parameters = inspect.signature(Pipeline).parameters
-    assert len(parameters) <= 9
+    assert len(parameters) <= 10
 
 
 # Errors in the user's code
