@@ -152,6 +152,8 @@ def test_ctrl_c_ends_a_script_without_a_traceback(arguments, tmp_path):
     with subprocess.Popen(
         [sys.executable, "-u", str(GPU / name), "--device", "cpu", "--quick", *flags],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # A shell has what it starts in the background ignore Ctrl-C, also these tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as script:  # fmt: skip
         try:
             assert script.stdout.readline()  # it is at work
