@@ -223,7 +223,8 @@ class CapturedTrainer(StreamTrainer):
 
     def _replay(self, step: _RecordedStep, batch: TrainBatch, earlier: Losses) -> Losses:
         """Forward, send on, learn, as `StreamTrainer.train`, with every stage on its own lane."""
-        here, begin = self._lane(), [stage.random.state_dict() for stage in self.stages]
+        here, is_first = self._lane(), step.overlaps is None
+        begin = self._random_states() if is_first else []
         features, carry = batch.features, batch.carry
         step.stages[0].lane.after(here)
         for place, one in enumerate(step.stages):
@@ -243,10 +244,12 @@ class CapturedTrainer(StreamTrainer):
             features, carry = one.output, one.onward
         for one in step.stages:
             here.after(one.lane)
-        if step.overlaps is None:
-            end = [stage.random.state_dict() for stage in self.stages]
-            step.overlaps = not any(map(_differ, begin, end))
+        if is_first:
+            step.overlaps = not any(map(_differ, begin, self._random_states()))
         return tuple(one.losses(batch.step) for one in step.stages)
+
+    def _random_states(self) -> list[dict[str, Tensor]]:
+        return [stage.random.state_dict() for stage in self.stages]
 
     def _send(self, one: _RecordedStage, batch: TrainBatch, earlier: Losses, here: Lane) -> None:
         """Send on a copy: the next step writes into what was recorded, maybe before it has left."""
