@@ -448,11 +448,11 @@ def _bodies(
 def _unit_ends(
     graph: Trace, costs: Sequence[float], cuts: Sequence[str], head: str, needs: Needs
 ) -> list[str]:
-    """Name for each cut the layer that begins behind the next unit: the smallest piece that
-    computes something, and has as few values cross behind it as before it.
+    """Name for each cut the layer that begins behind the next unit.
 
-    What costs nothing and comes next (a normalisation, an activation) is part of the unit.
-    """  # fmt: skip
+    A unit is the smallest piece that multiplies matrices, and behind which no more values cross
+    than before it. What costs nothing and comes next (a normalisation, an activation) is part.
+    """
     end = _start(graph, head)
     live = [*_live(graph, end, needs), 1]
     begins = {place: name for name, place in reversed(graph.first.items()) if name}
