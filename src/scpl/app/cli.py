@@ -289,8 +289,17 @@ def _registry(arguments: list[str]) -> tyro.constructors.ConstructorRegistry:
             return None
         default = info.default if isinstance(info.default, info.type) else info.type()
         texts, types = help_of(info.type), get_type_hints(info.type)
+        open_switches = [each.name for each in fields(info.type) if types[each.name] == bool | None]
+
+        def build(**values: Any) -> Any:
+            # A switch that nobody touched stays what it was, also if that is neither on nor off.
+            for name in open_switches:
+                if not {flag(name), flag(f"no_{name}")} & typed:
+                    values[name] = getattr(default, name)
+            return info.type(**values)
+
         return tyro.constructors.StructConstructorSpec(
-            info.type,
+            build,
             tuple(
                 _setting(types[each.name], each.name, getattr(default, each.name), texts[each.name])
                 for each in fields(info.type)
@@ -326,7 +335,10 @@ def _registry(arguments: list[str]) -> tyro.constructors.ConstructorRegistry:
 
 def _setting(kind: Any, name: str, default: Any, text: str) -> tyro.constructors.StructFieldSpec:
     """One flag; where the default is none, the text says what happens instead."""
-    if default in (None, ()):
+    if kind == bool | None:
+        kind, default = bool, bool(default)
+        kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
+    elif default in (None, ()):
         kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
     return tyro.constructors.StructFieldSpec(name, kind, default, text)
 

@@ -66,7 +66,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "model": trained.network.model,
         "stages": summary.get("stages", trained.network.num_stages),
         "processes": trained.run.processes,
-        "epochs": trained.optimizer.epochs,
+        "epochs": trained.chosen.epochs,
         "seed": trained.run.seed,
         "test_accuracy": correct / count,
         "test_loss": loss / count,
