@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -76,6 +77,25 @@ def run(root):
 
 def texts(root):
     return ["--data", root / "tickets.csv", *COLUMNS, *SHORT]
+
+
+def assert_same_predictions(run, folder, max_tokens):
+    """What scpl says of the run is what transformers says of a folder, to 1e-5."""
+    sentences = ["the printer is on fire", "login", "my ticket please " * 20]
+    done = scpl("predict", run, *sentences, "--json")
+    assert done.status == 0, done.err
+    found = [json.loads(line) for line in done.out.splitlines()]
+    network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(
+        sentences, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+    )
+    with torch.no_grad():
+        best = network(**batch).logits.softmax(1).max(1)
+    labels = [network.config.id2label[index] for index in best.indices.tolist()]
+    assert [row["label"] for row in found] == labels
+    chances = [row["probability"] for row in found]
+    assert chances == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
 def dry(*arguments):
@@ -187,21 +207,10 @@ class TestTexts:
         assert "Left out, for no part of the classifier: cls.predictions.bias" in log
         assert f"{POSITIONS} tokens of a text are read" in log
 
-    def test_it_predicts_what_transformers_predicts(self, run):
-        sentences = ["the printer is on fire", "login", "my ticket please " * 20]
-        done = scpl("predict", run, *sentences, "--json")
-        found = [json.loads(line) for line in done.out.splitlines()]
-        network = AutoModelForSequenceClassification.from_pretrained(run).eval()
-        tokenizer = AutoTokenizer.from_pretrained(run)
-        batch = tokenizer(
-            sentences, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt"
-        )
-        with torch.no_grad():
-            best = network(**batch).logits.softmax(1).max(1)
-        labels = [network.config.id2label[index] for index in best.indices.tolist()]
-        assert [row["label"] for row in found] == labels
-        chances = [row["probability"] for row in found]
-        assert chances == pytest.approx(best.values.tolist(), abs=1e-5)
+    def test_it_predicts_what_transformers_predicts(self, run, tmp_path):
+        assert_same_predictions(run, run, POSITIONS)
+        assert scpl("export", run, "--to", tmp_path / "out").status == 0
+        assert_same_predictions(run, tmp_path / "out", POSITIONS)
 
     def test_eval_finds_the_numbers_of_the_run(self, run):
         told = json.loads(scpl("eval", run, "--json").out)
@@ -212,6 +221,10 @@ class TestTexts:
     def test_early_exits(self, run):
         told = json.loads(scpl("eval", run, "--exit-threshold", "0.9", "--json").out)
         assert sum(told["exit_share"]) == pytest.approx(1)
+        told = json.loads(scpl("eval", run, "--exit-thresholds", "0.1", "1", "--json").out)
+        assert [row["stages_per_sample"] for row in told["exits"]] == [1.0, 2.0]
+        assert told["exits"][0]["accuracy"] == told["exit_accuracy"][0]
+        assert told["exits"][1]["accuracy"] == told["test_accuracy"]
 
     def test_export_gives_a_folder_for_transformers(self, run, tmp_path):
         done = scpl("export", run, "--to", tmp_path / "out")
@@ -317,6 +330,22 @@ class TestTexts:
         (evil / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         refused(dry("--model", f"hf:{evil}", *texts(root)), "that transformers can load")
         assert not (tmp_path / "ran").exists()
+
+
+MINILM = os.environ.get("SCPL_MINILM")
+"""The folder of all-MiniLM-L6-v2."""
+
+
+@pytest.mark.skipif(MINILM is None, reason="SCPL_MINILM names no folder")
+def test_a_network_that_was_really_trained_before(root, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    done = scpl("train", "--model", f"hf:{MINILM}", *texts(root), "--out", run)
+    assert done.status == 0, done.err
+    log = (run / "log.txt").read_text()
+    assert "256 tokens of a text are read (max_seq_length in sentence_bert_config.json" in log
+    assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.9
+    assert scpl("export", run, "--to", out).status == 0
+    assert_same_predictions(run, out, 256)
 
 
 class TestImages:

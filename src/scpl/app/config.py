@@ -149,6 +149,8 @@ class DataConfig:
     """texts: a table to test on; default: the data set's own test split, or a share of it."""
     test_share: float = setting(0.2, PROPER_SHARE, samples="texts")
     """texts: share that is tested on, where there is no test split; the same in every run."""
+    limit_test: int | None = setting(None, POSITIVE, samples="texts")
+    """texts: test on only this many, equally per class; the same in every run."""
     tokens: Literal["words", "paper-words", "subwords"] = setting("words", samples="texts")
     """texts: words; words cut as the paper's code does; or byte-pair encoding. A network of
     transformers has its own tokenizer."""
@@ -948,6 +950,11 @@ class EvalConfig:
     exit_threshold: float | None = None
     """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
     for runs whose stages all predict."""
+    exit_thresholds: tuple[float, ...] = ()
+    """Also what several of these would come to: accuracy, and how many stages a sample goes through
+    on average; with the accuracy of every exit by itself."""
+    picture: Path | None = None
+    """A PNG file to draw that into: accuracy against stages per sample."""
     model: str | None = None
     """The network as in training; needed if code of your own makes it (package.module:function),
     which is never run because a run folder says so."""
@@ -970,6 +977,9 @@ class PredictConfig:
     """Text columns of tables; default: those of the training data."""
     top: int = 1
     """How many classes to print for each."""
+    exit_threshold: float | None = None
+    """Let an input leave at the first stage that gives a class this probability, above 0 to 1, and
+    print how many stages it went through; for runs whose stages all predict."""
     model: str | None = None
     """The network as in training; needed if code of your own makes it (package.module:function),
     which is never run because a run folder says so."""

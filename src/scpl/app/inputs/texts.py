@@ -139,6 +139,7 @@ def _settings_of(config: TrainConfig, max_tokens: int) -> text.TextSettings:
         test_share=chosen.test_share,
         validation=chosen.validation,
         limit_train=chosen.limit_train,
+        limit_test=chosen.limit_test,
         seed=derive_seed(config.run.seed, "texts"),
     )
     return text.TextSettings(
