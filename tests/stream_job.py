@@ -91,7 +91,7 @@ METHODS = {
     "transformer": scpl.EarlyExit(),
     "vgg-al": scpl.AssociatedLearning(),
     "transformer-predsim": scpl.PredSim(),
-    "transformer-masked": scpl.SCPL(),
+    "transformer-masked": scpl.SCPL(head="next"),
     "lstm": scpl.EarlyExit(),
 }
 """By case, or by its first word."""

@@ -9,7 +9,6 @@ import csv
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TextIO
 
 import torch
@@ -66,7 +65,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "model": trained.network.model,
         "stages": summary.get("stages", trained.network.num_stages),
         "processes": trained.run.processes,
-        "epochs": trained.optimizer.epochs,
+        "epochs": trained.chosen.epochs,
         "seed": trained.run.seed,
         "test_accuracy": correct / count,
         "test_loss": loss / count,
@@ -85,7 +84,7 @@ def predict(config: PredictConfig, out: TextIO) -> None:
         CheckpointError: if the run is not finished or damaged.
         DataError: before anything, if an input is missing; at the end, if some could not be read.
     """
-    folder, trained, network, description, device = _open_run(config)
+    folder, trained, network, description, device = _open_run(config, config.exit_threshold)
     classes, top, size = description["classes"], config.top, config.batch_size
     for flag, value, most in (("--top", top, len(classes)), ("--batch-size", size, 1 << 16)):
         if not 1 <= value <= most:
@@ -93,21 +92,22 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     set_threads(trained.run.threads, 1)
     precision = trained.optimizer.precision
     modality = modality_named(description)
-    columns = _row(dict.fromkeys(modality.COLUMNS, ""), [""] * top, [0.0] * top)
-    table = csv.DictWriter(out, list(columns), lineterminator="\n")
+    columns: list[str] = list(_row(dict.fromkeys(modality.COLUMNS, ""), [""] * top, [0.0] * top))
+    exits = _Exits(network, config.exit_threshold)
+    if config.exit_threshold is not None:
+        columns.append("stages")
+    table = csv.DictWriter(out, columns, lineterminator="\n")
     batches = modality.pending(config, folder, description)
     if not config.json:
         table.writeheader()
     for names, inputs in batches:
-        best = (
-            _compute_logits(partial(classify, network), inputs, device, precision)
-            .softmax(1)
-            .topk(top)
-        )
+        best = _compute_logits(exits, inputs, device, precision).softmax(1).topk(top)
         chances, indices = best.values.tolist(), best.indices.tolist()
         for number, name in enumerate(names):
             labels = [classes[index] for index in indices[number]]
             row = _row(name, labels, chances[number])
+            if exits.stages is not None:
+                row["stages"] = int(exits.stages[number]) + 1
             if config.json:
                 out.write(json.dumps(row) + "\n")
             else:
@@ -117,9 +117,9 @@ def predict(config: PredictConfig, out: TextIO) -> None:
 
 def _row(
     name: Mapping[str, Any], labels: Sequence[str], chances: Sequence[float]
-) -> dict[str, str | float]:
+) -> dict[str, Any]:
     """One input's line: its name, label, probability, label2, probability2, ..."""
-    row: dict[str, str | float] = dict(name)
+    row: dict[str, Any] = dict(name)
     for place, (label, chance) in enumerate(zip(labels, chances, strict=True), start=1):
         number = "" if place == 1 else place
         row |= {f"label{number}": label, f"probability{number}": round(chance, 6)}
@@ -152,11 +152,15 @@ class _Exits:
     """A network whose samples leave at a threshold, and a count of where they left.
 
     Without a threshold, which is a probability, any network will do and all of it runs.
+
+    Attributes:
+        stages: At which stage each sample of the last batch left, from 0; None without a threshold.
     """
 
     def __init__(self, network: nn.Module, threshold: float | None) -> None:
         self._network, self._threshold = network, threshold
         self._left: list[int] = []
+        self.stages: Tensor | None = None
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Return logits ``[N, C]``."""
@@ -165,6 +169,7 @@ class _Exits:
         assert isinstance(self._network, ExitNetwork)
         found = self._network.leave_early(inputs, self._threshold)
         counts = found.stages.bincount(minlength=self._network.num_stages).tolist()
+        self.stages = found.stages
         self._left = [a + b for a, b in zip(self._left or [0] * len(counts), counts, strict=True)]
         return found.logits
 

@@ -147,7 +147,7 @@ def _measure(
 ) -> Costs:
     options = StageOptions(
         optimizer_factory(config),
-        clip_norm=config.optimizer.clip_norm,
+        clip_norm=config.chosen.clip_norm or None,
         precision=precision_of(config),
     )
     device = choose_device(config.run.device)

@@ -239,6 +239,7 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
         parts.feature_shapes[index],
         readout,
         parts.readings[index],
+        parts.following[index],
     )
     random = RandomState(derive_seed(seed, "objective", index), torch.device("cpu"))
     with random.active(), _default_type(parts.feature_types[index]):

@@ -22,6 +22,7 @@ from scpl.engine.randomness import RandomState
 from scpl.engine.transfer import LOOK_EVERY, answers_at_once
 from scpl.errors import CheckpointError, InputError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective, precise
+from scpl.partition.pieces import OwnCopy
 from scpl.partition.values import (
     TensorSpec,
     Tree,
@@ -179,7 +180,7 @@ class Stage:
         trained = [(named[p], p) for p in self.parameters if p.requires_grad]
         self._check_types([parameter for _, parameter in trained])
         self.optimizer = (
-            options.optimizer(StageParameters(index, trained, objective.parameters()))
+            options.optimizer(StageParameters(index, trained, _of_heads(objective)))
             if trained
             else None
         )
@@ -461,6 +462,17 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
 
 def _detached(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in scalars.items()}
+
+
+def _of_heads(objective: Objective) -> list[nn.Parameter]:
+    """The parameters of an objective but for those that are copies of the network's layers."""
+    copies = {
+        id(parameter)
+        for module in objective.modules()
+        if isinstance(module, OwnCopy)
+        for parameter in module.parameters()
+    }
+    return [parameter for parameter in objective.parameters() if id(parameter) not in copies]
 
 
 def _version(tree: Tree) -> int:

@@ -77,7 +77,7 @@ def loaders(config: TrainConfig) -> Loaders:
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
-    given: dict[str, Any] = {"batch_size": chosen.batch_size, "device": device}
+    given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}
     return Loaders(
         source.name,
         tuple(source.classes),
@@ -181,7 +181,7 @@ def test_loader(
             f"{source.name} has {source.num_classes}",
             advice,
         )
-    batch_size = config.batch_size or trained.data.batch_size
+    batch_size = config.batch_size or trained.chosen.batch_size
     plain = data.Augmentation("none", inputs.mean, inputs.std)
     return data.Loader(source.test, plain, batch_size=batch_size)
 

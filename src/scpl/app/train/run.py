@@ -141,7 +141,7 @@ def _train(
         note=lambda: run.clock.note(in_epoch=True),
         before_saving=run.flush,
     )
-    steps = config.optimizer.epochs * data.steps
+    steps = config.chosen.epochs * data.steps
     return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
 
 
@@ -162,7 +162,8 @@ def _prepare_folder(
     # Where this run lies and what it shows is not for those that continue or repeat it.
     # The number of threads decides the last bit of a sum, so it is kept.
     shown = {"out": None, "force": False, "json": False, "quiet": False}
-    kept = config.resolved().changed(**shown, threads=threads)
+    read = {"max_tokens": description.get("max_tokens")}  # None for images
+    kept = config.resolved().changed(**shown, **read, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
     environment = describe_environment(choose_device(config.run.device), threads)
     folder.write_json(folder.environment, {**environment, "launcher": launcher()})
@@ -252,7 +253,7 @@ class _Run:
         self.clock = Clock(note)
         try:
             with self.stop:
-                while pipeline.epoch < self.config.optimizer.epochs:
+                while pipeline.epoch < self.config.chosen.epochs:
                     self._train_epoch()
             return self._finish()
         except Interrupted:
@@ -312,13 +313,13 @@ class _Run:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
             usage = self.meter.collect(epoch)
-            rate = _learning_rate(pipeline, self.config.learning_rate)
+            rate = _learning_rate(pipeline, self.config.chosen.lr)
             recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
         if self.config.run.checkpoint_every is None or self.stop.received:
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if self.stop.received and epoch < self.config.optimizer.epochs:
+        if self.stop.received and epoch < self.config.chosen.epochs:
             self._interrupt(self.stop.received)
 
     def _after_step(self, report: Report) -> None:
@@ -366,14 +367,14 @@ class _Run:
         folder.write_json(folder.timeline, events)
         if config.run.trace:
             folder.write_json(folder.trace, chrome_trace(events))
-        speed = self.data.train_samples * config.optimizer.epochs / clock.train_seconds()
+        speed = self.data.train_samples * config.chosen.epochs / clock.train_seconds()
         summary = {
             "method": config.method.method,
             "data": config.data.data,
             "model": config.network.model,
             "stages": pipeline.parts.num_stages,
             "processes": config.run.processes,
-            "epochs": config.optimizer.epochs,
+            "epochs": config.chosen.epochs,
             "seed": config.run.seed,
             "test_accuracy": test.accuracy,
             "test_loss": test.loss,
@@ -472,7 +473,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     ranks = OneRank(choose_device(config.run.device))
     config, _ = balanced(config, ranks, data, loaders)
     parts = build_partition(config, data.inputs, data.num_classes, loaders.initial(), notes.append)
-    total_steps = config.optimizer.epochs * len(loaders.train)
+    total_steps = config.chosen.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps, ranks=ranks)
     report = next(pipeline.steps(loaders.train))
     return {
