@@ -83,11 +83,13 @@ class Variant:
     Attributes:
         method: Its name.
         options: Its options, by the names of flags.
+        cuts: Where the second stage begins; none: as `scpl train` would cut.
         dropout: Whether the network drops anything.
     """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    cuts: tuple[str, ...] = ()
     dropout: bool = True
 
     @property
@@ -108,6 +110,8 @@ class Variant:
         """The settings of a run."""
         if not self.dropout:
             base = base.changed(model_args=NO_DROPOUT)
+        if self.cuts:
+            base = base.changed(cuts=self.cuts)
         chosen = replace(base.method, method=self.method, options=self.options)
         return config_for(replace(base, method=chosen), self.method)
 
@@ -210,7 +214,7 @@ class Networks:
 
     def copy(self, config: TrainConfig) -> Partition:
         """Return a fresh copy of the network of a configuration."""
-        key = config.network.model_args
+        key = (*config.network.model_args, *config.network.cuts)
         if key not in self._cut:
             made = build_partition(config, self._data.inputs, self._data.num_classes)
             self._cut[key] = made
@@ -358,6 +362,12 @@ def check_equal(bench: Bench) -> dict[str, Any]:
     return {"steps": len(expected), "difference": found}
 
 
+def local(arguments: argparse.Namespace) -> Variant:
+    """Local learning as it was asked for."""
+    options = {"head": arguments.head} if arguments.head else {}
+    return Variant(LOCAL, options, tuple(arguments.cuts or ()))
+
+
 def measure_all(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[str, Variant]]:
     """Find the best numbers of micro-batches, and then let all take turns.
 
@@ -373,7 +383,7 @@ def measure_all(bench: Bench, arguments: argparse.Namespace) -> dict[str, dict[s
             found[method] = max(tried, key=lambda variant: rates[variant.name])
             told = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
             say(f"{time.strftime('%H:%M:%S')} {network}, samples/s: {told}")
-        variants = [Variant(LOCAL), *found.values(), *DDP]
+        variants = [local(arguments), *found.values(), *DDP]
         if network == LOOPBACK:
             variants += [Variant(name) for name in ALONE]
         chosen[network] = {variant.family: variant for variant in variants}
@@ -400,7 +410,7 @@ def curve_of(family: str) -> str:
     return family if family == LOCAL or family in {v.family for v in DDP[1:]} else "bp"
 
 
-def curves_of(base: TrainConfig, folder: Path) -> dict[str, list[float]]:
+def curves_of(base: TrainConfig, ours: Variant, folder: Path) -> dict[str, list[float]]:
     """Train every method whose numbers differ to the end.
 
     What runs on one process gives the numbers of two, and two such runs share the machine.
@@ -409,7 +419,7 @@ def curves_of(base: TrainConfig, folder: Path) -> dict[str, list[float]]:
         The validation accuracy after each epoch.
     """
     jobs = {}
-    for core, variant in enumerate([Variant("bp"), Variant(LOCAL)]):
+    for core, variant in enumerate([Variant("bp"), ours]):
         jobs[variant.family] = Training(variant.config(base).alone(), core % 2)
     for variant in DDP[1:]:
         jobs[variant.family] = Training(variant.config(base))
@@ -644,11 +654,11 @@ def base_config(arguments: argparse.Namespace, folder: Path) -> TrainConfig:
             "batch_size": arguments.batch_size,
             "limit_train": everything,
             "validation": arguments.validate / everything,
+            "limit_test": arguments.batch_size,  # not what is looked at
         }
         task |= {"text": tuple(arguments.text)} if arguments.text else {}
     shared = {"stages": 2, "processes": 2, "threads": 1, "timeout": 120.0, "quiet": True}
-    cuts = {"cuts": tuple(arguments.cuts)} if arguments.cuts else {}
-    return TrainConfig.of(**task, **shared, **cuts, epochs=arguments.epochs)
+    return TrainConfig.of(**task, **shared, epochs=max(arguments.epochs, 1))
 
 
 def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -664,7 +674,8 @@ def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
         speeds = {rate: cable.checked_speed(rate) for rate in arguments.rate} if cable else {}
         if cable is not None:
             cable.shape(UNSHAPED)
-        say(", ".join(f"{rate}: {speed / 1e6:.0f} Mbit/s" for rate, speed in speeds.items()))
+        for rate, speed in speeds.items():
+            say(f"the cable of {rate} carries {speed / 1e6:.0f} Mbit/s without headers")
         bench = Bench(base, cable, arguments.rate, arguments.steps)
         try:
             bench.start()
@@ -673,9 +684,10 @@ def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             bench.kill()
         found = describe(bench, chosen)
-        curves = curves_of(base, folder) if arguments.epochs else {}
         if arguments.curves:
             curves = json.loads(arguments.curves.read_text(encoding="utf-8"))
+        else:
+            curves = curves_of(base, local(arguments), folder) if arguments.epochs else {}
         samples = arguments.train if not arguments.quick else 96
         times = times_of(found["results"], curves, samples) if curves else []
     return {
@@ -700,7 +712,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="where data sets lie")
     parser.add_argument("--rate", nargs="*", default=["1gbit", "200mbit"], help="of the cable")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--cuts", nargs="+", help="where the second stage begins")
+    parser.add_argument("--head", help="of scpl; default: that of scpl train")
+    parser.add_argument("--cuts", nargs=1, help="where the second stage of scpl begins")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--steps", type=int, default=TOGETHER, help="timed steps of a block")
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each method and network")
