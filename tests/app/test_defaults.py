@@ -62,7 +62,7 @@ class TestFineTuning:
         found = TrainConfig.of(model="hf:folder", data="tickets.csv").chosen
         assert found == FINE_TUNING
         assert found == Chosen(
-            epochs=3, batch_size=32, max_tokens=512, optimizer="adamw", lr=5e-5, head_lr=1e-3,
+            epochs=3, batch_size=32, max_tokens=512, optimizer="adamw", lr=1e-4, head_lr=1e-3,
             schedule="linear", warmup=0.1, end_lr=0.0, weight_decay=0.01, exempt_norms=True,
             clip_norm=1.0,
         )  # fmt: skip

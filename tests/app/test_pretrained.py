@@ -115,7 +115,7 @@ class TestTexts:
         """Other networks have others; who reads the folder must not have to know them."""
         kept = tomllib.loads((run / "config.toml").read_text())
         wanted = {
-            "optimizer": "adamw", "lr": 5e-5, "head_lr": 1e-3, "schedule": "linear",
+            "optimizer": "adamw", "lr": 1e-4, "head_lr": 1e-3, "schedule": "linear",
             "warmup": 0.1, "end_lr": 0.0, "weight_decay": 0.01, "exempt_norms": True,
             "clip_norm": 1.0, "max_tokens": POSITIONS, "epochs": 1, "batch_size": 16,
         }  # fmt: skip

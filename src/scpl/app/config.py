@@ -187,7 +187,8 @@ class NetworkConfig:
     hand_over: bool = setting(False, samples="texts", model="lstm")
     """lstm: begin each layer in the final state of the one before, as the paper does."""
     stages: int | None = setting(None, POSITIVE)
-    """How many stages the network is cut into; default: 4; lstm, transformer: as --layers."""
+    """How many stages the network is cut into; default: 4, for hf:... 2; lstm, transformer: as
+    --layers."""
     cuts: tuple[str, ...] = ()
     """Layers that the second and later stages begin with, by their names in the network;
     default: stages of about equal cost."""
@@ -204,7 +205,10 @@ class NetworkConfig:
         if self.cuts:
             return len(self.cuts) + 1
         # A stage of nothing but an embedding could only learn from bags of words.
-        default = (self.layers or 3) if self.model in models.known_text() else 4
+        if self.model in models.known_text():
+            default = self.layers or 3
+        else:
+            default = 2 if models.origin_of(self.model) == "hf" else 4
         return default if self.stages is None else self.stages
 
 
@@ -278,7 +282,7 @@ class OptimizerConfig:
     """Each stage has its own; sgd has momentum 0.9. Default: adam, and adamw for hf:..."""
     lr: float | None = setting(None, POSITIVE)
     """Highest learning rate; default: 0.005 for small-cnn, 0.003 for our other networks on images,
-    0.001 for those on texts and for yours, 0.00005 for hf:...; 0.05 with sgd."""
+    0.001 for those on texts and for yours, 0.0001 for hf:...; 0.05 with sgd."""
     head_lr: float | None = setting(None, POSITIVE)
     """Highest learning rate of heads and classifiers, which start from nothing; default: as --lr,
     and at least 0.001 for hf:..., whose layers are trained already (not with sgd)."""
@@ -364,7 +368,7 @@ FINE_TUNING = Chosen(
     batch_size=32,
     max_tokens=512,  # at most; its files may say less
     optimizer="adamw",
-    lr=5e-5,
+    lr=1e-4,
     head_lr=1e-3,
     schedule="linear",
     warmup=0.1,
@@ -500,7 +504,16 @@ class TrainConfig:
         But for `max_tokens`, which is for texts alone, and which the files of a network may lower.
         """
         written = asdict(self.chosen) | {"max_tokens": self.data.max_tokens}
-        return replace(self.changed(**written), method=self.method.resolved())
+        return replace(self.changed(**written), method=self.suited.resolved())
+
+    @property
+    def suited(self) -> MethodConfig:
+        """The method, with the head that suits the network where the user names none."""
+        method, origin = self.method, models.origin_of(self.network.model)
+        has_head = any(option.name == "head" for option in _options_of(method.method))
+        if origin != "hf" or not has_head or "head" in method.options:
+            return method
+        return replace(method, options={"head": "next", **method.options})
 
     @cached_property
     def chosen(self) -> Chosen:

@@ -157,7 +157,7 @@ def _measure(
             device,
             precision_of(config).compute,
         ),
-        build_method(config.method, config.rows),
+        build_method(config.suited, config.rows),
         options,
         num_stages=config.network.num_stages,
         batch=batch,

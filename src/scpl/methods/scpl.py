@@ -111,8 +111,8 @@ class ContrastiveMethod(Method):
     (supcon: Khosla et al. 2020)."""
     head: Literal["conv", "next", "pooled-mlp", "mlp", "linear", "identity"] | heads.Head = "conv"
     """Projection head; conv: strided convolutions, then pooled-mlp; next: a copy of the layer, or
-    part of a layer, that follows the stage, then pooled-mlp, for networks that are trained already;
-    mlp: the paper's, on flattened feature maps."""
+    part of a layer, that follows the stage, then pooled-mlp, the default of the command line for
+    hf:..., whose layers are trained already; mlp: the paper's, on flattened feature maps."""
     head_depth: int = 1
     """Convolutions of the conv head."""
     head_width: float = 1.0

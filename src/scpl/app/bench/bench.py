@@ -191,7 +191,7 @@ def serve(connection: Connection, plan: BenchConfig) -> None:
     with sending_failures(connection, ranks):
         data, batches = _data(config, ranks, synthetic=plan.synthetic)
         parts = build_partition(config, data.inputs, data.num_classes)
-        method = build_method(config.method, config.rows)
+        method = build_method(config.suited, config.rows)
         total_steps = config.chosen.epochs * data.steps
         pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
         connection.send(pipeline.parts.cuts)

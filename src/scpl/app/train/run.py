@@ -117,7 +117,7 @@ def _train(
         ranks.share("finished", _finished(config))
     if (summary := ranks.fetch("finished")) is not None:
         return dict(summary) if mesh.is_last else None
-    method = build_method(config.method, config.rows)
+    method = build_method(config.suited, config.rows)
     loaders = build_loaders(config) if mesh.is_first else None
     if loaders is not None:
         ranks.share("data", DataSummary.of(loaders).to_json())
@@ -466,7 +466,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     config.check()
     set_threads(config.run.threads, config.run.processes)
-    method = build_method(config.method, config.rows)
+    method = build_method(config.suited, config.rows)
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
     notes = list(data.notes)
