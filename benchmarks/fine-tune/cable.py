@@ -171,7 +171,7 @@ def serve(connection: Connection, job: Job) -> None:
                 gc.collect()  # a replica leaves hooks on the weights until it is gone
                 config = order.config(job.base)
                 use_cores(rank, config.run.threads or 1)
-                method = build_method(config.method, config.rows)
+                method = build_method(config.suited, config.rows)
                 parts = networks.copy(config)
                 pipeline = build_pipeline(config, parts, method, MANY_STEPS, None, ranks)
                 block = block_of(job.steps, method, ranks.mesh.num_ranks, config.run.depth)
@@ -714,7 +714,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--head", help="of scpl; default: that of scpl train")
     parser.add_argument("--cuts", nargs=1, help="where the second stage of scpl begins")
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--steps", type=int, default=TOGETHER, help="timed steps of a block")
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each method and network")
     parser.add_argument("--epochs", type=int, default=2, help="for accuracy; 0: none is measured")
