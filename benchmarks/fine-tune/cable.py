@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -73,6 +73,14 @@ TARGETS = {
     "200mbit": {"ddp": 3.0, "ddp bf16": 1.5},
 }
 SAME_LOSS = 1e-4
+NO_SPEED: dict[str, Any] = {
+    "results": [],
+    "ratios": [],
+    "speeds": {},
+    "equal": None,
+    "no_cable": "",
+}
+QUICK_TEXTS = 96
 MANY_STEPS = 100_000  # so that learning rates stay where they are
 
 
@@ -175,8 +183,9 @@ def serve(connection: Connection, job: Job) -> None:
                 parts = networks.copy(config)
                 pipeline = build_pipeline(config, parts, method, MANY_STEPS, None, ranks)
                 block = block_of(job.steps, method, ranks.mesh.num_ranks, config.run.depth)
-                # Once through all batches: every shape has been seen then.
-                connection.send(timed(pipeline, cycle(batches), Block(job.steps - 1, 1)))
+                # A schedule prepares for every shape, so it must see all of them first.
+                steps = job.steps - 1 if order.method in SLICED else 1
+                connection.send(timed(pipeline, cycle(batches), Block(steps, warm=1)))
             elif pipeline is not None:
                 connection.send(timed(pipeline, cycle(batches), block))
                 pipeline.close()
@@ -528,6 +537,11 @@ def times_of(
 
 def tables(found: Mapping[str, Any]) -> Iterator[str]:
     """Lines of Markdown."""
+    for name, curve in found["curves"].items():
+        yield f"{name}, after each epoch: {', '.join(f'{100 * value:.1f} %' for value in curve)}"
+    if not found["results"]:
+        return
+    yield ""
     yield (
         "| network | method | samples/s: median (min .. max) | to one-core bp, paired "
         "| MB per step | processor seconds per step | ranks wait | other load, cores |"
@@ -663,19 +677,30 @@ def base_config(arguments: argparse.Namespace, folder: Path) -> TrainConfig:
 
 def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure speed and accuracy; everything found, in JSON values."""
+    with tempfile.TemporaryDirectory(prefix="scpl-cable-") as path:
+        folder = Path(path)
+        base = base_config(arguments, folder)
+        found = speed_by(arguments, base) if arguments.rounds else {**NO_SPEED}
+        if arguments.curves:
+            curves = json.loads(arguments.curves.read_text(encoding="utf-8"))["curves"]
+        else:
+            curves = curves_of(base, local(arguments), folder) if arguments.epochs else {}
+    samples = QUICK_TEXTS if arguments.quick else arguments.train
+    times = times_of(found["results"], curves, samples) if curves and found["results"] else []
+    return {**found, "curves": curves, "times": times}
+
+
+def speed_by(arguments: argparse.Namespace, base: TrainConfig) -> dict[str, Any]:
+    """Measure the speed of all methods on all networks."""
     no_cable = refusal() if arguments.rate else ""
     if no_cable and not arguments.quick:
         raise RuntimeError(no_cable)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scpl-cable-")))
-        base = base_config(arguments, folder)
-        wanted = bool(arguments.rate) and not no_cable
-        cable = stack.enter_context(Cable()) if wanted else None
+    with Cable() if arguments.rate and not no_cable else nullcontext() as cable:
         speeds = {rate: cable.checked_speed(rate) for rate in arguments.rate} if cable else {}
-        if cable is not None:
-            cable.shape(UNSHAPED)
         for rate, speed in speeds.items():
             say(f"the cable of {rate} carries {speed / 1e6:.0f} Mbit/s without headers")
+        if cable is not None:
+            cable.shape(UNSHAPED)
         bench = Bench(base, cable, arguments.rate, arguments.steps)
         try:
             bench.start()
@@ -683,21 +708,8 @@ def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
             chosen = measure_all(bench, arguments)
         finally:
             bench.kill()
-        found = describe(bench, chosen)
-        if arguments.curves:
-            curves = json.loads(arguments.curves.read_text(encoding="utf-8"))
-        else:
-            curves = curves_of(base, local(arguments), folder) if arguments.epochs else {}
-        samples = arguments.train if not arguments.quick else 96
-        times = times_of(found["results"], curves, samples) if curves else []
-    return {
-        **found,
-        "curves": curves,
-        "times": times,
-        "speeds": speeds,
-        "equal": equal,
-        "no_cable": no_cable,
-    }
+    found = describe(bench, chosen)
+    return {**found, "speeds": speeds, "equal": equal, "no_cable": no_cable}
 
 
 def interrupt(received: int) -> None:
@@ -716,11 +728,16 @@ def main() -> None:
     parser.add_argument("--cuts", nargs=1, help="where the second stage of scpl begins")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--steps", type=int, default=TOGETHER, help="timed steps of a block")
-    parser.add_argument("--rounds", type=int, default=3, help="blocks of each method and network")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="blocks of each method and network; 0: none, accuracy alone",
+    )
     parser.add_argument("--epochs", type=int, default=2, help="for accuracy; 0: none is measured")
     parser.add_argument("--train", type=int, default=2000, help="texts to learn from")
     parser.add_argument("--validate", type=int, default=1000, help="texts to validate on")
-    parser.add_argument("--curves", type=Path, help="accuracy after each epoch by method, as JSON")
+    parser.add_argument("--curves", type=Path, help="take accuracy from an earlier --out")
     parser.add_argument("--picture", type=Path, help="draw accuracy against time into this file")
     parser.add_argument("--out", type=Path, help="write what was found into this file, as JSON")
     parser.add_argument("--quick", action="store_true", help="a tiny network, not for quoting")
