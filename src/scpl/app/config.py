@@ -911,6 +911,12 @@ class BenchConfig:
         for name in ("repeats", "steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1", f"Got {getattr(self, name)}")
+        accumulation = self.train.method.options.get("accumulation", 1)
+        if self.steps % accumulation:
+            raise InputError(
+                "--steps must be a multiple of --accumulation, or blocks would have unequal work",
+                f"Got {self.steps} and {accumulation}",
+            )
         for name in ("resume", "dry_run"):
             if getattr(self.train.run, name):
                 raise InputError("A benchmark trains anew and writes nothing", f"Got {flag(name)}")

@@ -273,16 +273,18 @@ class Stage:
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, clip_norm: float | None) -> None:
+    def update(self, clip_norm: float | None, num_batches: int = 1) -> None:
         """Let the optimizer use the gradients that are there, and clear them.
 
         Args:
             clip_norm: Clip their norm to this first; None: they are fine.
+            num_batches: Of so many mini-batches they are; learning rates follow these.
         """
         if self.optimizer is None:
             return
         if self.descend(clip_norm):
-            self.advance()
+            for _ in range(num_batches):
+                self.advance()
         self.optimizer.zero_grad(set_to_none=True)
 
     def descend(self, clip_norm: float | None) -> bool:

@@ -34,7 +34,7 @@ from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.worker import Report
 from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
-from scpl.methods import CutBackpropagation
+from scpl.methods import CutBackpropagation, DataParallel
 from scpl.pipeline import Pipeline
 from scpl.runs import RunFolder
 
@@ -417,6 +417,12 @@ def _notes(pipeline: Pipeline, rows: int) -> list[str]:
     elif method.layout == "replicas":
         seen = rows // pipeline.mesh.num_ranks
         found.append(f"{seen} rows of each mini-batch on each replica")
+    if isinstance(method, DataParallel):
+        if method.compress_gradients != "none":
+            found.append(f"gradients averaged in {method.compress_gradients}")
+        if method.accumulation > 1:
+            together = method.accumulation * rows
+            found.append(f"{method.accumulation} mini-batches to an update: {together} rows")
     normalises = any(isinstance(m, _BatchNorm) for m in pipeline.parts.model.modules())
     if normalises and seen < rows:
         found.append(f"BatchNorm sees {seen} rows instead of {rows}, so the numbers differ from bp")
