@@ -41,13 +41,24 @@ def write_tables(folder):
     write_table(folder / "new-tickets.csv", tickets(20, seed=1))
 
 
+@contextlib.contextmanager
+def threads_kept():
+    """The page says nothing of threads, so its commands take those of all cores, in this process."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """What each command left: its words and its outcome, and the folder; all ran, in order."""
     folder = tmp_path_factory.mktemp("page")
     write_tables(folder)
     outcomes = []
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch, threads_kept():
+        patch.chdir(folder)
         patch.setenv("SCPL_CACHE", "off")
         patch.setenv("HF_HUB_OFFLINE", "1")
         for words in commands():
@@ -170,4 +181,5 @@ def test_two_pcs(tmp_path):
     assert not (first / "model.safetensors").exists()
     assert json.loads((second / "summary.json").read_text())["processes"] == 2
     shutil.copytree(second, tmp_path / "moved")
-    assert scpl("predict", tmp_path / "moved", "printer").status == 0
+    with threads_kept():
+        assert scpl("predict", tmp_path / "moved", "printer").status == 0
