@@ -43,7 +43,7 @@ def write_tables(folder):
 
 @contextlib.contextmanager
 def threads_kept():
-    """The page says nothing of threads, so its commands take those of all cores, in this process."""
+    """The page says nothing of threads, so its commands take all cores, in this process too."""
     before = torch.get_num_threads()
     try:
         yield
