@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from scpl.engine.channel import Outbox
 from scpl.engine.messages import EvalBatch, LocalLoss, Losses, TrainBatch
 from scpl.engine.ranks import ManyRanks
-from scpl.engine.scores import Counts
+from scpl.engine.scores import Counts, joined
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
@@ -72,6 +71,7 @@ class ReplicaTrainer(Trainer):
         (self._stage,) = stages
         objective = self._stage.objective
         assert isinstance(objective, CrossEntropy)
+        self._task = objective.task
         self._mesh, self._seed, self._clip_norm = ranks.mesh, seed, clip_norm
         self.saves = ranks.mesh.is_first  # all replicas are the same
         self._group = ranks.new_group()
@@ -101,7 +101,7 @@ class ReplicaTrainer(Trainer):
                 with self.timeline.during("forward", 0, step):
                     with stage.autocast():
                         logits = precise(self._replica(own.features))
-                    loss = functional.cross_entropy(logits, own.target) * weight
+                    loss = self._task.loss(logits, own.target) * weight
                 stage.guard.check(loss, logits, step)
                 begin = time.perf_counter()
                 stage.backward(loss)
@@ -121,7 +121,7 @@ class ReplicaTrainer(Trainer):
             raise stage.explain(error, own.features, step) from error
         with self.timeline.during("update", 0, step):
             stage.update(self._clip_norm)
-        return (LocalLoss({"cross_entropy": loss.detach() / self._mesh.num_ranks}),)
+        return (LocalLoss({self._task.loss_name: loss.detach() / self._mesh.num_ranks}),)
 
     def join_losses(self, earlier: Losses, own: Losses) -> Losses:
         """Add up what the ranks know of their shares."""
@@ -150,7 +150,7 @@ class ReplicaTrainer(Trainer):
 
     def join_counts(self, earlier: StageCounts, own: StageCounts) -> StageCounts:
         """Add up what the ranks counted of their shares."""
-        return (_sums(earlier[0], own[0]),) if earlier else own
+        return (joined(earlier[0], own[0]),) if earlier else own
 
     def _take_share(self, batch: Batch) -> tuple[Batch, float, Batch | None]:
         """Split a batch between this rank and the later ones.
