@@ -65,6 +65,7 @@ class Task(ABC):
     """Fewest outputs that a network must have."""
     noun: ClassVar[str]
     """What an output stands for."""
+    plural: ClassVar[str]
 
     # Outputs
 
@@ -283,6 +284,7 @@ class Classes(Task):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     least_outputs: ClassVar[int] = 2
     noun: ClassVar[str] = "class"
+    plural: ClassVar[str] = "classes"
 
     weights: tuple[float, ...] = ()
 
@@ -406,6 +408,7 @@ class MultiLabel(Task):
     )  # fmt: skip
     keeps: ClassVar[bool] = True
     noun: ClassVar[str] = "label"
+    plural: ClassVar[str] = "labels"
 
     weights: tuple[float, ...] = ()
 
@@ -541,6 +544,7 @@ class Regression(Task):
     keeps: ClassVar[bool] = True
     exits_early: ClassVar[bool] = False
     noun: ClassVar[str] = "number"
+    plural: ClassVar[str] = "numbers"
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
