@@ -572,10 +572,13 @@ class Regression(Task):
 
     def values(self, outputs: Tensor) -> Tensor:
         """Turn outputs of the network into numbers as targets are, ``float64 [N, C]``."""
-        values = outputs.double()
-        if self.std:
-            values = values * _constant(self.std, values)
+        values = self.scaled(outputs)
         return values + _constant(self.mean, values) if self.mean else values
+
+    def scaled(self, differences: Tensor) -> Tensor:
+        """Turn differences of outputs into those of numbers, ``float64 [N, C]``."""
+        values = differences.double()
+        return values * _constant(self.std, values) if self.std else values
 
     def check_values(self, low: float, high: float, num_outputs: int, place: str) -> None:  # noqa: D102
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -665,9 +668,7 @@ class Regression(Task):
         # As others define it where all targets are equal.
         equal = torch.where(left > 0, 0.0, 1.0).double()
         r2 = torch.where(spread > 0, 1 - left / spread.masked_fill(spread <= 0, 1), equal)
-        distances = tally["distances"] / count
-        if self.std:
-            distances = distances * _constant(self.std, distances)
+        distances = self.scaled(tally["distances"] / count)
         found = {"r2": float(r2.mean()), "mean_absolute_error": float(distances.mean())}
         if "outputs" in tally:
             pairs = zip(tally["outputs"].T, tally["targets"].T, strict=True)
