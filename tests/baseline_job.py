@@ -1,7 +1,7 @@
 """One rank that trains a small network with several methods in turn; `test_baselines.py` starts it.
 
 usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--clip] [--decay]
-    [--accumulation N] [--compress TYPE] [--save-after STEP] [--resume [STEP]]
+    [--accumulation N] [--compress TYPE] [--save-after STEP] [--resume [STEP]] [--task KIND]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from scpl.methods import METHODS, MicroBatched
 from scpl.models.transformer import Transformer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import VOCABULARY, data, texts
+from networks import VOCABULARY, data, for_task, texts
 
 EPOCHS = 2
 
@@ -51,7 +51,8 @@ def train(out, name, ranks, options):
     model, cuts, batches = task(options)
     for layer in options.frozen:
         model.get_submodule(layer).requires_grad_(False)
-    parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
+    learnt, batches = for_task(options.task, batches)
+    parts = scpl.split(model, before=cuts, task=learnt, example=batches[0][0][:2])
     kind = METHODS[name]
     sliced = issubclass(kind, MicroBatched) and name != "bp-cut"
     method = kind(options.micro_batches) if sliced else kind()
@@ -98,6 +99,7 @@ def main():
     parser.add_argument("--micro-batches", type=int, default=4)
     parser.add_argument("--norm", action="store_true")
     parser.add_argument("--text", action="store_true")
+    parser.add_argument("--task", default="classes")
     parser.add_argument("--clip", action="store_true")
     parser.add_argument("--decay", action="store_true")
     parser.add_argument("--accumulation", type=int, default=1)

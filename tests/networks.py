@@ -5,6 +5,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from scpl.tasks import Classes, MultiLabel, Regression
+
 NUM_CLASSES = 3
 IMAGE = (2, 8, 8)
 VOCABULARY = 20
@@ -76,6 +78,22 @@ def data(shape, sizes, seed=1):
         )
         for size in sizes
     ]
+
+
+def for_task(kind, batches):
+    """A task of three outputs, and the batches with targets of it instead of classes."""
+    if kind == "classes":
+        return Classes(), batches
+    if kind == "weighted":
+        return Classes((0.5, 1.0, 2.0)), batches
+    generator = torch.Generator().manual_seed(4)
+    if kind == "multi-label":
+        drawn = [torch.randint(2, (len(y), 3), generator=generator) for _, y in batches]
+        task = MultiLabel((1.0, 2.0, 0.5))
+    else:
+        drawn = [5 + 2 * torch.randn(len(y), 3, generator=generator) for _, y in batches]
+        task = Regression((5.0,) * 3, (2.0,) * 3)
+    return task, [(x, target) for (x, _), target in zip(batches, drawn, strict=True)]
 
 
 def images(sizes=(9, 9, 9, 9, 9, 9, 4), seed=1):

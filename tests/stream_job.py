@@ -18,7 +18,7 @@ import scpl
 from scpl.partition.values import tree_map
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import NUM_CLASSES, VOCABULARY, data, texts
+from networks import NUM_CLASSES, VOCABULARY, data, for_task, texts
 from scpl import models
 
 BATCHES = 6
@@ -73,9 +73,12 @@ CASES = {
     "vgg-mixed": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-half": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-rounded": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-labels": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-predsim": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
+    "transformer-numbers": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
+    "transformer-weighted": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-ragged": (transformer, ["1", "2", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
     # of texts: how long the longest of every batch is
     "lstm": (lstm, models.paper_cuts("lstm"), "text", [9, 4, 12, 1, 7, 9]),
@@ -90,11 +93,17 @@ METHODS = {
     "vgg": scpl.SCPL(),
     "transformer": scpl.EarlyExit(),
     "vgg-al": scpl.AssociatedLearning(),
+    "transformer-numbers": scpl.SCPL(),
     "transformer-predsim": scpl.PredSim(),
     "transformer-masked": scpl.SCPL(head="next"),
     "lstm": scpl.EarlyExit(),
 }
 """By case, or by its first word."""
+TASKS = {
+    "vgg-labels": "multi-label",
+    "transformer-numbers": "regression",
+    "transformer-weighted": "weighted",
+}
 
 
 def learning(case):
@@ -132,7 +141,8 @@ def build(case, slow):
         model = nn.Sequential(*layers[:-1], Slow(), layers[-1])
     if case == "vgg-mixed":
         model[:3].requires_grad_(False)
-    parts = scpl.split(model, before=cuts, example=batches[0][0][:2])
+    learnt, batches = for_task(TASKS.get(case, "classes"), batches)
+    parts = scpl.split(model, before=cuts, task=learnt, example=batches[0][0][:2])
     return parts, batches
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scpl.methods.base import Objective
     from scpl.partition import Partition, split
     from scpl.pipeline import Pipeline
+    from scpl.tasks import Classes, MultiLabel, Regression, Task
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,10 @@ _HOME = {
     "Pipeline": "scpl.pipeline",
     "Scores": "scpl.engine.scores",
     "Report": "scpl.engine.worker",
+    "Classes": "scpl.tasks",
+    "MultiLabel": "scpl.tasks",
+    "Regression": "scpl.tasks",
+    "Task": "scpl.tasks",
 }
 
 __all__ = [
@@ -65,19 +70,23 @@ __all__ = [
     "AssociatedLearning",
     "Backpropagation",
     "Checkpoints",
+    "Classes",
     "DeInfoReg",
     "EarlyExit",
     "Evaluation",
     "Method",
+    "MultiLabel",
     "Objective",
     "Partition",
     "Pipeline",
     "Plan",
     "Precision",
     "PredSim",
+    "Regression",
     "Report",
     "Scores",
     "StageParameters",
+    "Task",
     "connect",
     "plan",
     "split",

@@ -43,7 +43,7 @@ class Pipeline:
     messages which will not come.
 
     Args:
-        parts: The network, cut by `scpl.split`. It says the number of classes.
+        parts: The network, cut by `scpl.split`. It says what is to be predicted.
         method: Which objective each stage gets.
         optimizer: Builds one stage's optimizer from the parameters that it trains, a list that also
             knows its ``stage``, their ``names`` and how to make ``groups`` (`StageParameters`).
@@ -99,7 +99,7 @@ class Pipeline:
             self.parts, method, options, hosted, seed=seed, device=self.device
         )
         self.timeline = Timeline(self.mesh.rank)
-        self._source = Source(self.parts.num_outputs, self.device, self.parts.form)
+        self._source = Source(self.parts.num_outputs, self.parts.task, self.device, self.parts.form)
         if isinstance(checkpoints, (str, Path)):
             checkpoints = Checkpoints(checkpoints)
         self._checkpoints = checkpoints
@@ -107,9 +107,12 @@ class Pipeline:
         inbox, outbox = open_channels(self.ranks, self.timeline, hosted)
         trainer = build_trainer(
             method, self.stages, outbox, self.timeline,
-            ranks=self.ranks, options=options, seed=seed,
+            ranks=self.ranks, options=options, task=self.parts.task, seed=seed,
         )  # fmt: skip
-        self._worker = Worker(trainer, inbox, outbox, self._writer)
+        predicts = self.stages[-1].index == self.parts.num_stages - 1
+        self._worker = Worker(
+            trainer, inbox, outbox, self._writer, self.parts.task, predicts=predicts
+        )
 
     def train(
         self, loader: Batches = (), on_step: Callable[[Report], object] | None = None
@@ -121,12 +124,13 @@ class Pipeline:
         ``batches(start)`` if the loader has it).
 
         Args:
-            loader: Yields ``(inputs, target)``; target holds class indices ``[N]``.
+            loader: Yields ``(inputs, target)``; target holds class indices ``[N]``, or what else
+                the task of `parts` takes.
             on_step: Called with the report of each step as soon as it is known on this rank. The
                 last rank's reports hold the losses of all stages. An exception ends the epoch.
 
         Raises:
-            DataError: if there is no batch, or a target is not a class.
+            DataError: if there is no batch, or a target is none of the task.
             NonFiniteError: if a loss is NaN or infinite.
             StageError: if the network's own code fails.
             Interrupted: on other ranks, if the first one ended the run early.
@@ -165,7 +169,8 @@ class Pipeline:
             loader: Yields ``(inputs, target)``; read by the first rank only.
         """
         self._infer((pair(batch) for batch in loader), keep_logits=False)
-        return Scores(self._worker.evaluation, self.parts.num_stages, self.ranks)
+        parts = self.parts
+        return Scores(self._worker.evaluation, parts.num_stages, self.ranks, parts.task)
 
     def predict(self, inputs: Any) -> Tensor | None:
         """Compute logits.
@@ -176,7 +181,8 @@ class Pipeline:
 
         Returns:
             On the last rank (or the only one) the logits ``[N, C]`` of all samples, at least
-            float32, on the CPU; None elsewhere.
+            float32, on the CPU; None elsewhere. Numbers are standardised in them;
+            `scpl.Regression.values` gives those of the targets.
         """
         batches = [inputs] if isinstance(inputs, (Tensor, Mapping)) else inputs
         self._infer(((batch, None) for batch in batches), keep_logits=True)

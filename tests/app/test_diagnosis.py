@@ -2,6 +2,7 @@ import pytest
 
 from scpl.app.config import TrainConfig
 from scpl.app.train.recorder import advise, is_flat
+from scpl.tasks import Classes
 
 FLAT = {"above_chance": -0.001, "positives": 12.0, "without_positives": 0.0, "spread": 0.9}
 
@@ -18,7 +19,7 @@ FLAT = {"above_chance": -0.001, "positives": 12.0, "without_positives": 0.0, "sp
     ids=str,
 )
 def test_there_is_no_advice_for_a_stage_that_learns_or_of_which_nothing_is_known(observed):
-    assert not is_flat(observed, 10)
+    assert not is_flat(observed, Classes(), 10)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_there_is_no_advice_for_a_stage_that_learns_or_of_which_nothing_is_known
     ids=["flat", "flat-with-classifier", "dascpl", "collapsed", "lonely", "guessing"],
 )
 def test_a_flat_stage_gets_the_advice_that_fits(settings, observed, words):
-    assert is_flat(observed, 10)
+    assert is_flat(observed, Classes(), 10)
     advice = advise(2, observed, TrainConfig.of(**settings))
     assert all(word in advice for word in words)
     assert "`" not in advice

@@ -44,12 +44,10 @@ def assert_same_gradients(expected, ranks, method):
         assert rank[method]["evaluations"] == last["evaluations"]
     assert last["losses"].keys() == expected["losses"].keys()
     for step, (loss,) in expected["losses"].items():
-        assert last["losses"][step][-1]["cross_entropy"] == pytest.approx(
-            loss["cross_entropy"], abs=1e-5
-        )
+        assert last["losses"][step][-1] == pytest.approx(loss, abs=1e-5)
     for mine, other in zip(expected["evaluations"], last["evaluations"], strict=True):
         assert mine["num_samples"] == other["num_samples"]
-        assert mine["accuracy"] == pytest.approx(other["accuracy"])
+        assert mine["metrics"] == pytest.approx(other["metrics"], abs=1e-5)
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
     torch.testing.assert_close(last["logits"], expected["logits"], atol=1e-5, rtol=0)
     assert all(rank[method]["logits"] is None for rank in ranks[:-1])
@@ -96,6 +94,21 @@ def test_texts_of_different_lengths_give_the_same_gradients(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multi-label", "regression", "weighted"])
+def test_other_tasks_give_the_gradients_of_backpropagation(tmp_path, kind):
+    """Schedules and replicas take the loss of the task, and its metrics need all predictions."""
+    expected = train(tmp_path / "alone", 1, "bp", "--task", kind)[0]["bp"]
+    ranks = train(tmp_path / "two", 2, *SEVERAL, "--task", kind)
+    for method in SEVERAL:
+        assert_same_gradients(expected, ranks, method)
+    (terms,) = expected["losses"][1]
+    assert len(terms) == 1
+    assert len(expected["evaluations"][0]["metrics"]) == {"weighted": 2, "regression": 3}.get(
+        kind, 4
+    )
+
+
+@pytest.mark.slow
 def test_four_ranks_with_clipping_continue_from_a_checkpoint(tmp_path):
     """Clipping needs the norm of the whole network; the first four steps come from the disk."""
     methods = ["gpipe", "1f1b", "ddp"]
@@ -131,7 +144,7 @@ def test_replicas_evaluate_with_the_statistics_that_are_saved(tmp_path):
         int((part.argmax(1) == target).sum())
         for part, (_, target) in zip(logits.split([16, 16, 16, 6]), batches, strict=True)
     )
-    assert ranks[1]["ddp"]["evaluations"][-1]["accuracy"] == pytest.approx(right / 54)
+    assert ranks[1]["ddp"]["evaluations"][-1]["metrics"]["accuracy"] == pytest.approx(right / 54)
 
 
 def by_hand(accumulation, compress):
@@ -237,7 +250,14 @@ def test_schedules_send_no_tensors_of_cuda_over_gloo(monkeypatch, name):
     options = StageOptions(lambda p: torch.optim.SGD(p, lr=0.1))
     with pytest.raises(InputError, match=rf"needs NCCL .* Got {name} over gloo\. Give every"):
         build_trainer(
-            METHODS[name](), [], NoChannel(), Timeline(), ranks=ranks, options=options, seed=0
+            METHODS[name](),
+            [],
+            NoChannel(),
+            Timeline(),
+            ranks=ranks,
+            options=options,
+            task=scpl.Classes(),
+            seed=0,
         )
 
 

@@ -26,6 +26,7 @@ from scpl.engine.worker import Report, read_reports
 from scpl.errors import DataError, StageError
 from scpl.methods import METHODS
 from scpl.methods.base import Method, Objective
+from scpl.tasks import Classes
 
 META = torch.device("meta")
 
@@ -291,7 +292,7 @@ def test_many_reports_are_one_transfer():
 
 
 def test_an_evaluation_is_one_transfer_for_each_type():
-    counts = Counts(5)
+    counts = Counts(5, Classes())
     for stage in (0, 2, 4):
         counts.add(stage, torch.eye(4), torch.tensor([0, 1, 2, 0]), last=stage == 4)
     with Transfers() as transfers:

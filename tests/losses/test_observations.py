@@ -7,10 +7,10 @@ import torch.nn.functional as F
 
 from scpl.losses.contrastive import (
     compare,
-    observe_accuracy,
     observe_contrast,
     supervised_contrastive_loss,
 )
+from scpl.tasks import Classes
 
 
 def observed_contrastive_loss(rows, target, normalization="paper", **options):
@@ -70,10 +70,5 @@ def test_the_spread_is_the_deviation_relative_to_that_of_all_directions():
 def test_nothing_that_is_observed_has_a_gradient():
     rows = torch.randn(6, 4, requires_grad=True)
     _, observed = observed_contrastive_loss(rows, torch.arange(6) % 2)
-    observed |= observe_accuracy(rows, torch.zeros(6).long())
+    observed |= Classes().observe(rows, torch.zeros(6).long())
     assert not any(value.requires_grad or value.ndim for value in observed.values())
-
-
-def test_accuracy_is_the_share_of_the_right():
-    logits = torch.tensor([[1.0, 2.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    assert observe_accuracy(logits, torch.tensor([1, 1, 1, 0]))["accuracy"] == 0.75

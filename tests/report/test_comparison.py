@@ -92,12 +92,12 @@ def test_the_target_is_what_every_run_of_bp_surely_reaches(tmp_path):
         for method, end in (("bp", 0.9), ("bp", 0.8), ("scpl", 0.5), ("scpl", 0.85))
     ]
     comparison = Comparison.read(folders)
-    assert comparison.target.accuracy == pytest.approx(0.792)
+    assert comparison.target.score == pytest.approx(0.792)
     assert "99 % of the lowest validation accuracy that a run of bp" in comparison.target.origin
     table = comparison.table()
     column = table.header.index("seconds to 79.2 %")
     assert [row[column] for row in table.rows] == ["2.83 (2.69-2.97)", "2.82, 1 of 2"]
-    assert choose_target([RunRecord.read(f) for f in folders[2:]]).accuracy == pytest.approx(0.495)
+    assert choose_target([RunRecord.read(f) for f in folders[2:]]).score == pytest.approx(0.495)
     asked = Comparison.read(folders, target=0.95)
     assert asked.target == Target(0.95, "as asked for")
     assert [row[column] for row in asked.table().rows] == ["not reached", "not reached"]

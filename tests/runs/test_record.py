@@ -15,7 +15,7 @@ def test_reading_gives_back_what_was_written(tmp_path):
     assert run.column("epoch") == [1, 2, 3, 4, 5, 6]
     assert [row.step for row in run.steps] == [1, 2, 3, 4, 5, 6, 7]
     assert run.stage_columns("train") == {"loss": {k: f"train_loss_stage{k}" for k in range(4)}}
-    assert sorted(run.accuracy_columns()) == [1, 2, 3]
+    assert sorted(run.score_columns()) == [1, 2, 3]
     assert {event.activity for event in run.timeline} == {"forward", "learn", "wait", "receive"}
 
 

@@ -30,6 +30,7 @@ from scpl.models.pretrained import EMBEDDINGS, embeddings_of, is_pretrained, loa
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.seeding import derive_seed
+from scpl.tasks import Task
 
 __all__ = [
     "build_loaders",
@@ -152,9 +153,13 @@ def _check_tokens(network: Any, inputs: TextInputs, name: str) -> None:
 
 
 def cut_network(
-    config: TrainConfig, network: nn.Module, inputs: Inputs, num_classes: int
+    config: TrainConfig,
+    network: nn.Module,
+    inputs: Inputs,
+    num_classes: int,
+    task: Task | None = None,
 ) -> Partition:
-    """Cut a network as configured.
+    """Cut a network as configured; ``task`` is what its outputs mean.
 
     Raises:
         PartitionError: if the cuts do not fit it.
@@ -164,12 +169,14 @@ def cut_network(
     network = laid_out(network, choose_device(config.run.device), precision_of(config).compute)
     example, readout = inputs.example(), models.readout(name)
     if chosen.cuts:
-        parts = split(network, before=chosen.cuts, readout=readout, example=example)
+        parts = split(network, chosen.cuts, readout=readout, task=task, example=example)
     else:
-        parts = split(network, num_stages=chosen.num_stages, readout=readout, example=example)
+        parts = split(
+            network, num_stages=chosen.num_stages, readout=readout, task=task, example=example
+        )
     if parts.num_outputs != num_classes:
         raise InputError(
-            f"{name} must return a logit for each of the {num_classes} classes",
+            f"{name} must return a logit for each of the {num_classes} {parts.task.plural}",
             f"Got {parts.num_outputs}",
             "Let it take the argument num_classes, and end in a layer of that width",
         )
@@ -182,10 +189,11 @@ def build_partition(
     num_classes: int,
     initial: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    task: Task | None = None,
 ) -> Partition:
     """Build the network and cut it: `build_network`, then `cut_network`."""
     network = build_network(config, inputs, num_classes, initial, tell)
-    return cut_network(config, network, inputs, num_classes)
+    return cut_network(config, network, inputs, num_classes, task)
 
 
 def freeze(network: nn.Module, names: Iterable[str]) -> None:

@@ -87,7 +87,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     target = comparison.target
     return {
         "results": comparison.results(),
-        "target": target and {"accuracy": target.accuracy, "origin": target.origin},
+        "target": target and {target.metric.name: target.score, "origin": target.origin},
         "equal": config.equal,
         "not_runnable": {one.run: one.reason for one in absent if not one.failed},
         "failures": {one.run: one.reason for one in absent if one.failed},
@@ -116,7 +116,7 @@ def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
     config.train.check(methods)
     if config.target is not None and not 0 < config.target <= 1:
         raise InputError(
-            "--target must be an accuracy above 0 and at most 1",
+            "--target must be an accuracy (F1, R2) above 0 and at most 1",
             f"Got {config.target:g}",
             "Write 85 % as 0.85",
         )

@@ -134,6 +134,12 @@ class DataConfig:
     """Share of the training samples that is held out to validate on."""
     batch_size: int | None = setting(None, POSITIVE)
     """Samples per mini-batch; default: 64, and 32 for hf:..."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: the losses of classifiers weigh rare classes (or rare labels that are there) more,
+    as much more as they are rarer. Contrast has no weights."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """shuffled: an epoch holds every sample once; balanced: it draws equally often from each class,
+    from rare ones several times. For labels a class is the rarest label of a sample."""
     image_size: int | None = setting(None, POSITIVE, samples="images")
     """images: resize them to this many pixels."""
     augmentation: Literal["none", "basic", "strong"] = setting("none", samples="images")
@@ -143,8 +149,12 @@ class DataConfig:
     """images: with 2, every mini-batch holds a weakly and a strongly augmented view of each."""
     text: tuple[str, ...] = setting((), samples="texts")
     """texts: columns that make a text; default: text, sentence or content."""
-    label: str | None = setting(None, samples="texts")
-    """texts: column of the class; default: label."""
+    task: Literal["classes", "multi-label", "regression"] = setting("classes", samples="texts")
+    """texts: what is learnt: one of several classes; any number of labels; or numbers."""
+    label: tuple[str, ...] = setting((), samples="texts")
+    """texts: column of the class; default: label. multi-label: one column that lists labels (a JSON
+    list, or separated by ; or |), or one of 0 and 1 for each label; regression: one or several of
+    numbers."""
     test_data: Path | None = setting(None, samples="texts")
     """texts: a table to test on; default: the data set's own test split, or a share of it."""
     test_share: float = setting(0.2, PROPER_SHARE, samples="texts")
@@ -552,6 +562,7 @@ class TrainConfig:
         self._check_stages()
         if self.network.balance == "measured":
             self._check_measured(alone=alone)
+        self._check_balanced()
         self._check_learning(methods)
         if self.run.resume is None:  # what the run was started with may be for more processes
             self.check_together(TrainConfig())
@@ -574,6 +585,23 @@ class TrainConfig:
                 "--balance measured is for methods that train stages",
                 f"Got {self.method.method}, which trains the whole network",
                 "Leave it out",
+            )
+
+    def _check_balanced(self) -> None:
+        chosen = self.data
+        given = {"class_weights": chosen.class_weights, "sampling": chosen.sampling}
+        wanted = [name for name, value in given.items() if value == "balanced"]
+        if wanted and chosen.task == "regression":
+            raise InputError(
+                f"{flag(wanted[0])} balanced is for classes and labels",
+                "Got --task regression",
+                "Leave it out",
+            )
+        if len(wanted) > 1:
+            raise InputError(
+                "What is rare must be made up for once: by weights or by sampling",
+                "Got --class-weights balanced and --sampling balanced",
+                "Leave one of them out",
             )
 
     def _check_origin(self) -> None:
@@ -840,8 +868,8 @@ class CompareConfig:
     """What every method gets as much of; time: as many epochs as fit into the time that bp takes
     for --epochs, by samples/s measured in turns before the first run."""
     target: float | None = None
-    """Validation accuracy to measure the time to, e.g. 0.85; default: 0.99 of the lowest that a
-    run of bp ends with."""
+    """Validation accuracy to measure the time to, e.g. 0.85 (of labels: macro F1; of numbers: R2);
+    default: 0.99 of the lowest that a run of bp ends with."""
     probe: bool = False
     """Also fit a linear classifier to the features after every stage of every run, and draw how
     accurate each is beside those of the other methods."""
@@ -967,8 +995,8 @@ class EvalConfig:
     probe: bool = False
     """Also fit a linear classifier to the features after every stage, on the run's own data."""
     exit_threshold: float | None = None
-    """Let a sample leave at the first stage that gives a class this probability, above 0 to 1;
-    for runs whose stages all predict."""
+    """Let a sample leave at the first stage that gives a class this probability, above 0 to 1 (of
+    labels: that is so sure of each, there or not); for runs whose stages all predict."""
     exit_thresholds: tuple[float, ...] = ()
     """Also what several of these would come to: accuracy, and how many stages a sample goes through
     on average; with the accuracy of every exit by itself."""
@@ -985,7 +1013,11 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Classify images or texts with a trained run; prints CSV, one line for each."""
+    """Predict of images or texts with a trained run; prints CSV, one line for each.
+
+    A class is printed with its probability, of labels those above 0.5 with theirs, and numbers in
+    the units of the training data.
+    """
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
@@ -995,7 +1027,7 @@ class PredictConfig:
     text: tuple[str, ...] = ()
     """Text columns of tables; default: those of the training data."""
     top: int = 1
-    """How many classes to print for each."""
+    """classes: how many to print for each."""
     exit_threshold: float | None = None
     """Let an input leave at the first stage that gives a class this probability, above 0 to 1, and
     print how many stages it went through; for runs whose stages all predict."""
@@ -1104,6 +1136,8 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
         raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
     if kind is tuple:
         accepted = (float, int) if options[0] is float else options[:1]
+        if options[0] is str and isinstance(value, str):  # one name needs no brackets
+            return (value,)
         if isinstance(value, (list, tuple)) and all(type(each) in accepted for each in value):
             return tuple(map(options[0], value))
         raise InputError(f"{what} must be a list of {options[0].__name__}", f"Got {value!r}")

@@ -8,20 +8,21 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from scpl.app.build import laid_out
 from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
 from scpl.app.inputs import modality_named
-from scpl.app.network import classify, load_exits, load_network
+from scpl.app.network import classify, load_exits, load_network, task_named
 from scpl.data.loader import Inputs
 from scpl.engine.export import ExitNetwork
+from scpl.engine.ranks import OneRank
+from scpl.engine.scores import Counts, Scores
 from scpl.errors import InputError
 from scpl.partition.values import tree_map
 from scpl.runs import RunFolder
@@ -40,7 +41,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         CheckpointError: if the run is not finished or damaged.
         DataError: if the data is missing, or does not fit the network.
-        InputError: for an exit threshold that is none, or a run without early exits.
+        InputError: for an exit threshold that is none, or a run without early exits or on numbers.
     """
     started = time.perf_counter()
     folder, trained, network, description, device = _open_run(config, config.exit_threshold)
@@ -48,14 +49,14 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     set_threads(trained.run.threads, trained.run.processes)
     loader = modality_named(description).test_loader(config, trained, folder, description)
     loaded = time.perf_counter()
-    correct, loss, count = 0, 0.0, 0
+    task = task_named(description)
+    counts = Counts(1, task)
     exits = _Exits(network, config.exit_threshold)
     for inputs, target in loader:
         logits = _compute_logits(exits, inputs, device, trained.optimizer.precision)
-        target = target.to(device)
-        correct += int((logits.argmax(1) == target).sum())
-        loss += float(functional.cross_entropy(logits, target, reduction="sum"))
-        count += len(target)  # sums and counts, so that a ragged batch weighs right
+        counts.add(0, logits, task.prepare(target).to(device), last=True)
+    found = Scores(counts.stages, 1, OneRank(), task).result()
+    count = found.num_samples
     ended = time.perf_counter()
     # A method that does not cut the network has one stage, whatever the configuration says.
     summary = folder.read_json(folder.summary) if folder.summary.is_file() else {}
@@ -67,8 +68,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "processes": trained.run.processes,
         "epochs": trained.chosen.epochs,
         "seed": trained.run.seed,
-        "test_accuracy": correct / count,
-        "test_loss": loss / count,
+        "task": task.kind,
+        "metric": task.metrics[0],
+        **{f"test_{name}": value for name, value in found.metrics.items()},
+        "test_loss": found.loss,
         **exits.result(count),
         "samples_per_second": count / max(ended - loaded, 1e-9),
         "wall_seconds": ended - started,
@@ -78,52 +81,49 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def predict(config: PredictConfig, out: TextIO) -> None:
-    """Classify the user's own inputs and write a line for each to `out`, batch by batch.
+    """Predict of the user's own inputs and write a line for each to `out`, batch by batch.
+
+    In CSV, lists (of labels, of their probabilities) are written with ; between.
 
     Raises:
         CheckpointError: if the run is not finished or damaged.
         DataError: before anything, if an input is missing; at the end, if some could not be read.
+        InputError: for a flag that does not fit what the network predicts.
     """
     folder, trained, network, description, device = _open_run(config, config.exit_threshold)
-    classes, top, size = description["classes"], config.top, config.batch_size
-    for flag, value, most in (("--top", top, len(classes)), ("--batch-size", size, 1 << 16)):
-        if not 1 <= value <= most:
-            raise InputError(f"{flag} must lie in 1 .. {most}", f"Got {value}")
+    task, classes = task_named(description), description["classes"]
+    columns = task.columns(classes, config.top)
+    if not 1 <= config.batch_size <= 1 << 16:
+        raise InputError(f"--batch-size must lie in 1 .. {1 << 16}", f"Got {config.batch_size}")
     set_threads(trained.run.threads, 1)
     precision = trained.optimizer.precision
     modality = modality_named(description)
-    columns: list[str] = list(_row(dict.fromkeys(modality.COLUMNS, ""), [""] * top, [0.0] * top))
     exits = _Exits(network, config.exit_threshold)
+    # A number may be called like what names an input.
+    apart = {n: f"predicted {n}" if n in modality.COLUMNS else n for n in columns}
+    names_of = [*modality.COLUMNS, *apart.values()]
     if config.exit_threshold is not None:
-        columns.append("stages")
-    table = csv.DictWriter(out, columns, lineterminator="\n")
+        names_of.append("stages")
+    table = csv.DictWriter(out, names_of, lineterminator="\n")
     batches = modality.pending(config, folder, description)
     if not config.json:
         table.writeheader()
     for names, inputs in batches:
-        best = _compute_logits(exits, inputs, device, precision).softmax(1).topk(top)
-        chances, indices = best.values.tolist(), best.indices.tolist()
-        for number, name in enumerate(names):
-            labels = [classes[index] for index in indices[number]]
-            row = _row(name, labels, chances[number])
+        outputs = _compute_logits(exits, inputs, device, precision)
+        predicted = task.written(outputs, classes, config.top)
+        for number, (name, values) in enumerate(zip(names, predicted, strict=True)):
+            row = {**name, **{apart[column]: value for column, value in values.items()}}
             if exits.stages is not None:
                 row["stages"] = int(exits.stages[number]) + 1
             if config.json:
                 out.write(json.dumps(row) + "\n")
             else:
-                table.writerow(row)
+                table.writerow({column: _cell(value) for column, value in row.items()})
         out.flush()
 
 
-def _row(
-    name: Mapping[str, Any], labels: Sequence[str], chances: Sequence[float]
-) -> dict[str, Any]:
-    """One input's line: its name, label, probability, label2, probability2, ..."""
-    row: dict[str, Any] = dict(name)
-    for place, (label, chance) in enumerate(zip(labels, chances, strict=True), start=1):
-        number = "" if place == 1 else place
-        row |= {f"label{number}": label, f"probability{number}": round(chance, 6)}
-    return row
+def _cell(value: Any) -> Any:
+    return ";".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _open_run(
@@ -133,10 +133,19 @@ def _open_run(
     folder = RunFolder.open(config.run)
     trained = TrainConfig.read(folder.config)
     load = load_network if threshold is None else load_exits
+    if threshold is not None:
+        _check_exits(folder)
     network, description = load(folder, config.model)
     # By default the device of the run, so that its numbers come out again.
     device = choose_device(trained.run.device if config.device == "auto" else config.device)
     return folder, trained, laid_out(network.to(device), device), description, device
+
+
+def _check_exits(folder: RunFolder) -> None:
+    """Check that predictions of a run say how sure they are."""
+    task = task_named(folder.read_json(folder.description, optional=True))
+    if not task.exits_early:
+        task.confidence(torch.zeros(1, 1))  # which says why not
 
 
 def _compute_logits(

@@ -9,12 +9,13 @@ import torch
 from scpl.app.config import EvalConfig, TrainConfig
 from scpl.app.environment import choose_device, set_threads
 from scpl.app.inputs import modality_named
-from scpl.app.network import load_exits
+from scpl.app.network import load_exits, task_named
 from scpl.errors import InputError
 from scpl.files import write_whole
 from scpl.partition.values import tree_map
 from scpl.report import can_draw, exits_picture
 from scpl.runs import RunFolder
+from scpl.tasks import Classes
 
 __all__ = ["exits"]
 
@@ -37,6 +38,15 @@ def exits(config: EvalConfig) -> dict[str, Any]:
     folder = RunFolder.open(config.run)
     trained = TrainConfig.read(folder.config)
     network, description = load_exits(folder, config.model)
+    task = task_named(description)
+    if task.kind != Classes.kind:
+        raise InputError(
+            "--exit-thresholds compare accuracies, which need one class for each sample",
+            f"{folder.path} learned {task.kind}",
+            "Use --exit-threshold, which gives the metrics of one threshold"
+            if task.exits_early
+            else "Leave it out",
+        )
     set_threads(trained.run.threads, trained.run.processes)
     device = choose_device(trained.run.device if config.device == "auto" else config.device)
     network.to(device)

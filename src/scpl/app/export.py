@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scpl.app.config import EvalConfig, ExportConfig, TrainConfig
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import inputs_of
-from scpl.app.network import classify, load_network, separate
+from scpl.app.network import classify, load_network, separate, task_named
 from scpl.data.loader import Inputs
 from scpl.errors import InputError, ScplError
 from scpl.files import write_whole
@@ -28,6 +28,7 @@ from scpl.models.pretrained import CONFIG, is_pretrained
 from scpl.partition.values import tensors_of, tree_map
 from scpl.runs import RunFolder
 from scpl.seeding import generator
+from scpl.tasks import Regression, Task
 
 __all__ = ["export"]
 
@@ -43,7 +44,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Returns:
         The file or folder, what was written beside it, the number of parameters, the number of
-        keys; for a program also what it was compared on, and the largest difference.
+        keys; of a network that predicts numbers, in which units; for a program also what it was
+        compared on, and the largest difference.
 
     Raises:
         CheckpointError: if the run is not finished or damaged.
@@ -54,14 +56,17 @@ def export(config: ExportConfig) -> dict[str, Any]:
     network, description = load_network(folder, config.model)
     beside = {name: folder.read_bytes(name) for name in inputs_of(description).files}
     checked: dict[str, Any] = {}
+    task = task_named(description)
     if config.format == "safetensors":
+        if isinstance(task, Regression):
+            checked = _in_units(network, task, description)
         contents = _weights(config.to, network, description, folder, beside)
     else:
         _check_new([config.to], force=config.force)  # before the work
         make = _torch_program if config.format == "torch-export" else _onnx_program
         samples = _Samples.of(config, folder, description)
         names = list(samples.example) if isinstance(samples.example, dict) else None
-        program, checked = make(_Program(network, names).eval(), samples, config)
+        program, checked = make(_Program(network, names, task).eval(), samples, config)
         contents = {config.to: program, **_beside(config.to, beside)}
     _check_new(contents, force=config.force)
     for path, content in contents.items():
@@ -94,8 +99,45 @@ def _weights(
     weights = save(separate(network.state_dict()), metadata)
     if not is_pretrained(network):
         return {to: weights, **_beside(to, beside)}
-    files = {CONFIG: folder.read_bytes(CONFIG), folder.weights.name: weights, **beside}
+    text = folder.read_bytes(CONFIG)
+    if not any(task_named(description).to_json().get(name) for name in _SCALE):
+        values = json.loads(text)
+        kept = {key: value for key, value in values.items() if key not in _SCALE.values()}
+        text = text if kept == values else json.dumps(kept, indent=2).encode()
+    files = {CONFIG: text, folder.weights.name: weights, **beside}
     return {to / name: content for name, content in files.items()}
+
+
+_SCALE = {"mean": "target_mean", "std": "target_std"}
+"""What of a regression `config.json` says, and how it is called there."""
+
+
+def _in_units(network: nn.Module, task: Regression, description: dict[str, Any]) -> dict[str, str]:
+    """Let a network of `transformers` give numbers in the units of the data, where that can be.
+
+    Its last layer takes mean and deviation up. Other networks keep them in their description.
+    """
+    layers = [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == description["num_classes"]
+    ]
+    if is_pretrained(network) and layers and layers[-1][1].bias is not None:
+        name, layer = layers[-1]
+        inputs = inputs_of(description).draw(_ROWS, generator(0, "export"))
+        with torch.no_grad():
+            wanted = task.values(classify(network, inputs))
+            before = [parameter.clone() for parameter in (layer.weight, layer.bias)]
+            layer.weight.copy_(task.scaled(layer.weight.T).T)
+            layer.bias.copy_(task.values(layer.bias[None])[0])
+            found = classify(network, inputs).double()
+            if torch.allclose(found, wanted, rtol=_CLOSE, atol=_CLOSE * float(wanted.abs().max())):
+                description["task"] = Regression(nearness=task.nearness).to_json()
+                return {"outputs": f"numbers in the units of the data; {name} holds their scale"}
+            for parameter, old in zip((layer.weight, layer.bias), before, strict=True):
+                parameter.copy_(old)  # what follows it is no plain read-out
+    where = f"{CONFIG}: target_" if is_pretrained(network) else "the file's metadata: scpl, task, "
+    return {"outputs": f"standardised; number = output * std + mean, which are in {where}mean, std"}
 
 
 def _beside(to: Path, files: Mapping[str, bytes]) -> dict[Path, bytes]:
@@ -115,16 +157,24 @@ class _Program(nn.Module):
     Args:
         network: The network.
         names: Of the parts of a batch; None if it is one tensor.
+        task: What the outputs mean: numbers are returned in the units of the data.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str] | None) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str] | None, task: Task) -> None:
         super().__init__()
         self.network = network
+        mean, std = (task.mean, task.std) if isinstance(task, Regression) else ((), ())
+        self.scale = nn.Buffer(torch.tensor(std or 1.0))
+        self.shift = nn.Buffer(torch.tensor(mean or 0.0))
+
+        def in_units(logits: Tensor) -> Tensor:
+            return logits * self.scale + self.shift if std or mean else logits
 
         def forward(*args: Tensor, **kwargs: Tensor) -> Tensor:
             if names is None:
-                return classify(network, *args, **kwargs)
-            return classify(network, {**dict(zip(names, args, strict=False)), **kwargs})
+                return in_units(classify(network, *args, **kwargs))
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            return in_units(classify(network, given))
 
         # The names become those of the program's inputs.
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -32,6 +32,7 @@ from scpl.models.pretrained import CONFIG, config_text, describe, is_pretrained,
 from scpl.partition import Partition
 from scpl.partition.pieces import find_logits
 from scpl.runs import RunFolder
+from scpl.tasks import Classes, Task, task_of
 
 __all__ = [
     "check_named",
@@ -43,6 +44,7 @@ __all__ = [
     "save_exits",
     "save_network",
     "separate",
+    "task_named",
 ]
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -58,15 +60,19 @@ def describe_network(config: TrainConfig, data: DataSummary, parts: Partition) -
         "num_classes": data.num_classes,
         **data.inputs.describe(),
         "classes": list(data.classes),
+        "task": data.task.to_json(),
         **({"config": describe(parts.model)} if is_pretrained(parts.model) else {}),
         "recipe": {**own, "method": method.method, **cut, **method.options},
     }
 
 
-def save_network(network: nn.Module, folder: RunFolder, classes: Sequence[str]) -> None:
+def save_network(
+    network: nn.Module, folder: RunFolder, classes: Sequence[str], task: Task | None = None
+) -> None:
     """Write the network that predicts, under its own keys, whole or not at all."""
     if is_pretrained(network):
-        folder.write_text(folder.path / CONFIG, config_text(network, classes))
+        text = config_text(network, classes, (task or Classes()).to_json())
+        folder.write_text(folder.path / CONFIG, text)
     _write(network.state_dict(), folder, folder.weights)
 
 
@@ -185,6 +191,7 @@ def _load(
         num_classes, classes = description["num_classes"], description["classes"]
         if len(classes) != num_classes:
             raise ValueError(f"classes has {len(classes)} entries, not {num_classes}")
+        task_named(description).check_outputs(num_classes)
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
             network = build(description)
         network.load_state_dict({k: v for file in files for k, v in load_file(file).items()})
@@ -215,13 +222,19 @@ def _exits(description: dict[str, Any]) -> ExitNetwork:
     return build_exits(parts, method, range(parts.num_stages))[0]
 
 
+def task_named(description: Mapping[str, Any]) -> Task:
+    """Find out what the outputs of a network mean; earlier versions knew only classes."""
+    return task_of(description.get("task", {"kind": Classes.kind}))
+
+
 def _recipe(description: dict[str, Any]) -> TrainConfig:
     return TrainConfig.from_dict(description["recipe"], "the recipe in model.json")
 
 
 def _parts(description: dict[str, Any]) -> Partition:
     config, inputs = _recipe(description), inputs_of(description)
-    return cut_network(config, _plain(description), inputs, description["num_classes"])
+    task = task_named(description)
+    return cut_network(config, _plain(description), inputs, description["num_classes"], task)
 
 
 def _plain(description: dict[str, Any]) -> nn.Module:

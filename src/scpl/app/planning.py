@@ -163,6 +163,7 @@ def _measure(
         batch=batch,
         device=device,
         readout=models.readout(config.network.model),
+        task=data.task,
     )
     return replace(costs, num_samples=costs.num_samples // config.data.views)
 
@@ -171,7 +172,7 @@ def _by_operations(
     config: TrainConfig, data: DataSummary, initial: Mapping[str, Any], costs: Costs
 ) -> Plan | None:
     """What a run without measuring would cost; None if it cuts elsewhere than was measured."""
-    parts = build_partition(config, data.inputs, data.num_classes, initial)
+    parts = build_partition(config, data.inputs, data.num_classes, initial, task=data.task)
     counts = config.run.stages_per_process or stages_per_rank(parts.costs, config.run.processes)
     try:
         return costs.at(parts.cuts, counts)

@@ -25,6 +25,7 @@ from scpl.errors import InputError
 from scpl.partition import Partition
 from scpl.partition.values import tree_map
 from scpl.runs import RunFolder
+from scpl.tasks import Classes
 
 __all__ = ["probe", "probe_run"]
 
@@ -45,7 +46,7 @@ def probe(config: EvalConfig) -> list[float]:
         The accuracy of each stage's probe, 0 .. 1.
 
     Raises:
-        InputError: if other data than the run's own is asked for.
+        InputError: if other data than the run's own is asked for, or it is of other than classes.
         CheckpointError: if the run is not finished or damaged.
     """
     if config.data is not None:
@@ -54,6 +55,12 @@ def probe(config: EvalConfig) -> list[float]:
         )
     folder = RunFolder.open(config.run)
     parts = load_stages(folder, config.model)
+    if parts.task.kind != Classes.kind:
+        raise InputError(
+            "A probe is a linear classifier, for runs on classes",
+            f"Got a run on {parts.task.kind}",
+            "Leave --probe out",
+        )
     trained = TrainConfig.read(folder.config)
     set_threads(trained.run.threads, trained.run.processes)
     loaders = build_loaders(

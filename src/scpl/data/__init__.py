@@ -1,7 +1,7 @@
 """Data sets: known ones, and the user's own images and texts.
 
 ``images/`` and ``text/`` know nothing of each other; what both need stands beside them.
-May import: errors.
+May import: errors, tasks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Draw some rows of a data set so that no class is forgotten."""
+"""Draw rows of a data set so that no class is forgotten.
+
+A class stands for whatever rows are sorted by, see `Task.strata`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import itertools
 import torch
 from torch import Tensor
 
-__all__ = ["one_per_class", "stratified"]
+__all__ = ["evenly", "one_per_class", "stratified"]
 
 
 def stratified(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
@@ -37,6 +40,33 @@ def one_per_class(labels: Tensor, draws: torch.Generator) -> Tensor:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[by_class[(sizes.cumsum(0) - sizes)[sizes > 0]]] = True
     return chosen
+
+
+def evenly(labels: Tensor, draws: torch.Generator) -> Tensor:
+    """Draw an epoch with as many rows of each class as of any other, in random order.
+
+    An epoch is as long as the data. Every row of a class comes once before one of them comes again.
+
+    Returns:
+        Rows, ``int64 [N]``.
+    """
+    rows = [each for each in _by_class(labels) if len(each)]
+    quota, left = divmod(len(labels), len(rows))
+    more = set(torch.randperm(len(rows), generator=draws)[:left].tolist())
+    chosen = []
+    for place, each in enumerate(rows):
+        wanted = quota + (place in more)
+        rounds = -(-wanted // len(each))
+        orders = [torch.randperm(len(each), generator=draws) for _ in range(rounds)]
+        chosen += [each[order] for order in orders[:-1]]
+        chosen += [each[order[: wanted - (rounds - 1) * len(each)]] for order in orders[-1:]]
+    drawn = torch.cat(chosen)
+    return drawn[torch.randperm(len(drawn), generator=draws)]
+
+
+def _by_class(labels: Tensor) -> tuple[Tensor, ...]:
+    sizes = torch.bincount(labels).tolist()
+    return torch.split(torch.argsort(labels, stable=True), sizes)
 
 
 def _shuffled_by_class(labels: Tensor, draws: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from scpl.engine.transfer import LOOK_EVERY, answers_at_once, numbers, upload
 from scpl.errors import DataError, NonFiniteError
 from scpl.partition.inputs import LABELS, Form, without_labels
 from scpl.partition.values import Tree, tensors_of, tree_map
+from scpl.tasks import Task
 
 __all__ = ["Batches", "Source"]
 
@@ -24,26 +25,26 @@ class Source:
     """Makes checked messages of batches.
 
     Targets that lie on an accelerator already are looked at later, many at a time; until then
-    classes that do not exist count as the nearest one, because with them layers would break the
-    device for the whole process.
+    classes that do not exist count as the nearest one (`Task.mend`).
 
     Args:
-        num_classes: Targets must lie in ``0 .. num_classes - 1``.
+        num_outputs: Of the network.
+        task: What they mean, and so what a target is.
         device: Where the first stage computes.
         form: How the parts of a batch are arranged for the network.
     """
 
-    def __init__(self, num_classes: int, device: torch.device, form: Form) -> None:
+    def __init__(self, num_outputs: int, task: Task, device: torch.device, form: Form) -> None:
         self._form = form
-        self._num_classes = num_classes
+        self._num_outputs, self._task = num_outputs, task
         self._device = device
-        self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # batch, lowest and highest class
+        self._unchecked: list[tuple[int, Tensor, Tensor]] = []  # batch, lowest and highest value
 
     def to_train(self, step: int, batch: Any) -> TrainBatch:
         """Check ``(inputs, target)``, and put it on the device.
 
         Raises:
-            DataError: if it is no such pair, or the target does not hold one class per sample.
+            DataError: if it is no such pair, or the target is not what the task takes.
         """
         inputs, target = pair(batch)
         features = self._inputs(inputs, step)
@@ -53,7 +54,7 @@ class Source:
         """Check a batch, with or without a target, and put it on the device.
 
         Raises:
-            DataError: if the target does not hold one class per sample.
+            DataError: if the target is not what the task takes.
         """
         features = self._inputs(inputs, index)
         return EvalBatch(
@@ -64,12 +65,12 @@ class Source:
         """Look at the targets that were not looked at yet (one sync).
 
         Raises:
-            DataError: naming the first batch whose target holds what is no class.
+            DataError: naming the first batch whose target holds what it cannot.
         """
         waiting, self._unchecked = self._unchecked, []
-        found = map(int, numbers([t for _, low, high in waiting for t in (low, high)]))
+        found = iter(numbers([t for _, low, high in waiting for t in (low, high)]))
         for (step, _, _), low, high in zip(waiting, found, found, strict=True):
-            self._check_classes(low, high, step)
+            self._check_values(low, high, step)
 
     def _inputs(self, inputs: Any, step: int) -> Tree:
         inputs = self._form.arrange(inputs)
@@ -83,36 +84,29 @@ class Source:
 
     def _target(self, inputs: Any, target: Tensor, step: int) -> Tensor:
         self._check_target(target, len(tensors_of(inputs)[0]), step)
+        target = self._task.prepare(target)
         if answers_at_once(target.device) or answers_at_once(self._device):
-            self._check_classes(int(target.min()), int(target.max()), step)
-            return upload(target, self._device, torch.int64)
-        target = upload(target, self._device, torch.int64)
+            low, high = target.aminmax()
+            self._check_values(float(low), float(high), step)
+            return upload(target, self._device)
+        target = upload(target, self._device)
         self._unchecked.append((step, *target.aminmax()))
         if len(self._unchecked) >= LOOK_EVERY:
             self.look()
-        return target.clamp(0, self._num_classes - 1)
+        return self._task.mend(target, self._num_outputs)
 
     def _check_target(self, target: Tensor, rows: int, step: int) -> None:
         if not isinstance(target, Tensor):
             raise DataError(
-                "A target must be a tensor of class indices",
+                f"A target must be a tensor with a {self._task.noun} per row",
                 f"Got {type(target).__name__} in batch {step}",
             )
-        if target.ndim != 1 or len(target) != rows or target.is_floating_point():
-            raise DataError(
-                "A target must hold one class index per row",
-                f"Got {tuple(target.shape)} {target.dtype} for {rows} rows in batch {step}",
-            )
+        self._task.check_target(target, rows, self._num_outputs, f"batch {step}")
         if rows == 0:
             raise DataError("A batch must hold at least one row", f"Batch {step} holds none")
 
-    def _check_classes(self, low: int, high: int, step: int) -> None:
-        if low < 0 or high >= self._num_classes:
-            raise DataError(
-                f"Targets must lie in 0 .. {self._num_classes - 1}",
-                f"Got {low if low < 0 else high} in batch {step}",
-                "Check the labels, or the number of classes",
-            )
+    def _check_values(self, low: float, high: float, step: int) -> None:
+        self._task.check_values(low, high, self._num_outputs, f"batch {step}")
 
 
 def remaining(loader: Batches, epoch: int, seen: int) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from scpl.methods.base import Method, Nothing, Objective, Site
 from scpl.partition import Partition
 from scpl.partition.balance import stages_per_rank
 from scpl.seeding import derive_seed
+from scpl.tasks import Task
 
 __all__ = ["assign", "build_objective", "build_stages", "build_trainer"]
 
@@ -66,6 +67,7 @@ def build_trainer(
     *,
     ranks: Ranks,
     options: StageOptions,
+    task: Task,
     seed: int,
 ) -> Trainer:
     """Build what turns batches into updates of a rank's stages.
@@ -77,6 +79,7 @@ def build_trainer(
         timeline: Where the trainer records what it does when.
         ranks: The ranks.
         options: How stages learn.
+        task: What the network's outputs mean.
         seed: Seed of what is drawn in training.
 
     Raises:
@@ -111,6 +114,7 @@ def build_trainer(
             ranks=ranks,
             clip_norm=options.clip_norm,
             precision=options.precision.compute,
+            task=task,
         )
     if isinstance(ranks, ManyRanks) and isinstance(method, DataParallel):
         return ReplicaTrainer(
@@ -176,12 +180,7 @@ def build_stages(
         InputError: if network, method and options do not fit together.
     """
     _check_factory("optimizer", options.optimizer)
-    if parts.num_outputs < 2:
-        raise InputError(
-            "The network must have one output per class, at least two",
-            f"Got {parts.num_outputs}",
-            "Build it with as many outputs as the data has classes",
-        )
+    parts.task.check_outputs(parts.num_outputs)
     if options.precision.send_as is not None and not method.cuts_gradients:
         raise InputError(
             "`send_as` must go with a method whose stages learn from objectives of their own",
@@ -226,7 +225,16 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
     A stage without a parameter that learns gets none, unless it is the last one or later objectives
     build on it: a head would learn, and nobody would use it. Weights are made in the type of what
     the objective reads.
+
+    Raises:
+        InputError: if the method cannot learn what the outputs mean.
     """
+    if parts.task.kind not in method.tasks:
+        raise InputError(
+            f"{method.name} learns {' or '.join(method.tasks)}",
+            f"Got a network for {parts.task.kind}",
+            "Choose another method, for instance scpl",
+        )
     is_last = index == parts.num_stages - 1
     is_frozen = not any(p.requires_grad for p in parts.bodies[index].parameters())
     if is_frozen and not is_last and not method.links_objectives:
@@ -240,6 +248,7 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
         readout,
         parts.readings[index],
         parts.following[index],
+        parts.task,
     )
     random = RandomState(derive_seed(seed, "objective", index), torch.device("cpu"))
     with random.active(), _default_type(parts.feature_types[index]):

@@ -203,7 +203,7 @@ class ExitNetwork(nn.Module):
                 del (model.get_submodule(parent) if parent else self)._modules[leaf]
         self._bodies = parts.bodies  # in a tuple, so that layers have no second key
         self._exits = tuple(exits.get(index) for index in range(parts.num_stages))
-        self._form, self._batch_dims = parts.form, parts.batch_dims
+        self._form, self._batch_dims, self._task = parts.form, parts.batch_dims, parts.task
 
     @property
     def num_stages(self) -> int:
@@ -255,7 +255,8 @@ class ExitNetwork(nn.Module):
         """Predict each sample at the first exit that is sure of it.
 
         After each stage with an exit, samples whose largest softmax probability reaches the
-        threshold leave; the others go on, as a smaller batch. All leave at the last exit.
+        threshold leave (of labels: whose every label has such a probability, to be there or not);
+        the others go on, as a smaller batch. All leave at the last exit.
 
         Args:
             inputs: A batch: a tensor ``[N, ...]``, or a tree of tensors whose first dimension
@@ -263,7 +264,7 @@ class ExitNetwork(nn.Module):
             threshold: Probability that is sure enough, above 0 and at most 1.
 
         Raises:
-            InputError: if the threshold is none.
+            InputError: if the threshold is none, or the network predicts numbers.
         """
         if not 0 < threshold <= 1:
             raise InputError(
@@ -279,7 +280,7 @@ class ExitNetwork(nn.Module):
             logits = precise(reader(features))
             if rows is None:
                 rows = torch.arange(len(logits), device=logits.device)
-            sure = logits.softmax(dim=1).amax(dim=1) >= threshold
+            sure = self._task.confidence(logits) >= threshold
             if index == self.num_stages - 1:
                 sure.fill_(True)
             found.append((rows[sure], logits[sure], index))

@@ -77,7 +77,7 @@ class TrainBatch(Message):
 
     Attributes:
         features: The detached output of the stage before; the network's input at the start.
-        target: Class indices ``[N]``.
+        target: As `Task.prepare` made it.
         carry: What the objective of the stage before hands to that of the next.
         losses: Of all earlier stages in the *previous* step: a batch leaves before its own loss
             exists.
@@ -109,7 +109,7 @@ class EvalBatch(Message):
 
     Attributes:
         features: The output of the stage before; the network's input at the start.
-        target: Class indices ``[N]``; None where only predictions are wanted.
+        target: As for a training batch; None where only predictions are wanted.
         whole_size: As for a training batch.
     """
 

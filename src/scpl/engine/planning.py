@@ -9,7 +9,7 @@ costs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
@@ -32,6 +32,7 @@ from scpl.partition.cutting import split_everywhere
 from scpl.partition.reading import Features
 from scpl.partition.values import Tree, dense, tensors_of, tree_map
 from scpl.partition.verify import undisturbed
+from scpl.tasks import Task
 
 __all__ = ["Costs", "Plan", "PlannedStage", "Unit", "measure", "plan"]
 
@@ -305,6 +306,7 @@ def plan(
     readout: str | None = None,
     output: str | int | None = None,
     features: Features | None = None,
+    task: Task | None = None,
 ) -> Plan:
     """Measure what the parts of a network cost here, and plan its stages by it.
 
@@ -324,6 +326,7 @@ def plan(
         readout: As for `scpl.split`, like the arguments that follow.
         output: Which output holds the logits.
         features: How objectives read what a stage hands on.
+        task: What the outputs mean.
 
     Raises:
         PartitionError: if the network cannot be cut.
@@ -336,7 +339,7 @@ def plan(
     if ranks.mesh.is_first:
         costs = measure(
             model, method, StageOptions(optimizer), num_stages=num_stages, batch=batch,
-            device=ranks.device, readout=readout, output=output, features=features,
+            device=ranks.device, readout=readout, output=output, features=features, task=task,
         )  # fmt: skip
         ranks.share("plan", costs.plan(num_stages, num_ranks).to_json())
     return Plan.from_json(ranks.fetch("plan"))
@@ -353,6 +356,7 @@ def measure(
     readout: str | None = None,
     output: str | int | None = None,
     features: Features | None = None,
+    task: Task | None = None,
     seed: int = 0,
     repeats: int = 5,
 ) -> Costs:
@@ -371,6 +375,7 @@ def measure(
         readout: As for `scpl.split`.
         output: As for `scpl.split`.
         features: As for `scpl.split`.
+        task: As for `scpl.split`.
         seed: Seed of the objectives' parameters.
         repeats: How often each unit has its turn.
 
@@ -382,8 +387,11 @@ def measure(
         model, num_stages=num_stages, readout=readout, output=output, features=features,
         example=inputs,
     )  # fmt: skip
+    if task is not None:
+        parts = replace(parts, task=task)
     home = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
-    message = Source(parts.num_outputs, device, parts.form).to_train(1, (inputs, target))
+    source = Source(parts.num_outputs, parts.task, device, parts.form)
+    message = source.to_train(1, (inputs, target))
     objectives = [build_objective(parts, method, i, seed) for i in range(parts.num_stages)]
     timers = [
         _Timer(parts, index, objective, options, device)
@@ -445,7 +453,7 @@ class _Timer:
 
         Args:
             values: What the unit before returned.
-            target: Class indices ``[N]``.
+            target: As `Task.prepare` made it.
             carry: What the objective before handed on.
 
         Returns:

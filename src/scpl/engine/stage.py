@@ -227,7 +227,7 @@ class Stage:
         """Update the stage from the local loss of its last output.
 
         Args:
-            target: Class indices ``[N]``.
+            target: As `Task.prepare` made it.
             carry: What the objective of the stage before handed on.
             step: The training step, for messages.
 

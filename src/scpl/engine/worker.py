@@ -26,6 +26,7 @@ from scpl.engine.trainers.base import StageCounts, Trainer
 from scpl.engine.transfer import numbers
 from scpl.errors import Interrupted
 from scpl.partition.values import Tree
+from scpl.tasks import Classes, Task
 
 __all__ = ["Position", "Report", "Worker", "read_reports"]
 
@@ -97,6 +98,8 @@ class Worker:
         inbox: Where messages come from; None on the first rank, where they begin.
         outbox: Where they go on.
         writer: Writes this rank's parts of checkpoints, if any are wanted.
+        task: What the network's outputs mean.
+        predicts: Whether the last of the stages here is the network's.
 
     Attributes:
         on_report: Called with the report of a step as soon as it is known, before anything later
@@ -113,13 +116,17 @@ class Worker:
         inbox: Receiver | None,
         outbox: Outbox,
         writer: CheckpointWriter | None,
+        task: Task | None = None,
+        *,
+        predicts: bool = True,
     ) -> None:
+        self._task, self._predicts = task or Classes(), predicts
         self._trainer, self._inbox, self._outbox, self._writer = trainer, inbox, outbox, writer
         self._unreported: Report | None = None
         self._losses: Losses = ()  # of the last step that was reported
         self.on_report: Callable[[Report], object] = _ignore
         self.position = Position()
-        self.counts = Counts(0)
+        self.counts = Counts(0, self._task)
         self.evaluation: StageCounts = ()
         self.stopped = False
         self.num_trained = 0
@@ -159,7 +166,12 @@ class Worker:
                 self._trainer.evaluate(message, self.counts)
             case EvaluationBegins():
                 self._report(message.losses)
-                self.counts = Counts(len(self._trainer.stages), keep_logits=message.keep_logits)
+                self.counts = Counts(
+                    len(self._trainer.stages),
+                    self._task,
+                    keep_logits=message.keep_logits,
+                    predicts=self._predicts,
+                )
                 shared = self._share(message)
                 self._outbox.send(replace(message, shared=shared, losses=self._losses))
                 self._trainer.prepare_evaluation()

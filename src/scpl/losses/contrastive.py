@@ -16,7 +16,6 @@ __all__ = [
     "Normalization",
     "compare",
     "contrastive_loss",
-    "observe_accuracy",
     "observe_contrast",
     "supervised_contrastive_loss",
 ]
@@ -50,6 +49,9 @@ def supervised_contrastive_loss(
     ``"supcon"``   :math:`|P(a)|`           the anchors that have a positive
     =============  =======================  ==============================================
 
+    Where two samples belong together more or less, :math:`w_{ap}` from 0 to 1 instead of all or
+    nothing, the sum is weighted by it, and :math:`|P(a)|` is the sum of the weights.
+
     So where every anchor has P positives, ``"paper"`` is P / (P + 1) times ``"supcon"``. A batch
     without a single positive pair gives zero, and zero gradients. A projection of zeros has no
     direction: its similarity to all others is 0, and it receives no gradient.
@@ -59,7 +61,8 @@ def supervised_contrastive_loss(
 
     Args:
         projections: Output of a projection head, ``[N, D]``, floating point, of any length.
-        target: Class of each sample, ``[N]``, an integer type.
+        target: Class of each sample, ``[N]``, an integer type; or how much each two samples belong
+            together, ``[N, N]``, floating point, from 0 to 1, of which the diagonal is left out.
         temperature: T, without unit; above zero. Smaller values weigh near samples more.
         normalization: Divisor of an anchor's loss, see the table.
         standardise: Give every column mean 0 and deviation 1 over the mini-batch before projections
@@ -92,8 +95,10 @@ class Compared(NamedTuple):
 
     Attributes:
         similarity: Of each pair of samples, divided by the temperature, ``[N, N]``.
-        num_positives: For each sample, how many others are of its class, ``[N]``.
-        positive_sum: For each sample, the sum of its similarities to those, ``[N]``.
+        num_positives: For each sample, how many others are of its class, ``[N]``; or the sum of
+            how much others belong to it.
+        positive_sum: For each sample, the sum of its similarities to those, weighted likewise,
+            ``[N]``.
     """
 
     similarity: Tensor
@@ -108,7 +113,7 @@ def compare(
 
     Args and raises: as `supervised_contrastive_loss`.
     """
-    check(projections, target)
+    check(projections, target, pairs=True)
     if not 0 < temperature < math.inf:
         raise InputError(
             "The temperature must be a finite number above zero",
@@ -118,9 +123,13 @@ def compare(
     with torch.autocast(projections.device.type, enabled=False):
         unit_ND = unit_length(standardised(projections) if standardise else projections)
         similarity_NN = (unit_ND / temperature) @ unit_ND.T
-        positive_NN = (target[:, None] == target).fill_diagonal_(False)
+        if target.ndim == 1:
+            positive_NN = (target[:, None] == target).fill_diagonal_(False)
+            positive_sum_N = similarity_NN.masked_fill(~positive_NN, 0).sum(dim=1)
+        else:
+            positive_NN = target.detach().to(similarity_NN.dtype, copy=True).fill_diagonal_(0)
+            positive_sum_N = (similarity_NN * positive_NN).sum(dim=1)
         num_positives_N = positive_NN.sum(dim=1)
-        positive_sum_N = similarity_NN.masked_fill(~positive_NN, 0).sum(dim=1)
     return Compared(similarity_NN, num_positives_N, positive_sum_N)
 
 
@@ -144,7 +153,8 @@ def _mean_over_anchors(
     if normalization == "paper":
         return (sum_N / (num_positives_N + 1)).mean()
     num_anchors = (num_positives_N > 0).sum().clamp(min=1)
-    return (sum_N / num_positives_N.clamp(min=1)).sum() / num_anchors
+    divisor_N = num_positives_N.masked_fill(num_positives_N == 0, 1)
+    return (sum_N / divisor_N).sum() / num_anchors
 
 
 @torch.no_grad()
@@ -192,9 +202,3 @@ def observe_contrast(
             "without_positives": (positives_N == 0).mean(dtype=above.dtype),
             "spread": (1 - mean_D.square().sum()).clamp(min=0).sqrt(),
         }
-
-
-@torch.no_grad()
-def observe_accuracy(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Say which share of a mini-batch logits ``[N, C]`` classify right: ``accuracy``."""
-    return {"accuracy": (logits.argmax(dim=1) == target).float().mean()}

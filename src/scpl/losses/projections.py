@@ -39,8 +39,11 @@ def unit_length(projections_ND: Tensor) -> Tensor:
     return F.normalize(precise_ND / largest_N1.masked_fill(largest_N1 <= _NO_DIRECTION, math.inf))
 
 
-def check(projections: Tensor, target: Tensor | None = None) -> None:
-    """Raise for what no loss is defined for; looks at shapes and types, as values would wait."""
+def check(projections: Tensor, target: Tensor | None = None, *, pairs: bool = False) -> None:
+    """Raise for what no loss is defined for; looks at shapes and types, as values would wait.
+
+    With ``pairs`` the target may also say of each two rows how much they belong together.
+    """
     if projections.ndim != 2 or 0 in projections.shape:
         raise InputError(
             "Projections must have the shape [N, D] with at least one row and one column",
@@ -55,11 +58,20 @@ def check(projections: Tensor, target: Tensor | None = None) -> None:
         )
     if target is None:
         return
-    if target.shape != projections.shape[:1]:
+    rows = projections.shape[0]
+    if pairs and target.ndim == 2 and target.is_floating_point():
+        if target.shape != (rows, rows):
+            raise InputError(
+                "A target of pairs must say of each two rows how much they belong together",
+                f"Got the target {describe(target)} for the projections {describe(projections)}",
+                f"Pass a target of the shape [{rows}, {rows}]",
+            )
+        return
+    if target.shape != (rows,):
         raise InputError(
             "The target must have one class per row of the projections",
             f"Got the target {describe(target)} for the projections {describe(projections)}",
-            f"Pass a target of the shape [{projections.shape[0]}]",
+            f"Pass a target of the shape [{rows}]",
         )
     if target.is_floating_point() or target.is_complex():
         raise InputError(

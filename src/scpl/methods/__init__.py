@@ -2,7 +2,7 @@
 
 Importing this package does not import torch: a method's file is loaded when its class is used.
 
-May import: errors, heads, losses, partition.
+May import: errors, heads, losses, partition, tasks.
 """
 
 from __future__ import annotations

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from scpl import heads
 from scpl.errors import InputError
-from scpl.losses.projections import precise
 from scpl.losses.similarity import squared_error
 from scpl.methods.base import Method, Objective, Site
 from scpl.partition.values import Tree
+from scpl.tasks import Classes, Task
 
 __all__ = ["AssociatedLearning", "Association"]
 
@@ -50,7 +48,7 @@ class AssociatedLearning(Method):
         encoder = self._encoder(site.index, site.num_classes)
         decoder = self._decoder(site.index, site.num_classes)
         earlier = [self._decoder(index, site.num_classes) for index in range(site.index)]
-        return Association(bridge, encoder, decoder, site.num_classes, earlier)
+        return Association(bridge, encoder, decoder, site.num_classes, earlier, site.task)
 
     def _encoder(self, index: int, num_classes: int) -> nn.Module:
         """From the one-hot label, or the code of the stage before, to this stage's code."""
@@ -91,6 +89,8 @@ class Association(Objective):
         decoder: Maps ``[N, D]`` back to ``[N, D']``, on the first stage to logits ``[N, C]``.
         num_classes: C.
         earlier: Decoders like those of the stages before, in order. Only their structure is used.
+        task: What the outputs mean. Labels that are there, and numbers, are encoded as a one-hot
+            class is.
     """
 
     def __init__(
@@ -100,10 +100,11 @@ class Association(Objective):
         decoder: nn.Module,
         num_classes: int,
         earlier: Sequence[nn.Module] = (),
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.bridge, self.encoder, self.decoder = bridge, encoder, decoder
-        self._num_classes = num_classes
+        self._num_classes, self._task = num_classes, task or Classes()
         self._earlier = tuple(earlier)  # in a tuple, so that they are none of our own modules
         self._received: list[dict[str, Tensor]] = []
 
@@ -117,7 +118,7 @@ class Association(Objective):
             # logits, and teaches codes of different classes to keep apart.
             "reconstruction": squared_error(decoded, before)
             if self._earlier
-            else functional.cross_entropy(precise(decoded), target),
+            else self._task.loss(decoded, target),
         }
 
     def hand_on(self, target: Tensor, carry: Tree) -> Tensor:  # noqa: D102
@@ -148,8 +149,6 @@ class Association(Objective):
     def _code_before(self, target: Tensor, carry: Tree) -> Tensor:
         if not self._earlier:
             like = next(self.encoder.parameters())
-            # Unlike `one_hot` this looks at no value, which would wait for the device.
-            classes = torch.arange(self._num_classes, device=target.device)
-            return (target[:, None] == classes).to(like.dtype)
+            return self._task.as_vector(target, self._num_classes).to(like.dtype)
         assert isinstance(carry, Tensor), "the stage before hands its code on"
         return carry

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias, TypeVar, cast, final
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from scpl import heads
 from scpl.errors import InputError
-from scpl.losses.contrastive import observe_accuracy
 from scpl.losses.projections import precise
 from scpl.partition.pieces import Following, OwnCopy
 from scpl.partition.reading import ReadThen
 from scpl.partition.values import Tree, tree_map
+from scpl.tasks import TASKS, Classes, Task
 
 __all__ = [
     "CrossEntropy",
@@ -44,7 +42,7 @@ class Site:
     Attributes:
         index: The stage, from 0.
         num_stages: How many stages there are.
-        num_classes: Number of classes; targets lie in ``0 .. num_classes - 1``.
+        num_classes: Number of outputs of the network: of classes, labels or numbers.
         feature_shape: Shape of one sample of the stage's features, without the batch.
         readout: The network's own classifier, from what the stage hands on to logits; only the last
             stage has it.
@@ -52,6 +50,7 @@ class Site:
             None if it is that tensor.
         following: The layers behind the end of the stage, for objectives that read through a copy
             of them; None on the last stage, and where they cannot be had alone.
+        task: What the outputs mean: the form of targets, and the loss of outputs.
     """
 
     index: int
@@ -61,6 +60,7 @@ class Site:
     readout: nn.Module | None
     reading: Callable[[Tree], Tensor] | None = None
     following: Following | None = None
+    task: Task = field(default_factory=Classes)
 
     def head(self, build: heads.Head) -> nn.Module:
         """Build a head, or another module of features, that takes what the stage hands on."""
@@ -117,6 +117,8 @@ class Method(ABC):
     its own then."""
     replaces_readout: ClassVar[bool] = False
     """Whether the last stage's `exit_module` predicts instead of the network's own readout."""
+    tasks: ClassVar[tuple[str, ...]] = tuple(TASKS)
+    """What it can learn, by `Task.kind`."""
 
     @abstractmethod
     def objective(self, site: Site) -> Objective:
@@ -172,7 +174,8 @@ class Objective(nn.Module, ABC):
         Args:
             features: What the stage hands on, a tensor ``[N, ...]`` or a tree, still attached to
                 its layers. Heads that want one tensor are built with `Site.on_features`.
-            target: Class indices ``[N]``.
+            target: What is to be predicted, as `Task.prepare` made it: class indices ``[N]``, or
+                ``float32 [N, C]`` for labels and numbers.
             carry: What `hand_on` of the stage before returned.
 
         Returns:
@@ -227,13 +230,14 @@ class Nothing(Objective):
 
 @final
 class CrossEntropy(Objective):
-    """Cross-entropy of a classifier on the features.
+    """Cross-entropy of a classifier on the features; for other tasks than classes, their loss.
 
     Args:
         classifier: Maps features to logits ``[N, C]``.
         detach: Keep the gradient of the classifier's loss away from the stage's layers.
         weight: Factor on the loss.
         label_smoothing: Share of the target that is spread evenly over all classes.
+        task: What the outputs mean.
     """
 
     def __init__(
@@ -243,8 +247,10 @@ class CrossEntropy(Objective):
         detach: bool = False,
         weight: float = 1.0,
         label_smoothing: float = 0.0,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
+        self.task = task or Classes()
         self.classifier = classifier
         self.detach = detach
         self.weight = weight
@@ -252,9 +258,9 @@ class CrossEntropy(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
-        self.observed = observe_accuracy(logits, target)
-        loss = cross_entropy_loss(logits, target, self.label_smoothing)
-        return {"cross_entropy": self.weight * loss}
+        self.observed = self.task.observe(logits, target)
+        loss = self.task.loss(logits, target, self.label_smoothing)
+        return {self.task.loss_name: self.weight * loss}
 
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102
         return self.classifier
@@ -307,9 +313,3 @@ class Sum(Objective):
     def _last_answer(self, ask: Callable[[Objective], Answer | None]) -> Answer | None:
         answers = map(ask, reversed(self._objectives))
         return next((answer for answer in answers if answer is not None), None)
-
-
-def cross_entropy_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits ``[N, C]`` and class indices ``[N]``, in at least float32."""
-    with torch.autocast(logits.device.type, enabled=False):
-        return functional.cross_entropy(precise(logits), target, label_smoothing=label_smoothing)

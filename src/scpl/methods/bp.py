@@ -33,7 +33,9 @@ class Backpropagation(Method):
     layout: ClassVar[Layout] = "one"
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        return Nothing() if site.readout is None else CrossEntropy(site.readout)
+        if site.readout is None:
+            return Nothing()
+        return CrossEntropy(site.readout, task=site.task)
 
 
 @dataclass(frozen=True)

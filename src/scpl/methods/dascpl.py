@@ -23,4 +23,6 @@ class DASCPL(LocalClassifiers, ContrastiveMethod):
     name: ClassVar[str] = "dascpl"
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        return Sum(self.contrast(site), CrossEntropy(self.classifier_of(site), detach=True))
+        contrast = self.contrast(site)
+        local = CrossEntropy(self.classifier_of(site), detach=True, task=site.task)
+        return Sum(contrast, local)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from scpl import heads
 from scpl.errors import InputError
 from scpl.losses.similarity import covariance_loss, similarity_matching_loss, variance_loss
-from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum, cross_entropy_loss
+from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum
 from scpl.partition.values import Tree
+from scpl.tasks import Classes, Task
 
 __all__ = ["DeInfoReg"]
 
@@ -27,6 +28,7 @@ class InformationRegularisation(Objective):
         classifier: Maps the projection to logits ``[N, C]``; None where the network's own readout
             is trained beside this objective.
         weight: Factor on the classifier's cross-entropy, whose gradient reaches the layers.
+        task: The classes, with their weights.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class InformationRegularisation(Objective):
         classifier: nn.Module | None = None,
         *,
         weight: float = 1.0,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
+        self.task = task or Classes()
         self.head = head
         self.classifier = classifier
         self.weight = weight
@@ -52,7 +56,7 @@ class InformationRegularisation(Objective):
         }
         if self.classifier is not None:
             logits = self.classifier(projections)
-            terms["cross_entropy"] = self.weight * cross_entropy_loss(logits, target)
+            terms[self.task.loss_name] = self.weight * self.task.loss(logits, target)
         return terms
 
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module | None:
@@ -70,6 +74,7 @@ class DeInfoReg(Method):
     """
 
     name: ClassVar[str] = "deinforeg"
+    tasks: ClassVar[tuple[str, ...]] = ("classes",)  # similarities of one-hot labels
 
     classifier_weight: float = 0.001
     """Factor on the cross-entropy of the classifiers; above 0."""
@@ -88,10 +93,10 @@ class DeInfoReg(Method):
         if site.readout is not None:
             return Sum(
                 InformationRegularisation(head, site.num_classes),
-                CrossEntropy(site.readout, weight=self.classifier_weight),
+                CrossEntropy(site.readout, weight=self.classifier_weight, task=site.task),
             )
         length = site.length(head)
         local = nn.Sequential(nn.ReLU(), nn.Linear(length, site.num_classes))
         return InformationRegularisation(
-            head, site.num_classes, local, weight=self.classifier_weight
+            head, site.num_classes, local, weight=self.classifier_weight, task=site.task
         )

@@ -38,9 +38,10 @@ class DGL(Method):
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is not None:
-            return CrossEntropy(site.readout)
+            return CrossEntropy(site.readout, task=site.task)
         return CrossEntropy(
-            site.head(lambda shape: auxiliary_network(self.auxiliary, shape, site.num_classes))
+            site.head(lambda shape: auxiliary_network(self.auxiliary, shape, site.num_classes)),
+            task=site.task,
         )
 
 

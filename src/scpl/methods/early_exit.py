@@ -22,4 +22,4 @@ class EarlyExit(LocalClassifiers):
     name: ClassVar[str] = "early-exit"
 
     def objective(self, site: Site) -> Objective:  # noqa: D102
-        return CrossEntropy(self.classifier_of(site))
+        return CrossEntropy(self.classifier_of(site), task=site.task)

@@ -111,6 +111,7 @@ class PredSim(Method):
     """
 
     name: ClassVar[str] = "predsim"
+    tasks: ClassVar[tuple[str, ...]] = ("classes",)  # similarities of one-hot labels
 
     similarity_weight: float = 0.99
     """Weight w of the similarities, from 0 to 1 (classifiers learn nothing); the rest is the local
@@ -131,4 +132,5 @@ class PredSim(Method):
         classifier = site.readout
         if classifier is None:
             classifier = site.head(lambda shape: local_classifier(shape, site.num_classes))
-        return Sum(similarity, CrossEntropy(classifier, weight=1 - self.similarity_weight))
+        weight = 1 - self.similarity_weight
+        return Sum(similarity, CrossEntropy(classifier, weight=weight, task=site.task))

@@ -15,13 +15,17 @@ from scpl.losses.contrastive import (
     Normalization,
     compare,
     contrastive_loss,
-    observe_accuracy,
     observe_contrast,
 )
-from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum, cross_entropy_loss
+from scpl.methods.base import CrossEntropy, Method, Objective, Site, Sum
 from scpl.partition.values import Tree
+from scpl.tasks import Classes, Task
 
 __all__ = ["SCPL", "ContrastiveMethod"]
+
+
+_CONTRAST = {"above_chance", "positives", "without_positives", "spread"}
+"""What contrast alone observes."""
 
 
 @final
@@ -34,6 +38,7 @@ class Contrastive(Objective):
         normalization: See `scpl.losses.contrastive.supervised_contrastive_loss`.
         standardise: See the same.
         weight: Factor on the loss.
+        task: Says which samples belong together.
     """
 
     def __init__(
@@ -44,8 +49,10 @@ class Contrastive(Objective):
         *,
         standardise: bool = False,
         weight: float = 1.0,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
+        self.task = task or Classes()
         self.head = head
         self.temperature = temperature
         self.normalization: Normalization = normalization
@@ -58,7 +65,10 @@ class Contrastive(Objective):
     def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of projections ``[N, D]``, and observe it."""
         compared = compare(
-            projections, target, temperature=self.temperature, standardise=self.standardise
+            projections,
+            self.task.pairs(target),
+            temperature=self.temperature,
+            standardise=self.standardise,
         )
         self.observed = observe_contrast(compared, projections, self.normalization)
         return contrastive_loss(compared, self.normalization)
@@ -68,8 +78,8 @@ class Contrastive(Objective):
 class ClassifiedContrast(Objective):
     r"""Contrast and classify one projection of the features.
 
-    The loss is :math:`(1 - w) L_{contrastive} + w L_{cross-entropy}`, and both look at the features
-    through the same head, so the second costs next to nothing.
+    The loss is :math:`(1 - w) L_{contrastive} + w L_{cross-entropy}` (or the loss of another task),
+    and both look at the features through the same head, so the second costs next to nothing.
 
     Args:
         contrastive: The contrast, with its head; its weight is 1 - w.
@@ -92,9 +102,10 @@ class ClassifiedContrast(Objective):
             terms["contrastive"] = weight * self.contrastive.contrast(projections, target)
             self.observed |= self.contrastive.observed
         logits = self.classifier(projections)
-        self.observed |= observe_accuracy(logits, target)
-        loss = cross_entropy_loss(logits, target, self.label_smoothing)
-        return {**terms, "local_cross_entropy": (1 - weight) * loss}
+        task = self.contrastive.task
+        self.observed |= task.observe(logits, target)
+        loss = task.loss(logits, target, self.label_smoothing)
+        return {**terms, f"local_{task.loss_name}": (1 - weight) * loss}
 
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:
         return nn.Sequential(self.contrastive.head, self.classifier)
@@ -141,11 +152,12 @@ class ContrastiveMethod(Method):
             self.normalization,
             weight=weight,
             standardise=self.standardise,
+            task=site.task,
         )
 
     @classmethod
     def advice(cls, observed: Mapping[str, float]) -> str:  # noqa: D102
-        seen = "above_chance" in observed and "accuracy" in observed
+        seen = "above_chance" in observed and not observed.keys() <= _CONTRAST
         return "let its objective see more with `head_depth` 2" if seen else ""
 
     def _head_factory(self) -> heads.Head:
@@ -168,9 +180,9 @@ class SCPL(ContrastiveMethod):
     name: ClassVar[str] = "scpl"
 
     cross_entropy: float = 0.8
-    """Share w of cross-entropy, beside contrast, in a stage's loss: 0 (the paper's) to 1 (no
-    contrast). Where the network's own classifier teaches the last stage, it takes the place of the
-    local one, with weight 1."""
+    """Share w of cross-entropy (labels, numbers: of their loss), beside contrast, in a stage's
+    loss: 0 (the paper's) to 1 (no contrast). Where the network's own classifier teaches the last
+    stage, it takes the place of the local one, with weight 1."""
     classifier_gradient: bool = True
     """Let the network's own classifier teach the last stage's layers. In the paper it does not: its
     input is detached, and every layer learns from contrast alone."""
@@ -192,7 +204,7 @@ class SCPL(ContrastiveMethod):
 
     @classmethod
     def advice(cls, observed: Mapping[str, float]) -> str:  # noqa: D102
-        if "accuracy" not in observed:  # contrast alone
+        if observed.keys() <= _CONTRAST:  # contrast alone
             return "add a local classifier with `cross_entropy` 0.8"
         return super().advice(observed)
 
@@ -203,6 +215,7 @@ class SCPL(ContrastiveMethod):
             site.readout,
             detach=not self.classifier_gradient,
             label_smoothing=self.label_smoothing,
+            task=site.task,
         )
         if not self.classifier_gradient:
             return Sum(self._local(site), readout)

@@ -50,6 +50,12 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*.index.json")
 _SHOWN = 4  # names in a note
 _VOLATILE = ("_name_or_path", "transformers_version")
 """Keys of a configuration that say nothing of the network."""
+_PROBLEMS = {
+    "classes": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+"""What ``transformers`` calls a task."""
 
 
 def load_pretrained(
@@ -112,12 +118,25 @@ def describe(network: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _VOLATILE}
 
 
-def config_text(network: nn.Module, classes: Sequence[str]) -> str:
-    """Write ``config.json`` for a trained network; the names of the classes are in it."""
+def config_text(
+    network: nn.Module, classes: Sequence[str], task: Mapping[str, Any] | None = None
+) -> str:
+    """Write ``config.json`` for a trained network.
+
+    Args:
+        network: The network.
+        classes: Names of the outputs.
+        task: What they mean, as JSON values (`scpl.tasks.Task.to_json`). Mean and deviation of
+            standardised numbers are written as ``target_mean`` and ``target_std``.
+    """
+    task = task or {"kind": "classes"}
     config: Any = copy.deepcopy(network.config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: number for number, name in enumerate(classes)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = _PROBLEMS[task["kind"]]
+    for name in ("mean", "std"):
+        if task.get(name):
+            setattr(config, f"target_{name}", list(task[name]))
     config.architectures = [type(network).__name__]
     return str(config.to_json_string())
 

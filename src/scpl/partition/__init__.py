@@ -1,6 +1,6 @@
 """Cut a network into stages, and prove that nothing changed.
 
-May import: errors.
+May import: errors, tasks.
 """
 
 from scpl.partition.cutting import Partition, split

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -27,6 +27,7 @@ from scpl.partition.reading import Features, ReadThen
 from scpl.partition.traced import ROWS, cut_graph
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
 from scpl.partition.verify import BOTH_MODES, describe, difference, run_network, undisturbed
+from scpl.tasks import Classes, Task
 
 __all__ = ["Partition", "split", "split_everywhere"]
 
@@ -47,6 +48,7 @@ class Partition(Pieces):
         feature_shapes: For each stage the shape of one sample of what its objective reads.
         feature_types: For each stage the type of that.
         num_outputs: Number of logits C.
+        task: What they mean.
         unused: Parameters and buffers that its logits do not depend on: no stage has them, and
             they stay as they are.
         is_traced: Whether it was cut along its graph; else it is a chain of layers.
@@ -58,6 +60,7 @@ class Partition(Pieces):
     feature_shapes: tuple[tuple[int, ...], ...]
     feature_types: tuple[torch.dtype, ...]
     num_outputs: int
+    task: Task = field(default_factory=Classes)
     unused: tuple[str, ...] = ()
     is_traced: bool = False
     rounding: str = ""
@@ -117,6 +120,7 @@ def split(
     output: str | int | None = None,
     features: Features | None = None,
     costs: Sequence[float] | None = None,
+    task: Task | None = None,
     example: Any,
 ) -> Partition:
     """Cut a network into stages.
@@ -135,6 +139,8 @@ def split(
         features: How objectives read what a stage hands on, see `scpl.partition.reading`.
         costs: What each stage costs, if that was measured (`scpl.plan`); ranks share the stages by
             it. Default: floating-point operations of its layers.
+        task: What the outputs mean: `scpl.Classes` (the default), `scpl.MultiLabel` or
+            `scpl.Regression`. It decides losses, metrics and the form of targets.
         example: A small batch, as the network takes it: a tensor ``[N, ...]``, a tuple of
             arguments, or a mapping of keyword arguments (``labels`` are left out). It is put where
             the network is. Later batches may have any number of rows, and sequences any length.
@@ -153,6 +159,8 @@ def split(
         parts = _cut(
             _unwrapped(model), before, num_stages, readout, output, features, example, every=False
         )
+    if task is not None:
+        parts = replace(parts, task=task)
     if costs is None:
         return parts
     if len(costs) != parts.num_stages or not all(0 <= cost < float("inf") for cost in costs):

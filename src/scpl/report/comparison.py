@@ -1,8 +1,9 @@
 """A comparison: its runs, the accuracy they must reach, and what they came to, by method.
 
-Accuracy is known at the end of each epoch, where the validation images were classified. Between
-two such moments it is taken to move along a straight line; before the first of them nothing is
-known, so a run that is good enough there counts as having needed all of its first epoch.
+Accuracy (of other tasks than classes: the main metric) is known at the end of each epoch, where the
+validation samples were predicted. Between two such moments it is taken to move along a straight
+line; before the first of them nothing is known, so a run that is good enough there counts as having
+needed all of its first epoch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,8 @@ from scpl.errors import InputError
 from scpl.report.formats import DASH, aligned, count, memory, one_line, percent, traffic, widths_of
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
 from scpl.runs import RunRecord
-from scpl.runs.columns import SECONDS, VALID_ACCURACY
+from scpl.runs.columns import SECONDS
+from scpl.runs.metrics import METRICS, Metric, metric_of
 
 __all__ = [
     "SECONDS_TO_TARGET",
@@ -29,6 +32,7 @@ __all__ = [
     "Target",
     "choose_target",
     "comparison_results",
+    "metric_of_runs",
     "seconds_to",
 ]
 
@@ -58,21 +62,23 @@ class Absent:
 
 @dataclass(frozen=True)
 class Target:
-    """A validation accuracy to reach.
+    """A validation accuracy to reach, or another metric.
 
     Attributes:
-        accuracy: Share of images classified right, 0 .. 1.
+        score: Its value.
         origin: Where the number comes from, in words.
+        metric: Which metric.
     """
 
-    accuracy: float
+    score: float
     origin: str
+    metric: Metric = METRICS["accuracy"]
 
     @property
     def words(self) -> str:
-        """The accuracy as people read it."""
-        digits = 2 if round(self.accuracy * 1000) != self.accuracy * 1000 else 1
-        return percent(self.accuracy, digits)
+        """The value as people read it."""
+        digits = 2 if round(self.score * 1000) != self.score * 1000 else 1
+        return self.metric.write(self.score, digits)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Comparison:
         Args:
             folders: Runs; those that differ only in their seed are put together.
             title: Heading of the report.
-            target: Accuracy to reach, 0 .. 1; default: chosen from the runs.
+            target: Accuracy (or main metric) to reach; default: chosen from the runs.
             absent: Runs that are missing, and why.
             command: The command line that made it.
 
@@ -123,7 +129,7 @@ class Comparison:
             runs = [
                 replace(run, summary={**run.summary, SECONDS_TO_TARGET: seconds})
                 for run in runs
-                for seconds in (seconds_to(run, chosen.accuracy),)
+                for seconds in (seconds_to(run, chosen.score),)
             ]
         return cls(title, tuple(runs), chosen, tuple(absent), command)
 
@@ -153,35 +159,39 @@ def choose_target(runs: Sequence[RunRecord], wanted: float | None = None) -> Tar
         The target; None if no run was validated.
     """
     last = [
-        (run.summary.get("method"), curve[-1][1]) for run in runs if (curve := _accuracy_curve(run))
+        (run.summary.get("method"), curve[-1][1]) for run in runs if (curve := _score_curve(run))
     ]
     if not last:
         return None
+    metric = runs[0].metric
     if wanted is not None:
-        return Target(wanted, "as asked for")
-    rivals = [accuracy for method, accuracy in last if method == BASELINE]
+        return Target(wanted, "as asked for", metric)
+    rivals = [score for method, score in last if method == BASELINE]
     whose = BASELINE if rivals else "any method"
-    lowest = min(rivals or [accuracy for _, accuracy in last])
+    lowest = min(rivals or [score for _, score in last])
+    share = SHARE if lowest > 0 else 1 / SHARE  # of what is below zero, more is less
     return Target(
-        math.floor(1e4 * SHARE * lowest) / 1e4,
-        f"{percent(SHARE, 0)} of the lowest validation accuracy that a run of {whose} ended with",
+        math.floor(1e4 * share * lowest) / 1e4,
+        f"{percent(SHARE, 0)} of the lowest validation {metric.title} that a run of {whose} ended "
+        "with",
+        metric,
     )
 
 
-def seconds_to(run: RunRecord, accuracy: float) -> float | None:
-    """Seconds from the start until a run's validation accuracy was that high; None for never."""
-    curve = _accuracy_curve(run)
-    if curve and curve[0][1] >= accuracy:
+def seconds_to(run: RunRecord, score: float) -> float | None:
+    """Seconds from the start until a run's validation was that good; None for never."""
+    curve = _score_curve(run)
+    if curve and curve[0][1] >= score:
         return curve[0][0]
     for (begin, low), (end, high) in pairwise(curve):
-        if low < accuracy <= high:
-            return begin + (end - begin) * (accuracy - low) / (high - low)
+        if low < score <= high:
+            return begin + (end - begin) * (score - low) / (high - low)
     return None
 
 
-def _accuracy_curve(run: RunRecord) -> list[tuple[float, float]]:
-    """Seconds and validation accuracy at the end of each epoch."""
-    rows = zip(run.column(SECONDS), run.column(VALID_ACCURACY), strict=True)
+def _score_curve(run: RunRecord) -> list[tuple[float, float]]:
+    """Seconds and main metric of the validation at the end of each epoch."""
+    rows = zip(run.column(SECONDS), run.column(run.valid_column), strict=True)
     return [(x, y) for x, y in rows if math.isfinite(x + y)]
 
 
@@ -247,11 +257,16 @@ def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column
             median("epochs", count),
             "Epochs: passes over the training samples; the schedule of a run spans them.",
         )
-    yield _Column(
-        "test accuracy",
-        lambda group: _mean_with_deviation(group.sample("test_accuracy")),
-        "Accuracy: mean ± standard deviation over the seeds, of the last epoch.",
-    )
+    main = metric_of_runs(groups)
+    for metric in (main, *(each for each in METRICS.values() if each is not main)):
+        yield _Column(
+            f"test {metric.title}",
+            partial(_mean_with_deviation, metric=metric),
+            f"{metric.title[0].upper()}{metric.title[1:]}: mean ± standard deviation over the "
+            "seeds, of the last epoch."
+            if metric is main
+            else "",
+        )
     yield _Column(
         "seconds",
         median("wall_seconds", _seconds),
@@ -262,7 +277,7 @@ def _columns(groups: Sequence[Group], target: Target | None) -> Iterator[_Column
         yield _Column(
             f"seconds to {target.words}",
             _time_to_target,
-            f"Seconds to {target.words}: until the validation accuracy was that "
+            f"Seconds to {target.words}: until the validation {target.metric.title} was that "
             f"high ({target.origin}), on a straight line between the ends of two epochs; at the "
             "earliest the end of the first.",
         )
@@ -313,11 +328,23 @@ def _two(samples: tuple[Sample, Sample], write: Callable[[float], str]) -> str:
     return f"{write(one)} ({write(other)})" if other > one else write(one)
 
 
-def _mean_with_deviation(sample: Sample) -> str:
-    """Write mean and standard deviation of shares: ``91.20 ± 0.30 %``."""
+def metric_of_runs(groups: Sequence[Group]) -> Metric:
+    """Find the main metric of runs that are compared; runs of earlier versions do not name it."""
+    named = [summary.get("metric") for group in groups for summary in group.summaries]
+    return metric_of(next((name for name in named if name), "accuracy"))
+
+
+def _mean_with_deviation(group: Group, metric: Metric) -> str:
+    """Write mean and standard deviation of a metric: ``91.20 ± 0.30 %``."""
+    sample = group.sample(f"test_{metric.name}")
     if math.isnan(sample.sd):
-        return percent(sample.mean, 2)
-    return f"{100 * sample.mean:.2f} ± {100 * sample.sd:.2f} %"
+        return metric.write(sample.mean)
+    mean, deviation, unit = (
+        metric.write(sample.mean),
+        metric.write(sample.sd),
+        " %" * metric.is_share,
+    )
+    return f"{mean.removesuffix(unit)} ± {deviation.removesuffix(unit)}{unit}"
 
 
 def _median_with_range(sample: Sample, write: Callable[[float], str]) -> str:
@@ -347,7 +374,9 @@ def _fitting(widths: Sequence[int], width: int | None) -> Iterator[list[int]]:
     yield [0, *columns]
 
 
-_SETTINGS = ("method", "data", "model", "stages", "processes", "epochs", "micro_batches")
+_SETTINGS = (
+    "method", "data", "model", "stages", "processes", "epochs", "micro_batches", "task", "metric",
+)  # fmt: skip
 
 
 def comparison_results(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

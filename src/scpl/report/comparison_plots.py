@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scpl.report.comparison import SECONDS_TO_TARGET, Target
+from scpl.report.comparison import SECONDS_TO_TARGET, Target, metric_of_runs
 from scpl.report.formats import TIMES, count, duration, memory, percent, time_axis, traffic
 from scpl.report.groups import BASELINE, Group, Sample, baseline, group_runs, paired_ratio
 from scpl.report.panels import (
@@ -26,7 +26,7 @@ from scpl.report.panels import (
     lane_axis,
     method_styles,
     moved_apart,
-    percent_axis,
+    score_axis,
     short_label,
     side_legend,
     small_marks,
@@ -34,13 +34,14 @@ from scpl.report.panels import (
 )
 from scpl.report.timelines import comparison_timelines
 from scpl.runs import RunRecord
-from scpl.runs.columns import EPOCH, SECONDS, VALID_ACCURACY
+from scpl.runs.columns import EPOCH, SECONDS
+from scpl.runs.metrics import METRICS, Metric
 
 __all__ = ["comparison_panels", "mean_curve"]
 
-Points = dict[float, tuple[float, float]]  # epoch to x and accuracy in percent
+Points = dict[float, tuple[float, float]]  # epoch to x and the main metric, shares in percent
 Curves = Mapping[str, Sequence[Points]]  # label to one curve per run
-Ends = Mapping[str, Sequence[tuple[float, float]]]  # label to seconds and test accuracy in percent
+Ends = Mapping[str, Sequence[tuple[float, float]]]  # label to seconds and test metric
 
 
 def comparison_panels(runs: Sequence[RunRecord], target: Target | None = None) -> list[Panel]:
@@ -49,7 +50,7 @@ def comparison_panels(runs: Sequence[RunRecord], target: Target | None = None) -
     styles = method_styles([g.label for g in groups], [g.method for g in groups])
     by_group = {group.label: [runs[i] for i in group.members] for group in groups}
     panels = [
-        *_accuracy_panels(groups, by_group, styles, target),
+        *_score_panels(groups, by_group, styles, target),
         *_throughput_panels(groups, styles),
         *_depth_panels(groups, styles),
         *comparison_timelines(by_group),
@@ -70,17 +71,20 @@ def _middle(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return statistics.fmean(xs), statistics.fmean(ys)
 
 
-# Accuracy
+# The main metric
 
 
-def _accuracy_panels(
+def _score_panels(
     groups: Sequence[Group],
     by_group: Mapping[str, Sequence[RunRecord]],
     styles: Styles,
     target: Target | None,
 ) -> Iterator[Panel]:
+    metric = metric_of_runs(groups)
+    title = f"{metric.title[0].upper()}{metric.title[1:]}"
     words = "; ".join(
-        f"{group.label}: test accuracy {percent(group.sample('test_accuracy').mean)}, "
+        f"{group.label}: test {metric.title} "
+        f"{metric.write(group.sample(f'test_{metric.name}').mean, 1)}, "
         f"{duration(group.sample('wall_seconds').median)}"
         for group in groups
     )
@@ -88,18 +92,18 @@ def _accuracy_panels(
     against_time = {label: _points(runs, SECONDS) for label, runs in by_group.items()}
     against_epoch = {label: _points(runs, EPOCH) for label, runs in by_group.items()}
     ends = {label: _ends(runs) for label, runs in by_group.items()}
-    floor = _floor(against_epoch, ends)
+    floor = _floor(against_epoch, ends) if metric.is_share else None
     cut = "" if floor is None else f" Cut off below {floor:.0f} %."
     if any(against_time.values()) or any(ends.values()):
         yield Panel(
             name="accuracy-seconds",
-            title="Accuracy against wall-clock time",
-            caption="Lines: validation accuracy; time since training began, data loading and "
-            "validation included. Large marks: test accuracy at the end."
+            title=f"{title} against wall-clock time",
+            caption=f"Lines: validation {metric.title}; time since training began, data loading "
+            f"and validation included. Large marks: test {metric.title} at the end."
             + (" Thin and small: single seeds; thick and large: their mean." if several else "")
             + cut,
-            alternative=f"Line chart of accuracy against wall-clock time. {words}.",
-            draw=partial(_draw_against_time, against_time, ends, styles, target, floor),
+            alternative=f"Line chart of {metric.title} against wall-clock time. {words}.",
+            draw=partial(_draw_against_time, against_time, ends, styles, target, floor, metric),
             height=max(4.6, 1.2 + 0.26 * len(groups)),
             wide=True,
         )
@@ -107,12 +111,12 @@ def _accuracy_panels(
         height = max(3.7, 1.2 + 0.2 * len(groups))
         yield Panel(
             name="accuracy-epoch",
-            title="Validation accuracy per epoch",
+            title=f"Validation {metric.title} per epoch",
             caption="The same runs without the time they took."
             + (" Line: mean over the seeds; band: lowest to highest." if several else "")
             + cut,
-            alternative=f"Line chart of validation accuracy against epochs. {words}.",
-            draw=partial(_draw_against_epochs, against_epoch, styles, height, floor),
+            alternative=f"Line chart of validation {metric.title} against epochs. {words}.",
+            draw=partial(_draw_against_epochs, against_epoch, styles, height, floor, metric),
             height=height,
         )
 
@@ -131,13 +135,17 @@ def _floor(curves: Curves, ends: Ends) -> float | None:
 def _points(runs: Sequence[RunRecord], against: str) -> list[Points]:
     found = []
     for run in runs:
-        rows = zip(*map(run.column, (EPOCH, against, VALID_ACCURACY)), strict=True)
-        found.append({epoch: (x, 100 * y) for epoch, x, y in rows if math.isfinite(epoch + x + y)})
+        rows = zip(*map(run.column, (EPOCH, against, run.valid_column)), strict=True)
+        known = (row for row in rows if math.isfinite(sum(row)))
+        found.append({epoch: (x, run.metric.scale * y) for epoch, x, y in known})
     return [points for points in found if points]
 
 
 def _ends(runs: Sequence[RunRecord]) -> list[tuple[float, float]]:
-    pairs = [(run.number("wall_seconds"), 100 * run.number("test_accuracy")) for run in runs]
+    pairs = [
+        (run.number("wall_seconds"), run.metric.scale * run.number(f"test_{run.metric.name}"))
+        for run in runs
+    ]
     return [pair for pair in pairs if math.isfinite(sum(pair))]
 
 
@@ -150,6 +158,7 @@ def _draw_against_time(
     styles: Styles,
     target: Target | None,
     floor: float | None,
+    metric: Metric,
     axes: Any,
 ) -> None:
     from matplotlib.lines import Line2D
@@ -162,8 +171,8 @@ def _draw_against_time(
         _lines(axes, styles[label], curves[label], scale)
         _end_marks(axes, styles[label], ends[label], scale)
     if target is not None:
-        axes.axhline(100 * target.accuracy, zorder=0, **_DOTTED)
-    percent_axis(axes, floor)
+        axes.axhline(metric.scale * target.score, zorder=0, **_DOTTED)
+    score_axis(axes, metric, floor)
     axes.set_xlabel(f"wall-clock time ({unit})")
     axes.set_xlim(left=0)
     final = {label: [y for _, y in ends[label]] for label in drawn}
@@ -171,13 +180,13 @@ def _draw_against_time(
     handles = []
     for label in sorted(drawn, key=lambda label: mean.get(label, -math.inf), reverse=True):
         times = f" {TIMES}{len(final[label])}" if len(final[label]) > 1 else ""
-        end = f"  {percent(mean[label] / 100)}" if label in mean else ""
+        end = f"  {metric.write(mean[label] / metric.scale, 1)}" if label in mean else ""
         colour, line, mark = styles[label]
         look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": mark, "linewidth": 2}
         handles.append(Line2D([], [], label=f"{short_label(label)}{times}{end}", **look))
     if target is not None:
         handles.append(Line2D([], [], label=f"target {target.words}", **_DOTTED))
-    side_legend(axes, handles, title="by test accuracy" if any(ends.values()) else None)
+    side_legend(axes, handles, title=f"by test {metric.title}" if any(ends.values()) else None)
 
 
 def _lines(axes: Any, style: Style, runs: Sequence[Points], scale: float) -> None:
@@ -206,7 +215,7 @@ def _end_marks(axes: Any, style: Style, ends: Sequence[tuple[float, float]], sca
 
 
 def _draw_against_epochs(
-    curves: Curves, styles: Styles, height: float, floor: float | None, axes: Any
+    curves: Curves, styles: Styles, height: float, floor: float | None, metric: Metric, axes: Any
 ) -> None:
     means = {label: mean_curve(runs) for label, runs in curves.items() if runs}
     for label, mean in means.items():
@@ -214,7 +223,7 @@ def _draw_against_epochs(
             accuracies = [[run[epoch][1] for epoch in mean] for run in curves[label]]
             band(axes, list(mean), accuracies, styles[label].colour)
         _mean_line(axes, styles[label], mean)
-    percent_axis(axes, floor)
+    score_axis(axes, metric, floor)
     whole_axis(axes, "epoch")
     last = {label: list(mean.values())[-1] for label, mean in means.items()}
     _name_ends(axes, last, styles, height)
@@ -280,7 +289,7 @@ def _draw_depth(
             band(axes, stages, shares, colour)
         ys = [100 * value for value in mean]
         axes.plot(stages, ys, color=colour, linestyle=line, marker=mark, label=short_label(label))
-    percent_axis(axes)
+    score_axis(axes, METRICS["accuracy"])
     whole_axis(axes, "after stage")
     side_legend(axes)
 
@@ -316,7 +325,7 @@ def _target_panels(groups: Sequence[Group], styles: Styles, target: Target) -> I
         notes.append(duration(sample.median) + share if len(sample) else "not reached")
     yield from _Bars(styles, samples, notes, "seconds").panels(
         "target",
-        f"Time to {target.words} validation accuracy",
+        f"Time to {target.words} validation {target.metric.title}",
         f"The target is {target.origin}. Between the ends of two epochs accuracy is taken to move "
         "along a straight line; shorter than the first epoch nothing can be measured.",
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scpl.report.panels import MUTED, Panel, panels_png, percent_axis, stage_colours
+from scpl.report.panels import MUTED, Panel, panels_png, score_axis, stage_colours
+from scpl.runs.metrics import METRICS
 
 __all__ = ["exits_picture"]
 
@@ -34,7 +35,7 @@ def exits_picture(result: Mapping[str, Any], heading: str) -> bytes:
             label = f"all after stage {stage}"
             axes.plot([stage + 1], [100 * alone[stage]], "s", color=colour, label=label)
         axes.set_xlabel("stages per sample")
-        percent_axis(axes)
+        score_axis(axes, METRICS["accuracy"])
         axes.legend()
 
     panel = Panel(

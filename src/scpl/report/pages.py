@@ -24,9 +24,9 @@ from scpl.runs.columns import (
     SAMPLES_PER_SECOND,
     SECONDS,
     TRAIN,
-    VALID_ACCURACY,
     VALID_LOSS,
 )
+from scpl.runs.metrics import METRICS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,11 +117,19 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     waits = list(filter(math.isfinite, run.numbers("wait_share")))
     sent = run.numbers("bytes_per_step")
     wall = duration(run.number("wall_seconds"))
-    accuracy = run.number("test_accuracy")
+    metric = run.metric
+    score = run.number(f"test_{metric.name}")
+    others = [
+        (f"Test {other.title}", other.write(run.number(f"test_{other.name}")), f"in {wall}")
+        for other in METRICS.values()
+        if other is not metric
+    ]
+    valid = metric.write(run.number(run.valid_column))
     tiles = [
-        ("Test accuracy", percent(accuracy, 2), f"in {wall}"),
-        ("Validation accuracy", percent(run.number("valid_accuracy"), 2), f"in {wall}"),
-        ("Wall-clock time", wall, f"{percent(accuracy)} test accuracy"),
+        (f"Test {metric.title}", metric.write(score), f"in {wall}"),
+        *others,
+        (f"Validation {metric.title}", valid, f"in {wall}"),
+        ("Wall-clock time", wall, f"{metric.write(score, 1)} test {metric.title}"),
         ("Throughput", count(run.number("samples_per_second")), "samples per second"),
         (
             "Peak memory",
@@ -140,20 +148,20 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
 def _stage_table(run: RunRecord) -> Table:
     waits = run.numbers("wait_share")
     losses, observed = run.stage_columns(TRAIN), run.stage_columns(OBSERVED)
-    accuracies = run.accuracy_columns()
+    scores, metric = run.score_columns(), run.metric
 
     def last(by_stage: Mapping[int, str], stage: int) -> float:
         return run.column(by_stage[stage])[-1] if stage in by_stage else math.nan
 
     header = ["stage", *(f"train {term.replace('_', ' ')}" for term in losses)]
-    header += ["validation accuracy of its read-out"] if accuracies else []
+    header += [f"validation {metric.title} of its read-out"] if scores else []
     header += [*map(observation_words, observed), *(["time waited"] if waits else [])]
     if len(header) == 1:
         return header, []
     rows = []
     for stage in range(run.num_stages):
         row = [str(stage), *(short(last(by_stage, stage)) for by_stage in losses.values())]
-        row += [percent(last(accuracies, stage), 2)] if accuracies else []
+        row += [metric.write(last(scores, stage))] if scores else []
         row += [short(last(by_stage, stage)) for by_stage in observed.values()]
         row += [percent(waits[stage]) if stage < len(waits) else DASH] if waits else []
         rows.append(row)
@@ -178,7 +186,7 @@ def _process_table(run: RunRecord) -> Table:
 def _epoch_table(run: RunRecord) -> Table:
     columns = {
         "epoch": (EPOCH, short),
-        "validation accuracy": (VALID_ACCURACY, lambda share: percent(share, 2)),
+        f"validation {run.metric.title}": (run.valid_column, run.metric.write),
         "wall clock": (SECONDS, duration),
         "samples/s": (SAMPLES_PER_SECOND, count),
         "validation loss": (VALID_LOSS, short),
@@ -209,12 +217,13 @@ def _sentence(note: str) -> str:
 
 
 def _run_table(runs: Sequence[RunRecord]) -> Table:
+    metric = runs[0].metric
     columns: dict[str, Callable[[RunRecord], str]] = {
         "run": lambda run: run.folder.name,
         "method": lambda run: text(run.summary.get("method")),
         "seed": lambda run: text(run.summary.get("seed")),
-        "test accuracy": lambda run: percent(run.number("test_accuracy"), 2),
-        "validation accuracy": lambda run: percent(run.number("valid_accuracy"), 2),
+        f"test {metric.title}": lambda run: metric.write(run.number(f"test_{metric.name}")),
+        f"validation {metric.title}": lambda run: metric.write(run.number(run.valid_column)),
         "wall clock": lambda run: duration(run.number("wall_seconds")),
         "samples/s": lambda run: count(run.number("samples_per_second")),
         "peak memory": lambda run: memory(max(run.numbers("peak_memory_bytes"), default=math.nan)),

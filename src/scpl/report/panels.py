@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scpl.report.groups import BASELINE
+from scpl.runs.metrics import Metric
 
 __all__ = [
     "INK",
@@ -33,7 +34,7 @@ __all__ = [
     "moved_apart",
     "panel_svg",
     "panels_png",
-    "percent_axis",
+    "score_axis",
     "short_label",
     "side_legend",
     "small_marks",
@@ -277,9 +278,9 @@ def side_legend(axes: Any, handles: Sequence[Any] = (), title: str | None = None
     )
 
 
-def percent_axis(axes: Any, floor: float | None = None) -> None:
-    """Label the vertical axis as accuracy in percent; it begins at ``floor``, if there is one."""
-    axes.set_ylabel("accuracy (%)")
+def score_axis(axes: Any, metric: Metric, floor: float | None = None) -> None:
+    """Label the vertical axis as a metric; it begins at ``floor``, if there is one."""
+    axes.set_ylabel(f"{metric.title}{metric.unit}")
     if floor is None:
         axes.margins(y=0.08)
         return

@@ -1,4 +1,4 @@
-"""Pictures of one run: losses, accuracy against epochs and time, what objectives observed."""
+"""Pictures of one run: losses, the main metric over epochs and time, what objectives observed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from scpl.report.formats import duration, percent, time_axis
+from scpl.report.formats import duration, time_axis
 from scpl.report.panels import (
     INK,
     MUTED,
     Panel,
     balanced,
-    percent_axis,
+    score_axis,
     side_legend,
     small_marks,
     stage_colours,
@@ -21,7 +21,8 @@ from scpl.report.panels import (
 )
 from scpl.report.timelines import timeline_panels
 from scpl.runs import RunRecord
-from scpl.runs.columns import EPOCH, LOSS, OBSERVED, SECONDS, STEP, TRAIN, VALID_ACCURACY
+from scpl.runs.columns import EPOCH, LOSS, OBSERVED, SECONDS, STEP, TRAIN
+from scpl.runs.metrics import METRICS, Metric
 
 __all__ = ["condense", "observation_words", "run_panels"]
 
@@ -31,7 +32,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 def run_panels(run: RunRecord) -> list[Panel]:
     """List the pictures a run has data for."""
-    panels = [*_loss_panels(run), *_accuracy_panels(run), *_observation_panels(run)]
+    panels = [*_loss_panels(run), *_score_panels(run), *_observation_panels(run)]
     return balanced([*panels, *timeline_panels(run.timeline, run.numbers("wait_share"))])
 
 
@@ -106,35 +107,35 @@ def _loss_curves(run: RunRecord) -> tuple[dict[str, dict[int, Curve]], str]:
     }, "a point is the mean of an epoch"
 
 
-def _accuracy_panels(run: RunRecord) -> Iterator[Panel]:
-    by_stage = run.accuracy_columns()
-    if not run.has(VALID_ACCURACY) and not by_stage:
+def _score_panels(run: RunRecord) -> Iterator[Panel]:
+    by_stage, column, metric = run.score_columns(), run.valid_column, run.metric
+    if not run.has(column) and not by_stage:
         return
-    if len(by_stage) == 1 and run.has(VALID_ACCURACY):
+    if len(by_stage) == 1 and run.has(column):
         by_stage = {}  # the only stage that predicts is the prediction itself
-    best = _last(run.column(VALID_ACCURACY))
-    words = f"{percent(best)} after the last epoch" if math.isfinite(best) else "per stage"
+    best = _last(run.column(column))
+    words = f"{metric.write(best, 1)} after the last epoch" if math.isfinite(best) else "per stage"
     note = " A thin line is what a read-out of that stage alone predicts." if by_stage else ""
     yield Panel(
         name="accuracy-epochs",
-        title="Validation accuracy per epoch",
+        title=f"Validation {metric.title} per epoch",
         caption=f"Black: the prediction of the whole network.{note}",
-        alternative=f"Line chart of validation accuracy against epochs: {words}.",
-        draw=partial(_draw_accuracy, run, EPOCH, by_stage),
+        alternative=f"Line chart of validation {metric.title} against epochs: {words}.",
+        draw=partial(_draw_scores, run, EPOCH, by_stage),
     )
-    if run.has(SECONDS) and run.has(VALID_ACCURACY):
+    if run.has(SECONDS) and run.has(column):
         seconds = _last(run.column(SECONDS))
         yield Panel(
             name="accuracy-time",
-            title="Validation accuracy against time",
+            title=f"Validation {metric.title} against time",
             caption="Wall-clock time since training began, data loading and evaluation included.",
-            alternative="Line chart of validation accuracy against wall-clock time: "
+            alternative=f"Line chart of validation {metric.title} against wall-clock time: "
             f"{words}, at {duration(seconds)}.",
-            draw=partial(_draw_accuracy, run, SECONDS, {}),
+            draw=partial(_draw_scores, run, SECONDS, {}),
         )
 
 
-def _draw_accuracy(run: RunRecord, against: str, by_stage: Mapping[int, str], axes: Any) -> None:
+def _draw_scores(run: RunRecord, against: str, by_stage: Mapping[int, str], axes: Any) -> None:
     xs = run.column(against)
     if against == SECONDS:
         scale, unit = time_axis(xs)
@@ -142,27 +143,27 @@ def _draw_accuracy(run: RunRecord, against: str, by_stage: Mapping[int, str], ax
         axes.set_xlabel(f"wall-clock time ({unit})")
     else:
         whole_axis(axes, "epoch")
-    marks = small_marks(xs)
+    marks, metric = small_marks(xs), run.metric
     colours = stage_colours(run.num_stages)
     for stage, name in by_stage.items():
-        ys = [100 * value for value in run.column(name)]
+        ys = [metric.scale * value for value in run.column(name)]
         axes.plot(xs, ys, color=colours[stage], linewidth=1.3, label=str(stage), **marks)
-    if run.has(VALID_ACCURACY):
-        ys = [100 * value for value in run.column(VALID_ACCURACY)]
+    if run.has(run.valid_column):
+        ys = [metric.scale * value for value in run.column(run.valid_column)]
         axes.plot(xs, ys, color=INK, linewidth=2.2, label="whole network", zorder=5, **marks)
-        _mark_last(axes, xs, ys)
-    percent_axis(axes)
+        _mark_last(axes, xs, ys, metric)
+    score_axis(axes, metric)
     if against == SECONDS:
         axes.set_xlim(left=0)
     if by_stage:
         side_legend(axes, title="read-out of stage")
 
 
-def _mark_last(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:
+def _mark_last(axes: Any, xs: Sequence[float], ys: Sequence[float], metric: Metric) -> None:
     points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x + y)]
     if points:
         axes.annotate(
-            f"{points[-1][1]:.1f} %",
+            metric.write(points[-1][1] / metric.scale, 1),
             points[-1],
             xytext=(0, 7),
             textcoords="offset points",
@@ -192,12 +193,13 @@ _WORDS = {
     "positives": "positives per anchor",
     "without_positives": "share of anchors without positives",
     "spread": "spread of projections",
-    "accuracy": "training accuracy of its read-out",
 }
 
 
 def observation_words(name: str) -> str:
     """Say in words what an observation is."""
+    if name in METRICS:
+        return f"training {METRICS[name].title} of its read-out"
     return _WORDS.get(name, name.replace("_", " "))
 
 

@@ -20,14 +20,14 @@ __all__ = [
     "STEP",
     "TRAIN",
     "VALID",
-    "VALID_ACCURACY",
     "VALID_LOSS",
     "Validation",
     "epoch_row",
     "mean_values",
-    "stage_accuracies",
     "stage_column",
     "stage_columns",
+    "stage_scores",
+    "valid_column",
 ]
 
 EPOCH = "epoch"
@@ -36,10 +36,9 @@ SECONDS = "seconds"
 SAMPLES_PER_SECOND = "samples_per_second"
 LEARNING_RATE = "lr"
 VALID_LOSS = "valid_loss"
-VALID_ACCURACY = "valid_accuracy"
 
 TRAIN, OBSERVED, VALID = "train", "observed", "valid"
-LOSS, ACCURACY = "loss", "accuracy"
+LOSS = "loss"
 
 
 class Validation(Protocol):
@@ -50,12 +49,12 @@ class Validation(Protocol):
         """Mean loss."""
 
     @property
-    def accuracy(self) -> float:
-        """Accuracy of the whole network, 0 .. 1."""
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics of the whole network by name, the main one first."""
 
     @property
-    def stage_accuracy(self) -> Sequence[float | None]:
-        """Accuracy of each stage alone, 0 .. 1; None of a stage that does not predict."""
+    def stage_scores(self) -> Sequence[float | None]:
+        """The main metric of each stage alone; None of a stage that does not predict."""
 
 
 def stage_column(group: str, quantity: str, stage: int) -> str:
@@ -83,9 +82,19 @@ def stage_columns(names: Iterable[str], group: str) -> dict[str, dict[int, str]]
     return found
 
 
-def stage_accuracies(row: Mapping[str, Any], num_stages: int) -> list[Any]:
-    """Give the cells of a row that hold the validation accuracy of each stage; None for none."""
-    return [row.get(stage_column(VALID, ACCURACY, stage)) for stage in range(num_stages)]
+def valid_column(metric: str) -> str:
+    """Name the column of a metric of the validation.
+
+    Example:
+        >>> valid_column("accuracy")
+        'valid_accuracy'
+    """
+    return f"{VALID}_{metric}"
+
+
+def stage_scores(row: Mapping[str, Any], metric: str, num_stages: int) -> list[Any]:
+    """Give the cells of a row that hold the main metric of each stage; None for none."""
+    return [row.get(stage_column(VALID, metric, stage)) for stage in range(num_stages)]
 
 
 def epoch_row(
@@ -93,6 +102,7 @@ def epoch_row(
     losses: Sequence[Mapping[str, float]],
     observed: Sequence[Mapping[str, float]],
     validation: Validation | None,
+    metrics: Sequence[str],
     **numbers: float,
 ) -> dict[str, Any]:
     """Make the row of an epoch.
@@ -101,6 +111,7 @@ def epoch_row(
         losses: The terms of each stage's loss, means over the epoch.
         observed: What each stage's objective noticed besides, means over the epoch.
         validation: Its validation; None leaves cells empty.
+        metrics: What a validation measures, the main metric first.
         **numbers: The first columns: ``epoch`` (from 1), ``step`` (steps since the run began),
             ``seconds`` (since then), ``train_seconds`` (the part of them spent on training),
             ``samples_per_second`` (of the epoch) and ``lr`` (at its end).
@@ -118,10 +129,11 @@ def epoch_row(
     for stage, quantities in enumerate(observed):
         row |= {stage_column(OBSERVED, name, stage): value for name, value in quantities.items()}
     if validation is None:
-        return row | {VALID_LOSS: "", VALID_ACCURACY: ""}
-    row |= {VALID_LOSS: validation.loss, VALID_ACCURACY: validation.accuracy}
-    for stage, accuracy in enumerate(validation.stage_accuracy):
-        row[stage_column(VALID, ACCURACY, stage)] = "" if accuracy is None else accuracy
+        return row | {VALID_LOSS: ""} | {valid_column(name): "" for name in metrics}
+    row |= {VALID_LOSS: validation.loss}
+    row |= {valid_column(name): validation.metrics[name] for name in metrics}
+    for stage, score in enumerate(validation.stage_scores):
+        row[stage_column(VALID, metrics[0], stage)] = "" if score is None else score
     return row
 
 

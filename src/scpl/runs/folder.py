@@ -21,7 +21,8 @@ from typing import Any
 
 from scpl.errors import CheckpointError, InputError
 from scpl.files import write_whole
-from scpl.runs.columns import ACCURACY, EPOCH, STEP, TRAIN, VALID, stage_columns
+from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
+from scpl.runs.metrics import METRICS, Metric, metric_of
 
 __all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord", "as_number", "as_numbers"]
 
@@ -386,7 +387,7 @@ class RunRecord:
         """Number of stages, from whichever file tells."""
         counts = [len(row.losses) for row in self.steps]
         counts += [max(by_stage) + 1 for by_stage in self.stage_columns(TRAIN).values()]
-        counts += [stage + 1 for stage in self.accuracy_columns()]
+        counts += [stage + 1 for stage in self.score_columns()]
         counts += [len(self.numbers("wait_share"))]
         stated = self.number("stages")
         return max(1, *counts, int(stated) if math.isfinite(stated) else 0)
@@ -420,9 +421,24 @@ class RunRecord:
         names = self.epochs[0] if self.epochs else ()
         return stage_columns(filter(self.has, names), group)
 
-    def accuracy_columns(self) -> dict[int, str]:
-        """Find the columns of the validation accuracy of single stages, by stage."""
-        return dict(sorted(self.stage_columns(VALID).get(ACCURACY, {}).items()))
+    @property
+    def metric(self) -> Metric:
+        """The main metric of the run, from whichever file tells."""
+        if "metric" in self.summary:
+            return metric_of(self.summary["metric"])
+        columns = self.epochs[0] if self.epochs else ()
+        return next(
+            (m for m in METRICS.values() if valid_column(m.name) in columns), METRICS["accuracy"]
+        )
+
+    @property
+    def valid_column(self) -> str:
+        """The column of the metrics that holds the main metric of the validation."""
+        return valid_column(self.metric.name)
+
+    def score_columns(self) -> dict[int, str]:
+        """Find the columns of the main metric of single stages in validation, by stage."""
+        return dict(sorted(self.stage_columns(VALID).get(self.metric.name, {}).items()))
 
 
 def as_number(value: object) -> float:

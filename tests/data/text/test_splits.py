@@ -19,7 +19,7 @@ from scpl.data.text.splits import (
 from scpl.errors import DataError, InputError
 from text_files import tickets, write_set, write_table
 
-COLUMNS = Columns(("body",), "queue")
+COLUMNS = Columns(("body",), ("queue",))
 DEFAULTS = SplitSettings()
 LABELS = st.lists(st.integers(0, 4), min_size=12, max_size=60)
 
@@ -54,7 +54,7 @@ class TestFiles:
         root = folder if where == "root" else tmp_path
         files = find_files(name, data_dir=root)
         assert [path.name.partition("-")[0] for path in files.all] == ["train", spec.test]
-        splits = read_splits(files, choose_columns(files, (), None), DEFAULTS)
+        splits = read_splits(files, choose_columns(files, (), ()), DEFAULTS)
         assert splits.classes == spec.classes
         assert f"should have {spec.num_train:,} training" in " ".join(splits.notes)
 
@@ -148,15 +148,15 @@ class TestColumns:
         for name in ("text", "sentence", "content"):
             path = table(tmp_path, [{"id": 1, name: "x", "label": 1}], f"{name}.csv")
             files = find_files(str(path))
-            assert choose_columns(files, (), None) == Columns((name,), "label")
+            assert choose_columns(files, (), ()) == Columns((name,), ("label",))
 
     def test_the_columns_are_the_answer(self, tmp_path):
         files = find_files(str(table(tmp_path, tickets())))
-        for text, label in (((), "queue"), (("bodi",), "queue"), (("body",), None)):
+        for text, label in (((), ("queue",)), (("bodi",), ("queue",)), (("body",), ())):
             with pytest.raises(DataError, match="Its columns are: subject, body, queue"):
                 choose_columns(files, text, label)
         with pytest.raises(InputError, match="read the answer"):
-            choose_columns(files, ("body", "queue"), "queue")
+            choose_columns(files, ("body", "queue"), ("queue",))
 
 
 class TestSplits:
@@ -180,7 +180,7 @@ class TestSplits:
     def test_several_columns_and_given_splits(self, tmp_path):
         for name, seed in (("train.csv", 0), ("valid.tsv", 1), ("test.parquet", 2)):
             write_table(tmp_path / name, tickets(seed=seed))
-        splits = split(tmp_path, Columns(("subject", "body"), "queue"))
+        splits = split(tmp_path, Columns(("subject", "body"), ("queue",)))
         rows = tickets(seed=2)
         assert splits.test.texts == [f"{row['subject']} {row['body']}" for row in rows]
         assert [len(part) for part in (splits.train, splits.valid, splits.test)] == [60, 60, 60]
@@ -278,7 +278,7 @@ class TestSplits:
 @given(labels=LABELS, share=st.floats(0.1, 0.5), seed=st.integers(0, 9))
 def test_nothing_is_lost_and_no_class_leaves_training(labels, share, seed):
     rows = Texts([str(place) for place in range(len(labels))], torch.tensor(labels))
-    rest, held = _hold_out(rows, share, seed, "test", "test_share")
+    rest, held = _hold_out(rows, share, SplitSettings(seed=seed), "test", "test_share")
     assert sorted(rest.texts + held.texts, key=int) == rows.texts
     assert set(rest.labels.tolist()) == set(labels)
     assert len(held) == round(len(rows) * share)

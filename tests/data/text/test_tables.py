@@ -15,12 +15,11 @@ from scpl.data.text.tables import (
     Faults,
     class_names,
     columns_of,
-    label_of,
     rows_of,
-    sorted_labels,
     text_lines,
     text_of,
 )
+from scpl.data.text.targets import label_of, sorted_labels
 from scpl.errors import DataError
 from text_files import SUFFIXES, tickets, write_set, write_table
 

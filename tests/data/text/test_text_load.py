@@ -17,7 +17,7 @@ from scpl.data.text import load as module
 from scpl.errors import DataError, InputError
 from text_files import SUFFIXES, tickets, write_set, write_table
 
-SETTINGS = TextSettings(("body",), "queue", vocab_size=100, max_tokens=8)
+SETTINGS = TextSettings(("body",), ("queue",), vocab_size=100, max_tokens=8)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_what_is_loaded(table):
 def test_the_vocabulary_is_of_the_training_texts_alone(tmp_path):
     """Each text has a number as a word of its own: those of held-out texts must be unknown."""
     data = load(write_table(tmp_path / "t.csv", tickets(100)),
-                TextSettings(("body",), "queue", vocab_size=10_000))  # fmt: skip
+                TextSettings(("body",), ("queue",), vocab_size=10_000))  # fmt: skip
     numbers = {word for word in data.tokenizer.words if word.isdecimal()}
     assert len(numbers) == len(data.train) == 72
     for part in (data.valid, data.test):
@@ -91,14 +91,14 @@ def test_every_format_gives_the_same_data(table, tmp_path, suffix):
 
 @pytest.mark.parametrize("tokens", ["words", "subwords"])
 def test_the_second_time_comes_from_the_cache(table, made, tokens):
-    settings = TextSettings(("body",), "queue", tokens=tokens, vocab_size=600)
+    settings = TextSettings(("body",), ("queue",), tokens=tokens, vocab_size=600)
     first, second = load(table, settings), load(table, settings)
     assert len(made) == 1
     assert same(first, second)
 
 
 def test_no_validation_split_comes_from_the_cache_as_well(table, made):
-    settings = TextSettings(("body",), "queue", splits=SplitSettings(validation=0.0))
+    settings = TextSettings(("body",), ("queue",), splits=SplitSettings(validation=0.0))
     assert load(table, settings).valid is None
     assert load(table, settings).valid is None
     assert len(made) == 1
@@ -125,7 +125,13 @@ def test_the_name_counts_not_the_place(table, tmp_path, made):
 )
 def test_other_settings_are_another_entry(table, made, changes):
     load(table)
-    settings = {"text": ("body",), "label": "queue", "vocab_size": 100, "max_tokens": 8, **changes}
+    settings = {
+        "text": ("body",),
+        "label": ("queue",),
+        "vocab_size": 100,
+        "max_tokens": 8,
+        **changes,
+    }
     data = load(table, TextSettings(**settings))
     assert len(made) == 2
     assert not same(data, load(table))
@@ -188,7 +194,7 @@ def test_a_known_set(tmp_path):
     write_set(tmp_path / "imdb")
     data = load_text("imdb", TextSettings(), data_dir=tmp_path)
     assert data.classes == ("neg", "pos")
-    assert data.columns == Columns(("text",), "label")
+    assert data.columns == Columns(("text",), ("label",))
 
 
 @pytest.mark.parametrize("changes", [{"tokens": "letters"}, {"max_tokens": 0}])

@@ -73,7 +73,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     device = choose_device(base.run.device)
     if synthetic or base.data.data in (*known(), *TEXT_SETS) or not Path(base.data.data).exists():
         data = synthetic_data(base)
-        build_partition(base, data.inputs, data.num_classes)  # its faults are told once
+        build_partition(
+            base, data.inputs, data.num_classes, task=data.task
+        )  # its faults are told once
 
     def say(line: str) -> None:
         if not base.run.quiet:
@@ -190,7 +192,7 @@ def serve(connection: Connection, plan: BenchConfig) -> None:
     ranks = connect_ranks(config)
     with sending_failures(connection, ranks):
         data, batches = _data(config, ranks, synthetic=plan.synthetic)
-        parts = build_partition(config, data.inputs, data.num_classes)
+        parts = build_partition(config, data.inputs, data.num_classes, task=data.task)
         method = build_method(config.suited, config.rows)
         total_steps = config.chosen.epochs * data.steps
         pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
@@ -240,7 +242,7 @@ def synthetic_data(config: TrainConfig) -> DataSummary:
         config.check_samples("texts")
         texts = TEXT_SETS[config.data.data]
         own, classes = config.data, texts.classes
-        columns, label = own.text or texts.text[:1], own.label or "label"
+        columns, label = own.text or texts.text[:1], own.label or ("label",)
         pretrained, sizes = pretrained_inputs(config), network_sizes(config)
         drawn = TextInputs(own.vocab_size, config.chosen.max_tokens, columns, label, "", sizes)
         if pretrained is not None:
@@ -264,8 +266,8 @@ def synthetic_batches(config: TrainConfig, data: DataSummary) -> list[Batch]:
     batches = []
     for _ in range(NUM_BATCHES):
         inputs = data.inputs.draw(config.rows, generator)
-        target = torch.randint(data.num_classes, (config.chosen.batch_size,), generator=generator)
-        batches.append((inputs, target.repeat(config.data.views)))
+        target = data.task.draw(config.chosen.batch_size, data.num_classes, generator)
+        batches.append((inputs, torch.cat([target] * config.data.views)))
     return batches
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
 
@@ -10,11 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from scpl import models
+from scpl.app.config import DataConfig
 from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
+from scpl.tasks import Classes, Task, task_of
 
-__all__ = ["DataSummary", "ImageInputs", "Inputs", "Loaders", "TextInputs", "inputs_of"]
+__all__ = [
+    "DataSummary",
+    "ImageInputs",
+    "Inputs",
+    "Loaders",
+    "TextInputs",
+    "balanced_notes",
+    "drawn_from",
+    "inputs_of",
+]
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Loaders:
 
     Attributes:
         name: The data set.
-        classes: Names of the classes.
+        classes: Names of the classes, or of labels or numbers: one for each output.
         inputs: What goes into the network.
         train: Shuffled and augmented mini-batches.
         valid: The held-out share of the training samples, or None.
@@ -31,6 +42,7 @@ class Loaders:
         notes: What the user should know of the data.
         files: Texts of the files that ``inputs`` names, by name.
         initial: Makes what the network begins with instead of drawn weights, if the data has it.
+        task: What is learnt.
     """
 
     name: str
@@ -42,6 +54,7 @@ class Loaders:
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     initial: Callable[[], dict[str, Any]] = dict
+    task: Task = field(default_factory=Classes)
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class TextInputs:
         vocab_size: How many numbers there are, with padding and unknown.
         max_tokens: So many tokens of a text are read.
         text_columns: Columns of a table that make a text.
-        label_column: Column of the class.
+        label_columns: Columns of what is learnt.
         fingerprint: Digest of the content of the files that were learnt from.
         sizes: Sizes of the network other than its own defaults.
         padding: How texts become a batch.
@@ -130,7 +143,7 @@ class TextInputs:
     vocab_size: int
     max_tokens: int
     text_columns: tuple[str, ...]
-    label_column: str
+    label_columns: tuple[str, ...]
     fingerprint: str
     sizes: Mapping[str, Any]
     padding: Padding = WITH_ZEROS
@@ -164,18 +177,21 @@ class TextInputs:
         """Return JSON values."""
         values = asdict(self)
         padding = {**values["padding"], "parts": list(self.padding.parts)}
-        lists = {"text_columns": list(self.text_columns), "files": list(self.files)}
+        names = ("text_columns", "label_columns", "files")
+        lists = {name: list(getattr(self, name)) for name in names}
         return {"kind": self.modality, **values, **lists, "padding": padding}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TextInputs:
         """Rebuild from `describe`."""
+        if "label_column" in values:  # earlier versions had only one
+            values = {**values, "label_columns": [values["label_column"]]}
         own = {
             each.name: values[each.name]
             for each in fields(cls)
             if each.name in values or each.default is MISSING  # earlier versions had fewer
         }
-        for name in ("text_columns", "files"):
+        for name in ("text_columns", "label_columns", "files"):
             if name in own:
                 own[name] = tuple(own[name])
         if "padding" in own:
@@ -204,13 +220,14 @@ class DataSummary:
 
     Attributes:
         name: The data set.
-        classes: Names of the classes.
+        classes: Names of the classes, or of labels or numbers: one for each output.
         inputs: What goes into the network.
         train_samples: Samples per epoch.
         valid_samples: Samples held out.
         test_samples: Samples tested on at the end.
         steps: Mini-batches per epoch.
         notes: What the user should know of the data.
+        task: What is learnt.
     """
 
     name: str
@@ -221,6 +238,7 @@ class DataSummary:
     test_samples: int
     steps: int
     notes: tuple[str, ...] = ()
+    task: Task = field(default_factory=Classes)
 
     @classmethod
     def of(cls, loaders: Loaders) -> DataSummary:
@@ -234,26 +252,42 @@ class DataSummary:
             loaders.test.num_samples,
             len(loaders.train),
             loaders.notes,
+            loaders.task,
         )
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DataSummary:
         """Rebuild from `to_json`."""
         classes, notes = tuple(values["classes"]), tuple(values["notes"])
-        inputs = inputs_of(values["inputs"])
-        return cls(**{**values, "classes": classes, "notes": notes, "inputs": inputs})
+        inputs, task = inputs_of(values["inputs"]), task_of(values["task"])
+        made = {"classes": classes, "notes": notes, "inputs": inputs, "task": task}
+        return cls(**{**values, **made})
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "inputs": self.inputs.describe()}
+        return {**values, "inputs": self.inputs.describe(), "task": self.task.to_json()}
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, labels or numbers: outputs of the network."""
         return len(self.classes)
 
     @property
     def noun(self) -> str:
         """What the samples are, in the plural."""
         return f"{self.inputs.modality}s"
+
+
+def balanced_notes(config: DataConfig, task: Task, names: Sequence[str]) -> tuple[str, ...]:
+    """Say what is done for rare classes."""
+    weights = task.told(names)
+    told: tuple[str, ...] = (weights,) if weights else ()
+    if config.sampling == "balanced":
+        told += (f"Every epoch draws equally often from each {task.noun}",)
+    return told
+
+
+def drawn_from(config: DataConfig, task: Task, targets: Tensor) -> Tensor | None:
+    """Return the classes that an epoch draws equally often from; None: it is just shuffled."""
+    return task.strata(targets.cpu()) if config.sampling == "balanced" else None

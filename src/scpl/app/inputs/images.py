@@ -15,13 +15,14 @@ from torch import Tensor
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
-from scpl.app.inputs.base import ImageInputs, Loaders
+from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
+from scpl.tasks import Classes
 
 __all__ = [
     "COLUMNS",
@@ -77,6 +78,11 @@ def loaders(config: TrainConfig) -> Loaders:
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
+    task = Classes.fitted(
+        train.labels, source.num_classes, balanced=chosen.class_weights == "balanced"
+    )
+    notes += balanced_notes(chosen, task, source.classes)
+    strata = drawn_from(chosen, task, train.labels)
     given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}
     return Loaders(
         source.name,
@@ -95,12 +101,14 @@ def loaders(config: TrainConfig) -> Loaders:
             views=chosen.views,
             shuffle=True,
             seed=seed,
+            strata=strata,
             **given,
         ),
         None if valid is None else data.Loader(valid, plain, **given),
         data.Loader(source.test, plain, **given),
         notes,
         {PROCESSOR: wanted.text} if wanted and wanted.text else {},
+        task=task,
     )
 
 

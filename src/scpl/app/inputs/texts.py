@@ -11,13 +11,14 @@ from typing import Any
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import Loaders, TextInputs
+from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
 from scpl.data import text
 from scpl.data.loader import Inputs
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import SENTENCE_LIMIT, inputs_of_texts
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
+from scpl.tasks import TASKS
 
 __all__ = [
     "COLUMNS",
@@ -71,7 +72,13 @@ def loaders(config: TrainConfig) -> Loaders:
         padding, tuple(files),
     )  # fmt: skip
 
+    learnt = source.train.labels
+    task = TASKS[chosen.task].fitted(
+        learnt, len(source.classes), balanced=chosen.class_weights == "balanced"
+    )
+    notes += balanced_notes(chosen, task, source.classes)
     batches: dict[str, Any] = {"batch_size": config.chosen.batch_size, "padding": padding}
+    strata = drawn_from(chosen, task, learnt)
 
     def initial() -> dict[str, Any]:
         if vectors is None:
@@ -83,12 +90,13 @@ def loaders(config: TrainConfig) -> Loaders:
         source.name,
         source.classes,
         inputs,
-        text.TextLoader(source.train, shuffle=True, seed=seed, **batches),
+        text.TextLoader(source.train, shuffle=True, seed=seed, strata=strata, **batches),
         text.TextLoader(source.valid, **batches) if source.valid else None,
         text.TextLoader(source.test, **batches),
         tuple(notes),
         files,
         initial,
+        task,
     )
 
 
@@ -141,6 +149,7 @@ def _settings_of(config: TrainConfig, max_tokens: int) -> text.TextSettings:
         limit_train=chosen.limit_train,
         limit_test=chosen.limit_test,
         seed=derive_seed(config.run.seed, "texts"),
+        task=chosen.task,
     )
     return text.TextSettings(
         text=chosen.text,
@@ -190,11 +199,12 @@ def test_loader(
     batch_size = config.batch_size or trained.chosen.batch_size
     tokenizer = _tokenizer(folder, inputs)
     if config.data is not None:
-        columns = text.Columns(inputs.text_columns, inputs.label_column)
+        columns = text.Columns(inputs.text_columns, inputs.label_columns)
         data_dir = config.data_dir or trained.data.data_dir
         found, notes = text.load_test(
-            config.data, tokenizer, classes, columns, inputs.max_tokens, data_dir=data_dir
-        )
+            config.data, tokenizer, classes, columns, inputs.max_tokens,
+            task=trained.data.task, data_dir=data_dir,
+        )  # fmt: skip
         sys.stderr.write("".join(f"{note}\n" for note in notes))
         return text.TextLoader(found, batch_size=batch_size, padding=inputs.padding)
     source = text.load_text(
@@ -231,7 +241,7 @@ def pending(
     columns = config.text or TextInputs.of(description).text_columns
     sources = [_source(str(name), columns) for name in config.inputs]
     if not sources:
-        raise InputError("There must be at least one text to classify", "Got none")
+        raise InputError("There must be at least one text to predict of", "Got none")
     return _batches(sources, columns, config.batch_size, folder, TextInputs.of(description))
 
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from scpl.app.environment import peak_memory
 from scpl.pipeline import Pipeline
 from scpl.report.formats import memory
-from scpl.runs.columns import stage_accuracies
+from scpl.runs.columns import stage_scores, valid_column
+from scpl.runs.metrics import METRICS, Metric
 
 __all__ = ["Clock", "Meter", "Progress", "Usage", "format_losses", "format_usage"]
 
@@ -49,11 +50,21 @@ class Progress:
         log: Takes every line.
         quiet: Print nothing.
         noun: What is learnt from, in the plural.
+        metric: The main metric of the validation.
     """
 
     def __init__(
-        self, epochs: int, steps: int, samples: int, log: Log, *, quiet: bool, noun: str = "images"
+        self,
+        epochs: int,
+        steps: int,
+        samples: int,
+        log: Log,
+        *,
+        quiet: bool,
+        noun: str = "images",
+        metric: Metric = METRICS["accuracy"],
     ) -> None:
+        self._metric = metric
         self._epochs, self._steps, self._samples = epochs, steps, samples
         self._log, self._quiet, self._noun = log, quiet, noun
         self._bar: tqdm[Any] | None = None
@@ -114,15 +125,24 @@ class Progress:
         """Print the line of a finished epoch."""
         self.close()
         now = self._printed = time.perf_counter()
-        accuracy = row.get("valid_accuracy")
-        valid = "" if accuracy in (None, "") else f"  valid {100 * accuracy:5.2f} %"
-        exits = format_exits(row, len(losses))
+        score = row.get(valid_column(self._metric.name))
+        valid = "" if score in (None, "") else f"  valid {self._named(score)}"
+        exits = format_exits(row, len(losses), self._metric)
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
             f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{exits}  "
             f"{row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{self._to_go(self._steps, now)}{format_usage(usage)}"
+        )
+
+    def _named(self, score: float) -> str:
+        """Write the main metric; the commonest one needs no name."""
+        plain = self._metric.name == "accuracy"
+        return (
+            f"{100 * score:5.2f} %"
+            if plain
+            else f"{self._metric.title} {self._metric.write(score)}"
         )
 
     def _rate(self, batch: int, now: float) -> float:
@@ -155,12 +175,15 @@ def format_usage(usage: Usage) -> str:
     return f"{used}  waits {waits} %" if waits else used
 
 
-def format_exits(row: Mapping[str, Any], num_stages: int) -> str:
-    """Write the validation accuracy of every stage, where more than the last one predicts."""
-    found = stage_accuracies(row, num_stages)
+def format_exits(
+    row: Mapping[str, Any], num_stages: int, metric: Metric = METRICS["accuracy"]
+) -> str:
+    """Write the main metric of every stage, where more than the last one predicts."""
+    found = stage_scores(row, metric.name, num_stages)
     if all(value in (None, "") for value in found[:-1]):
         return ""
-    shown = ("-" if v in (None, "") else f"{100 * v:.1f}" for v in found)
+    digits = 1 if metric.is_share else 3
+    shown = ("-" if v in (None, "") else f"{metric.scale * v:.{digits}f}" for v in found)
     return f" (stages {' | '.join(shown)})"
 
 

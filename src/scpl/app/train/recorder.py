@@ -14,7 +14,9 @@ from scpl.engine.scores import Scores
 from scpl.engine.worker import Report, read_reports
 from scpl.methods import METHODS
 from scpl.runs import RunFolder
-from scpl.runs.columns import epoch_row, mean_values
+from scpl.runs.columns import epoch_row, mean_values, valid_column
+from scpl.runs.metrics import METRICS, metric_of
+from scpl.tasks import Task
 
 __all__ = ["Recorder", "advise", "is_flat"]
 
@@ -32,7 +34,10 @@ class Recorder:
         self._board: Any = None
         self._warned = set[int]()
         epochs, samples, log = config.chosen.epochs, data.train_samples, folder.append_log
-        self.progress = Progress(epochs, data.steps, samples, log, quiet=quiet, noun=data.noun)
+        self.progress = Progress(
+            epochs, data.steps, samples, log,
+            quiet=quiet, noun=data.noun, metric=metric_of(data.task.metrics[0]),
+        )  # fmt: skip
         if config.run.tensorboard:
             import_extra("tensorboard", "tensorboard", "--tensorboard")
             from torch.utils.tensorboard import SummaryWriter
@@ -40,10 +45,12 @@ class Recorder:
             self._board = SummaryWriter(str(folder.path / "tensorboard"))
 
     @property
-    def valid_accuracy(self) -> float | None:
-        """Validation accuracy of the last epoch."""
-        value = self._table[-1].get("valid_accuracy") if self._table else None
-        return None if value in (None, "") else float(value)  # after a resume it is text
+    def validation(self) -> dict[str, float | None]:
+        """Metrics of the validation after the last epoch, by column."""
+        row = self._table[-1] if self._table else {}
+        found = {name: row.get(name, "") for name in map(valid_column, self._data.task.metrics)}
+        # After a resume they are text.
+        return {name: None if value == "" else float(value) for name, value in found.items()}
 
     def restore(self, step: int, epochs: int) -> None:
         """Forget what was logged after a checkpoint, by when so many steps and epochs were done."""
@@ -101,6 +108,7 @@ class Recorder:
             losses=losses,
             observed=observed,
             validation=scores.peek() if scores else None,
+            metrics=self._data.task.metrics,
         )
         self._rows = []
         self._table.append(row)
@@ -115,7 +123,7 @@ class Recorder:
     def _warn(self, observed: list[dict[str, float]]) -> None:
         """Say once of each stage that it stays flat, if it does."""
         for stage, seen in enumerate(observed):
-            if stage not in self._warned and is_flat(seen, self._data.num_classes):
+            if stage not in self._warned and is_flat(seen, self._data.task, self._data.num_classes):
                 self._warned.add(stage)
                 self.progress.say(f"Warning: {advise(stage, seen, self._config)}")
 
@@ -128,29 +136,32 @@ class Recorder:
 
 _FLAT = -0.02
 """A contrastive loss that has not fallen this far below its chance level has taught nothing."""
-_BARELY = 1.1
-"""So has a cross-entropy whose classifier is right less often than this times guessing."""
 _COLLAPSED = 0.1
 _LONELY = 0.5
 
 
-def is_flat(observed: Mapping[str, float], num_classes: int) -> bool:
+def is_flat(observed: Mapping[str, float], task: Task, num_outputs: int) -> bool:
     """Whether a stage has learned nothing in an epoch, as far as is known.
 
     ``observed`` has means over the epoch, by name; see `Objective.observed`.
     """
-    above, accuracy = observed.get("above_chance"), observed.get("accuracy")
-    learns = (above is not None and above < _FLAT) or (
-        accuracy is not None and accuracy > _BARELY / num_classes
-    )
-    return not learns and (above, accuracy) != (None, None)
+    above = observed.get("above_chance")
+    predicts = task.learns(observed, num_outputs)
+    known = [
+        each for each in (predicts, None if above is None else above < _FLAT) if each is not None
+    ]
+    return bool(known) and not any(known)
 
 
 def advise(stage: int, observed: Mapping[str, float], config: TrainConfig) -> str:
     """Say why a stage has learned nothing in an epoch, and what to do; ``observed`` as above."""
-    above, accuracy = observed.get("above_chance"), observed.get("accuracy")
+    above = observed.get("above_chance")
     found = [f"contrast {above:+.3f} from chance level"] if above is not None else []
-    found += [f"accuracy {100 * accuracy:.1f} %"] if accuracy is not None else []
+    found += [
+        f"{METRICS[name].title} {METRICS[name].write(value, 1)}"
+        for name, value in observed.items()
+        if name in METRICS
+    ]
     cause = in_flags(_cause(observed, config))
     return f"Stage {stage} has learned nothing yet ({', '.join(found)}): {cause}"
 

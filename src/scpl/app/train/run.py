@@ -37,6 +37,7 @@ from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
 from scpl.methods import CutBackpropagation, DataParallel
 from scpl.pipeline import Pipeline
 from scpl.runs import RunFolder
+from scpl.runs.metrics import metric_of
 
 __all__ = ["chrome_trace", "dry_run", "resumed_config", "train"]
 
@@ -125,7 +126,7 @@ def _train(
     config, plan = balanced(config, ranks, data, loaders)
     initial = loaders.initial() if loaders is not None else None
     told: list[str] = []
-    parts = build_partition(config, data.inputs, data.num_classes, initial, told.append)
+    parts = build_partition(config, data.inputs, data.num_classes, initial, told.append, data.task)
     if loaders is not None:
         description = describe_network(config, data, parts)
         made = _prepare_folder(config, description, loaders.files, threads)
@@ -360,7 +361,7 @@ class _Run:
         if self.recorder is None:
             return None
         assert test is not None, "the last rank has the result"
-        save_network(network, folder, self.data.classes)
+        save_network(network, folder, self.data.classes, self.data.task)
         if exits is not None:
             save_exits(exits, network, folder)
         events = [event for rank in ranks for event in rank["events"]]
@@ -376,9 +377,11 @@ class _Run:
             "processes": config.run.processes,
             "epochs": config.chosen.epochs,
             "seed": config.run.seed,
-            "test_accuracy": test.accuracy,
+            "task": self.data.task.kind,
+            "metric": self.data.task.metrics[0],
+            **{f"test_{name}": value for name, value in test.metrics.items()},
             "test_loss": test.loss,
-            "valid_accuracy": self.recorder.valid_accuracy,
+            **self.recorder.validation,
             "samples_per_second": speed,
             "train_seconds": clock.train_seconds(),
             "wall_seconds": wall,
@@ -390,9 +393,10 @@ class _Run:
         }
         folder.write_json(folder.summary, summary)
         noun = self.data.noun
+        measured = ((metric_of(name), value) for name, value in test.metrics.items())
+        told = ", ".join(f"{metric.title} {metric.write(value)}" for metric, value in measured)
         self.recorder.progress.say(
-            f"test accuracy {100 * test.accuracy:.2f} % on {test.num_samples:,} {noun}; "
-            f"{speed:,.0f} {noun}/s"
+            f"test {told} on {test.num_samples:,} {noun}; {speed:,.0f} {noun}/s"
         )
         return summary
 
@@ -472,7 +476,9 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     notes = list(data.notes)
     ranks = OneRank(choose_device(config.run.device))
     config, _ = balanced(config, ranks, data, loaders)
-    parts = build_partition(config, data.inputs, data.num_classes, loaders.initial(), notes.append)
+    parts = build_partition(
+        config, data.inputs, data.num_classes, loaders.initial(), notes.append, data.task
+    )
     total_steps = config.chosen.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps, ranks=ranks)
     report = next(pipeline.steps(loaders.train))

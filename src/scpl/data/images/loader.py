@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from scpl.data.extras import import_extra
 from scpl.data.images.dataset import Split
 from scpl.data.loader import Batch, EpochLoader, check
+from scpl.data.sampling import evenly
 from scpl.errors import InputError, unknown_name
 from scpl.seeding import generator
 
@@ -226,6 +227,8 @@ class Loader(EpochLoader):
         views: 1, or 2 for a weak and an augmented view of each image in one batch.
         shuffle: Whether each epoch has an order of its own.
         seed: Of order and augmentation.
+        strata: With ``shuffle``: draw equally often from each of these classes, ``int64 [N]`` on
+            the CPU, instead of every image once per epoch.
         prefetch: How many batches a background thread prepares ahead; 0 for no thread.
         device: Where the images lie and batches are made; default: where the images are now, with
             a thread.
@@ -243,6 +246,7 @@ class Loader(EpochLoader):
         views: int = 1,
         shuffle: bool = False,
         seed: int = 0,
+        strata: Tensor | None = None,
         prefetch: int = 2,
         device: torch.device | str | None = None,
     ) -> None:
@@ -250,7 +254,7 @@ class Loader(EpochLoader):
         check(views in (1, 2), "The number of views must be 1 or 2", views)
         self.augmentation, self.views = augmentation, views
         self.split = split if device is None else split.to(device)
-        self.shuffle, self.seed = shuffle, seed
+        self.shuffle, self.seed, self._strata = shuffle, seed, strata
         self._together = 1
         if device is not None and views == 1:
             batch_bytes = 4 * batch_size * split.images[0].numel()
@@ -259,7 +263,12 @@ class Loader(EpochLoader):
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         order = torch.arange(len(self.split))
         if self.shuffle:
-            order = torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))
+            draws = generator(self.seed, "order", epoch)
+            order = (
+                torch.randperm(len(self.split), generator=draws)
+                if self._strata is None
+                else evenly(self._strata, draws)
+            )
         order = sent(order, self.split.images.device)
         for batch in range(start, len(self), self._together):
             begin, end = (n * self.batch_size for n in (batch, batch + self._together))

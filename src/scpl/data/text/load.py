@@ -22,10 +22,12 @@ from scpl.data.text.splits import (
     numbered,
     read_splits,
     read_texts,
+    targets_in,
 )
-from scpl.data.text.tables import Faults, class_names
+from scpl.data.text.tables import Faults
 from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer, version_of
 from scpl.errors import DataError, InputError
+from scpl.tasks import Classes
 
 __all__ = ["TextData", "TextSettings", "load_test", "load_text"]
 
@@ -40,15 +42,15 @@ class TextSettings:
 
     Args:
         text: The text columns, joined by a space; by default the one with a usual name.
-        label: The label column; by default ``label``.
-        splits: How the rows are divided.
+        label: The target columns; by default ``label``.
+        splits: How the rows are divided, and what is learnt.
         tokens: ``"words"``, ``"paper-words"`` or ``"subwords"``.
         vocab_size: At most so many tokens are known, with padding and unknown.
         max_tokens: So many tokens of a text are read.
     """
 
     text: tuple[str, ...] = ()
-    label: str | None = None
+    label: tuple[str, ...] = ()
     splits: SplitSettings = dataclasses.field(default_factory=SplitSettings)
     tokens: str = "words"
     vocab_size: int = 30_000
@@ -67,8 +69,8 @@ class TextData:
 
     Args:
         name: Name of the set, for reports.
-        classes: Name of each class.
-        columns: Where texts and labels stand.
+        classes: Name of each class, label or number.
+        columns: Where texts and targets stand.
         tokenizer: What made the numbers.
         train: Texts to learn from.
         valid: Texts held out of them.
@@ -138,6 +140,7 @@ def load_test(
     columns: Columns,
     max_tokens: int,
     *,
+    task: str = Classes.kind,
     data_dir: Path | None = None,
 ) -> tuple[Encoded, list[str]]:
     """Load texts to test a trained network on: another table or data set than its own.
@@ -146,9 +149,10 @@ def load_test(
         name: A table, of which all rows are taken; a folder with a table ``test``; or a data set
             known by name, of which the test split is.
         tokenizer: That of the network.
-        classes: The classes that the network tells apart.
-        columns: Where texts and labels stand in a table.
+        classes: The classes that the network tells apart; or labels, or numbers.
+        columns: Where texts and targets stand in a table.
         max_tokens: So many tokens of a text are read.
+        task: What the network predicts.
         data_dir: Folder that holds data sets.
 
     Returns:
@@ -162,10 +166,10 @@ def load_test(
     if not paths:
         raise DataError("A folder to test on must hold a table named test", f"Got none in {name}")
     if files.known is not None:
-        columns = choose_columns(files, (), None)
-    named = files.known.classes if files.known else class_names(paths[0], columns.label)
+        columns = choose_columns(files, (), ())
+    targets = targets_in(dataclasses.replace(files, train=paths), columns, task, classes)
     faults = Faults()
-    texts = numbered(read_texts(paths, columns, named or classes, faults), classes, paths)
+    texts = numbered(read_texts(paths, columns, targets, faults), targets, classes, paths)
     return _encode(texts, tokenizer, max_tokens), faults.notes()
 
 

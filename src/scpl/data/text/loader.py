@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scpl.data.loader import Batch, EpochLoader, Inputs
+from scpl.data.sampling import evenly
 from scpl.errors import DataError
 from scpl.seeding import generator
 
@@ -78,7 +79,7 @@ class Encoded:
     Args:
         tokens: All tokens, one text after the other: ``int16`` or ``int32 [T]``.
         starts: Where each text begins, and the end: ``int64 [N + 1]``.
-        labels: ``int64 [N]``.
+        labels: What is to be predicted: classes ``int64 [N]``, or ``[N, C]`` for another task.
 
     Raises:
         DataError: The parts do not fit each other.
@@ -125,8 +126,8 @@ class TextLoader(EpochLoader):
     Texts of similar length come together, so that little is padding. With ``shuffle``, each epoch
     shuffles all texts, sorts pools of 50 mini-batches by length, cuts them, and shuffles the
     mini-batches: who is together with whom differs from epoch to epoch. Every batch is tokens
-    ``int64 [B, L]``, or a mapping with them, as `Padding` makes it, and targets ``int64 [B]``. It
-    depends only on the arguments, the epoch and its own number.
+    ``int64 [B, L]``, or a mapping with them, as `Padding` makes it, and targets, rows of the labels
+    of ``split``. It depends only on the arguments, the epoch and its own number.
 
     Args:
         split: The texts.
@@ -134,6 +135,8 @@ class TextLoader(EpochLoader):
         shuffle: Whether each epoch has an order of its own; else texts are sorted by length.
         seed: Of the order.
         padding: How texts become a batch.
+        strata: With ``shuffle``: draw equally often from each of these classes, ``int64 [N]``,
+            instead of every text once per epoch.
         prefetch: How many batches a background thread prepares ahead; 0 for no thread.
 
     Raises:
@@ -148,10 +151,12 @@ class TextLoader(EpochLoader):
         shuffle: bool = False,
         seed: int = 0,
         padding: Padding = WITH_ZEROS,
+        strata: Tensor | None = None,
         prefetch: int = 2,
     ) -> None:
         super().__init__(len(split), batch_size, prefetch)
         self.split, self.shuffle, self.seed, self.padding = split, shuffle, seed, padding
+        self._strata = strata
 
     def _order(self, epoch: int) -> list[Tensor]:
         """The texts of each batch of an epoch, as indices ``int64 [B]``."""
@@ -160,7 +165,10 @@ class TextLoader(EpochLoader):
             return list(torch.split(torch.argsort(lengths, stable=True), self.batch_size))
         draws = generator(self.seed, "text-order", epoch)
         batches: list[Tensor] = []
-        order = torch.randperm(len(lengths), generator=draws)
+        if self._strata is None:
+            order = torch.randperm(len(lengths), generator=draws)
+        else:
+            order = evenly(self._strata, draws)
         for pool in torch.split(order, _POOL * self.batch_size):
             by_length = pool[torch.argsort(lengths[pool], stable=True)]
             batches += torch.split(by_length, self.batch_size)

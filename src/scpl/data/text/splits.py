@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ from scpl.data.text.tables import (
     class_names,
     columns_of,
     is_table,
-    label_of,
     rows_of,
-    sorted_labels,
     text_of,
 )
+from scpl.data.text.targets import Targets, targets_of
 from scpl.errors import DataError, InputError, unknown_name
 from scpl.seeding import generator
+from scpl.tasks import TASKS, Classes
 
 __all__ = [
     "Columns",
@@ -40,6 +41,7 @@ __all__ = [
     "numbered",
     "read_splits",
     "read_texts",
+    "targets_in",
 ]
 
 # Which tables
@@ -185,15 +187,15 @@ _LABEL_NAME = "label"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the text columns, which are joined by a space, and of the label column."""
+    """Names of the text columns, which are joined by a space, and of the target columns."""
 
     text: tuple[str, ...]
-    label: str
+    label: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts with their labels, ``int64 [N]``."""
+    """Texts with their labels: ``int64 [N]``, or ``[N, C]`` for another task than classes."""
 
     texts: list[str]
     labels: Tensor
@@ -207,64 +209,62 @@ class Texts:
         return Texts([text for text, kept in keep if kept], self.labels[chosen])
 
 
-def choose_columns(files: Files, text: Sequence[str], label: str | None) -> Columns:
+def choose_columns(files: Files, text: Sequence[str], label: Sequence[str]) -> Columns:
     """Choose the columns, by default those with the usual names.
 
     Raises:
         DataError: There are none of these names.
-        InputError: The label is one of the text columns.
+        InputError: A label is one of the text columns, or named twice.
     """
     path = files.train[0]
     known = columns_of(path)
     if not text:
         usual = files.known.text if files.known else _TEXT_NAMES
         text = [next((name for name in usual if name in known), usual[0])]
-    columns = Columns(tuple(text), label or _LABEL_NAME)
-    check_columns(path, known, (*columns.text, columns.label))
-    if columns.label in columns.text:
-        raise InputError(
-            "`label` must not be one of the columns in `text`: the network would read the answer",
-            f"Got {columns.label!r}",
-        )
+    columns = Columns(tuple(text), tuple(label) or (_LABEL_NAME,))
+    check_columns(path, known, (*columns.text, *columns.label))
+    for name in columns.label:
+        if name in columns.text:
+            raise InputError(
+                "`label` must not be one of the columns in `text`: the network would read the "
+                "answer",
+                f"Got {name!r}",
+            )
+        if columns.label.count(name) > 1:
+            raise InputError("`label` must name each column once", f"Got {name!r} twice")
     return columns
 
 
 def read_texts(
-    paths: Sequence[Path], columns: Columns, names: Sequence[str] | None, faults: Faults
-) -> tuple[list[str], list[str]]:
-    """Read the texts of some tables and the names of their classes; unlabelled rows are left out.
+    paths: Sequence[Path], columns: Columns, targets: Targets[Any], faults: Faults
+) -> tuple[list[str], list[Any]]:
+    """Read the texts of some tables and what is to be predicted; unlabelled rows are left out.
 
-    Whole-numbered labels are indices into ``names``. Raises DataError where a table is damaged, or
-    a value is no text or no label.
+    Raises DataError where a table is damaged, or a value is no text or no target.
     """
-    texts, labels = [], []
+    texts, values = [], []
     for path in paths:
-        for number, (*values, value) in rows_of(path, (*columns.text, columns.label), faults):
+        for number, cells in rows_of(path, (*columns.text, *columns.label), faults):
             place = f"{path.name} row {number}"
-            label = label_of(value, names, place)
-            if label is None:
+            value = targets.read(cells[len(columns.text) :], place)
+            if value is None:
                 faults.add("rows without a label left out", place)
                 continue
-            texts.append(text_of(values, columns.text, place))
-            labels.append(label)
-    return texts, labels
+            texts.append(text_of(cells[: len(columns.text)], columns.text, place))
+            values.append(value)
+    return texts, values
 
 
 def numbered(
-    rows: tuple[list[str], list[str]], classes: Sequence[str], paths: Sequence[Path]
+    rows: tuple[list[str], list[Any]],
+    targets: Targets[Any],
+    names: Sequence[str],
+    paths: Sequence[Path],
 ) -> Texts:
-    """Turn the names of classes into numbers; DataError if there is no row, or an unknown class."""
-    index = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({label for label in rows[1] if label not in index})
-    if unknown:
-        raise DataError(
-            f"Every label must be a class that is learnt: {', '.join(classes[:20])}",
-            f"Got also {', '.join(map(repr, unknown[:10]))} in {paths[0].name}",
-            "Correct the labels, or add training texts of these",
-        )
+    """Turn targets into numbers; DataError if there is no row, or an unknown class."""
     if not rows[0]:
         raise DataError("A split must hold at least one labelled text", f"Got none in {paths[0]}")
-    return Texts(rows[0], torch.tensor([index[label] for label in rows[1]], dtype=torch.int64))
+    return Texts(rows[0], targets.tensor(rows[1], names, paths[0]))
 
 
 # Which rows
@@ -282,6 +282,7 @@ class SplitSettings:
         limit_train: Use only this many training texts, before the validation split.
         limit_test: Test on only this many.
         seed: Decides which texts validate and which stay; not which ones test.
+        task: What is learnt, see `scpl.tasks.TASKS`.
     """
 
     test_share: float = 0.2
@@ -289,11 +290,19 @@ class SplitSettings:
     limit_train: int | None = None
     limit_test: int | None = None
     seed: int = 0
+    task: str = Classes.kind
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise unknown_name("task", self.task, TASKS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set of texts, divided; and what the user should know of it."""
+    """A data set of texts, divided; and what the user should know of it.
+
+    ``classes`` are the names of the outputs of a network: of classes, labels or numbers.
+    """
 
     classes: tuple[str, ...]
     train: Texts
@@ -312,20 +321,20 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
             another split is unknown, or a share is too small or large for the rows.
     """
     faults = Faults()
-    named = files.known.classes if files.known else class_names(files.train[0], columns.label)
-    rows = read_texts(files.train, columns, named, faults)
-    classes = named or sorted_labels(rows[1])
-    _check_classes(classes, len(rows[1]), columns.label, files.train[0])
+    targets = targets_in(files, columns, settings.task)
+    rows = read_texts(files.train, columns, targets, faults)
+    classes = targets.names(rows[1], files.train[0])
 
     def read(paths: Sequence[Path]) -> Texts:
-        return numbered(read_texts(paths, columns, named, faults), classes, paths)
+        return numbered(read_texts(paths, columns, targets, faults), targets, classes, paths)
 
-    train = numbered(rows, classes, files.train)
+    train = numbered(rows, targets, classes, files.train)
     valid = read(files.valid) if files.valid else None
     if files.test:
         test = read(files.test)
     else:
-        train, test = _hold_out(train, settings.test_share, _TEST_SEED, "test", "test_share")
+        fixed = dataclasses.replace(settings, seed=_TEST_SEED)
+        train, test = _hold_out(train, settings.test_share, fixed, "test", "test_share")
     notes = list(files.notes)
     known, sizes = files.known, (len(train), len(test))
     if known is not None and sizes != (known.num_train, known.num_test):
@@ -336,41 +345,48 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     filled = torch.tensor([bool(text) for text in train.texts], dtype=torch.bool)
     for _ in range(int((~filled).sum())):
         faults.add("training texts that are empty left out", files.train[0].name)
-    train = _limited(train.where(filled), settings.limit_train, settings.seed, "limit_train")
-    test = _limited(test, settings.limit_test, _TEST_SEED, "limit_test")
+    train = _limited(train.where(filled), "limit_train", settings)
+    test = _limited(test, "limit_test", dataclasses.replace(settings, seed=_TEST_SEED))
     if valid is None and settings.validation > 0:
-        train, valid = _hold_out(train, settings.validation, settings.seed, "carve", "validation")
-    _check_all_learnt(classes, train)
-    notes += [*faults.notes(), *_shared(train, valid, test), _balance(classes, train)]
+        train, valid = _hold_out(train, settings.validation, settings, "carve", "validation")
+    targets.check_learnt(train.labels, classes)
+    notes += [*faults.notes(), *_shared(train, valid, test), *targets.hints]
+    notes.append(targets.balance(train.labels, classes))
     return Splits(classes, train, valid, test, tuple(notes))
 
 
-def _check_classes(classes: Sequence[str], rows: int, label: str, path: Path) -> None:
-    if rows == 0:
-        raise DataError(
-            "A table must hold labelled rows",
-            f"Got no row with a label in column {label!r} of {path}",
+def targets_in(
+    files: Files, columns: Columns, task: str, known: Sequence[str] | None = None
+) -> Targets[Any]:
+    """Choose how the target columns of some files are read.
+
+    Args:
+        files: Where they stand.
+        columns: Which they are.
+        task: What is learnt.
+        known: Names of the classes, where the files do not tell them.
+
+    Raises:
+        InputError: if a data set that is known by name has other targets.
+    """
+    if files.known is not None and task != Classes.kind:
+        raise InputError(
+            f"The texts of {files.name} have one class each", f"Got `task` {task}", "Leave it out"
         )
-    if len(classes) < 2:
-        raise DataError(
-            "There must be at least two classes",
-            f"Got only {classes[0]!r} in column {label!r} of {path}",
-            "Choose another column with `label`",
-        )
-    if len(classes) > max(100, rows // 2):
-        raise DataError(
-            "`label` must name a column of classes, which many rows share",
-            f"Got {len(classes):,} different values in {rows:,} rows of column {label!r}",
-            "Choose another column",
-        )
+    named = files.known.classes if files.known else None
+    if task == Classes.kind and named is None and len(columns.label) == 1:
+        named = class_names((files.train or files.test)[0], columns.label[0])
+    return targets_of(task, columns.label, named or known)
 
 
-def _hold_out(rows: Texts, share: float, seed: int, purpose: str, name: str) -> tuple[Texts, Texts]:
-    """Divide by class; at least one text of every class stays in the first part."""
+def _hold_out(
+    rows: Texts, share: float, settings: SplitSettings, purpose: str, name: str
+) -> tuple[Texts, Texts]:
+    """Divide by class (or what the task sorts by); one text of each at least stays in the first."""
     if not 0 < share < 1:
         raise InputError(f"`{name}` must be a share, above 0 and below 1", f"Got {share}")
-    draws = generator(seed, purpose)
-    others = torch.nonzero(~one_per_class(rows.labels, draws))[:, 0]
+    draws, strata = generator(settings.seed, purpose), TASKS[settings.task].strata(rows.labels)
+    others = torch.nonzero(~one_per_class(strata, draws))[:, 0]
     count = round(len(rows) * share)
     if not 0 < count <= len(others):
         raise DataError(
@@ -379,16 +395,17 @@ def _hold_out(rows: Texts, share: float, seed: int, purpose: str, name: str) -> 
             "Use more texts or another share",
         )
     chosen = torch.zeros(len(rows), dtype=torch.bool)
-    chosen[others] = stratified(rows.labels[others], count, draws)
+    chosen[others] = stratified(strata[others], count, draws)
     return rows.where(~chosen), rows.where(chosen)
 
 
-def _limited(rows: Texts, limit: int | None, seed: int, name: str) -> Texts:
+def _limited(rows: Texts, name: str, settings: SplitSettings) -> Texts:
     """Keep so many texts, with the same share of every class, and at least one of each."""
+    limit: int | None = getattr(settings, name)
     if limit is None or limit >= len(rows):
         return rows
-    draws = generator(seed, "limit")
-    chosen = one_per_class(rows.labels, draws)
+    draws, strata = generator(settings.seed, "limit"), TASKS[settings.task].strata(rows.labels)
+    chosen = one_per_class(strata, draws)
     others = torch.nonzero(~chosen)[:, 0]
     count = limit - int(chosen.sum())
     if count < 0:
@@ -396,19 +413,8 @@ def _limited(rows: Texts, limit: int | None, seed: int, name: str) -> Texts:
             f"`{name}` must leave at least one text of every class",
             f"Got {limit} for {int(chosen.sum())} classes",
         )
-    chosen[others] = stratified(rows.labels[others], count, draws)
+    chosen[others] = stratified(strata[others], count, draws)
     return rows.where(chosen)
-
-
-def _check_all_learnt(classes: Sequence[str], train: Texts) -> None:
-    sizes = torch.bincount(train.labels, minlength=len(classes))
-    missing = [name for name, size in zip(classes, sizes.tolist(), strict=True) if not size]
-    if missing:
-        raise DataError(
-            "Every class needs at least one training text",
-            f"Got none of {', '.join(map(repr, missing[:10]))}",
-            "Add texts of it, or remove the class from the table",
-        )
 
 
 def _shared(train: Texts, valid: Texts | None, test: Texts) -> Iterator[str]:
@@ -422,14 +428,3 @@ def _shared(train: Texts, valid: Texts | None, test: Texts) -> Iterator[str]:
 
 def _normal(text: str) -> str:
     return " ".join(text.lower().split())
-
-
-def _balance(classes: Sequence[str], train: Texts) -> str:
-    sizes = torch.bincount(train.labels, minlength=len(classes)).tolist()
-    pairs = sorted(zip(sizes, classes, strict=True), key=lambda pair: -pair[0])
-    if len(pairs) <= 10:
-        shown = ", ".join(f"{name} {size:,}" for size, name in pairs)
-    else:
-        (most, first), (least, last) = pairs[0], pairs[-1]
-        shown = f"{len(pairs)}, from {least:,} ({last}) to {most:,} ({first}) texts each"
-    return f"classes in train: {shown}"

@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -29,10 +29,9 @@ __all__ = [
     "check_columns",
     "class_names",
     "columns_of",
+    "is_missing",
     "is_table",
-    "label_of",
     "rows_of",
-    "sorted_labels",
     "text_of",
 ]
 
@@ -141,7 +140,7 @@ def class_names(path: Path, label: str) -> tuple[str, ...] | None:
     return parquet.class_names(parquet.open_parquet(path), label)
 
 
-# From the values of cells to a text and to the name of a class
+# From the values of cells to a text
 
 
 def is_missing(value: Any) -> bool:
@@ -167,43 +166,6 @@ def text_of(values: Sequence[Any], columns: Sequence[str], place: str) -> str:
             )
         parts.append(str(value)[:LONGEST_TEXT])
     return " ".join(parts)[:LONGEST_TEXT]
-
-
-def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
-    """Name the class of a row, or None if its label is missing.
-
-    A whole number is an index into ``names``, if there are some; ``place`` is for messages. Raises
-    DataError if a number has no name, or the value is no label.
-    """
-    if is_missing(value):
-        return None
-    if isinstance(value, (list, dict, bytes)):
-        raise DataError("A label must be a name or a number", f"Got {value!r:.60} in {place}")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value).strip()
-    if names is None or text in names:
-        return text
-    try:
-        index = int(text)
-    except ValueError:
-        index = -1
-    if not 0 <= index < len(names):
-        raise DataError(
-            f"Labels must be one of {', '.join(names)}, or 0 .. {len(names) - 1}",
-            f"Got {text!r:.60} in {place}",
-            "A label of -1 often marks an unlabelled test set; use the labelled one",
-        )
-    return names[index]
-
-
-def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Sort distinct labels: numbers by value, names by their characters."""
-    distinct = set(labels)
-    try:
-        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
-    except ValueError:
-        return tuple(sorted(distinct))
 
 
 # CSV and TSV

@@ -284,7 +284,7 @@ class _RecordedStage:
         stage: The stage.
         lane: Where its work goes.
         features: What it gets, for the shapes.
-        target: Class indices ``[N]``.
+        target: As `Task.prepare` made it.
         carry: What its objective gets, for the shapes.
         apart: Run the optimizer as it is, after what is recorded.
 

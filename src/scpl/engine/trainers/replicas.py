@@ -18,13 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from scpl.engine.channel import Outbox
 from scpl.engine.messages import EvalBatch, LocalLoss, Losses, TrainBatch
 from scpl.engine.ranks import ManyRanks
-from scpl.engine.scores import Counts
+from scpl.engine.scores import Counts, joined
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
@@ -78,6 +77,7 @@ class ReplicaTrainer(Trainer):
         objective = self._stage.objective
         assert isinstance(objective, CrossEntropy)
         self._method, self._mesh, self._seed, self._clip_norm = method, ranks.mesh, seed, clip_norm
+        self._task = objective.task
         self.saves = ranks.mesh.is_first  # all replicas are the same
         self._group = ranks.new_group()
         self._network = nn.Sequential(self._stage.body, objective.classifier)
@@ -112,7 +112,7 @@ class ReplicaTrainer(Trainer):
                 with self.timeline.during("forward", 0, step):
                     with stage.autocast():
                         logits = precise(self._replica(own.features))
-                    loss = functional.cross_entropy(logits, own.target) * weight
+                    loss = self._task.loss(logits, own.target) * weight
                 stage.guard.check(loss, logits, step)
                 begin = time.perf_counter()
                 stage.backward(loss)
@@ -123,7 +123,7 @@ class ReplicaTrainer(Trainer):
                 self.timeline.add("backward", 0, step, begin, time.perf_counter())
         if averaging:
             self._update(step)
-        return (LocalLoss({"cross_entropy": loss.detach() / self._mesh.num_ranks}),)
+        return (LocalLoss({self._task.loss_name: loss.detach() / self._mesh.num_ranks}),)
 
     def end_epoch(self) -> None:
         """Learn from the mini-batches that are left, too few for an update of the usual kind."""
@@ -184,7 +184,7 @@ class ReplicaTrainer(Trainer):
 
     def join_counts(self, earlier: StageCounts, own: StageCounts) -> StageCounts:
         """Add up what the ranks counted of their shares."""
-        return (_sums(earlier[0], own[0]),) if earlier else own
+        return (joined(earlier[0], own[0]),) if earlier else own
 
     def _take_share(self, batch: Batch) -> tuple[Batch, float, Batch | None]:
         """Split a batch between this rank and the later ones.

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
-from torch.nn import functional
 
 from scpl.engine.channel import Outbox
 from scpl.engine.messages import LocalLoss, Losses, ScheduledBatch, TrainBatch
@@ -30,6 +29,7 @@ from scpl.errors import InputError, LinkError, StageError
 from scpl.methods import CutBackpropagation
 from scpl.methods.base import CrossEntropy, precise
 from scpl.partition.values import TensorSpec, Tree, tensors_of
+from scpl.tasks import Task
 
 __all__ = ["RankModule", "RecordedStage", "ScheduleTrainer", "fits", "micro_batches"]
 
@@ -63,6 +63,7 @@ class ScheduleTrainer(Trainer):
         ranks: The ranks.
         clip_norm: Clip the norm of the whole network's gradient to this.
         precision: Type of the forward pass; under autocast also of what crosses a cut.
+        task: What the outputs mean.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class ScheduleTrainer(Trainer):
         ranks: ManyRanks,
         clip_norm: float | None,
         precision: torch.dtype,
+        task: Task,
     ) -> None:
         super().__init__(stages, outbox, timeline)
+        self._task = task
         self._method, self._mesh = method, ranks.mesh
         if not fits(method.schedule, method.slices, self._mesh.num_ranks):
             raise InputError(
@@ -132,7 +135,7 @@ class ScheduleTrainer(Trainer):
         if self._mesh.is_last:
             loss = torch.stack(losses).mean().detach()
             self.stages[-1].guard.check(loss, None, step)
-            own = (LocalLoss({"cross_entropy": loss}),)
+            own = (LocalLoss({self._task.loss_name: loss}),)
         if self._clip_norm is not None:
             self._clip(self._clip_norm)
         for stage in self.stages:
@@ -176,7 +179,7 @@ class ScheduleTrainer(Trainer):
         wanted, num_ranks = self._method.schedule, self._mesh.num_ranks
         kind = get_schedule_class(wanted if fits(wanted, count, num_ranks) else "GPipe")
         several = issubclass(kind, PipelineScheduleMulti)
-        schedule = kind([part] if several else part, count, loss_fn=_mean_cross_entropy)
+        schedule = kind([part] if several else part, count, loss_fn=self._task.loss)
         self._schedules[key] = (part, schedule, tuple(outputs))
         if len(self._schedules) > KEPT_SCHEDULES:
             self._schedules.popitem(last=False)
@@ -197,11 +200,6 @@ class ScheduleTrainer(Trainer):
             spec.empty(device).requires_grad_(attached and spec.dtype.is_floating_point)
             for spec in specs
         )
-
-
-def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    with torch.autocast(logits.device.type, enabled=False):
-        return functional.cross_entropy(logits, target)
 
 
 class RankModule(nn.Module):

@@ -1,0 +1,64 @@
+"""The metrics that runs are judged by: how each is called and written for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["METRICS", "Metric", "metric_of"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: In files: ``test_<name>``, ``valid_<name>``.
+        title: For people.
+        is_share: Whether it is a share of one, which people read in percent.
+    """
+
+    name: str
+    title: str
+    is_share: bool = True
+
+    @property
+    def unit(self) -> str:
+        """What follows the title on an axis."""
+        return " (%)" if self.is_share else ""
+
+    @property
+    def scale(self) -> float:
+        """What values are multiplied by to be read with the unit."""
+        return 100.0 if self.is_share else 1.0
+
+    def write(self, value: float, digits: int = 2) -> str:
+        """Write a value: ``91.20 %``, or ``0.912`` with one digit more than asked for."""
+        if not math.isfinite(value):
+            return "\N{EN DASH}"
+        if self.is_share:
+            return f"{100 * value:.{digits}f} %"
+        return f"{value:.{digits + 1}f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "accuracy"),
+        Metric("macro_f1", "macro F1"),
+        Metric("micro_f1", "micro F1"),
+        Metric("mean_average_precision", "mean average precision"),
+        Metric("exact_match", "exact match"),
+        Metric("r2", "R\N{SUPERSCRIPT TWO}", is_share=False),
+        Metric("mean_absolute_error", "mean absolute error", is_share=False),
+        Metric("spearman", "Spearman's rank correlation", is_share=False),
+    )
+}
+"""Every metric by its name."""
+
+
+def metric_of(name: object) -> Metric:
+    """Find a metric; one of another version is written as a plain number."""
+    words = str(name)
+    return METRICS.get(words) or Metric(words, words.replace("_", " "), is_share=False)

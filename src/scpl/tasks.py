@@ -1,0 +1,774 @@
+"""What the outputs of a network mean: one class per sample, any number of labels, or numbers.
+
+All that depends on it stands here: the form of a target, the loss of outputs, which samples belong
+together, what is observed and measured, and how a prediction is written.
+
+May import: errors.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scpl.errors import DataError, InputError
+
+__all__ = [
+    "KEPT",
+    "TASKS",
+    "Classes",
+    "MultiLabel",
+    "Regression",
+    "Task",
+    "average_precision",
+    "spearman",
+    "task_of",
+]
+
+# Shape suffixes: N = samples, C = outputs of the network.
+
+KEPT = ("outputs", "targets")
+"""What `Task.tally` holds besides sums, sample by sample, where a metric needs all predictions."""
+
+_NUM_BINS = 10
+"""Parts of equal size that numbers are sorted into, so that all splits have their share of each."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What the outputs of a network mean, and all that follows from it.
+
+    A *target* is what a loader yields beside the inputs; `prepare` brings it into the form that the
+    methods of this class take, and in which it travels from stage to stage.
+    """
+
+    kind: ClassVar[str]
+    """Its name in configurations."""
+    loss_name: ClassVar[str]
+    """What the loss is called in logs."""
+    metrics: ClassVar[tuple[str, ...]]
+    """What is measured of predictions; the first is the main one, and larger is better."""
+    keeps: ClassVar[bool] = False
+    """Whether metrics need all predictions at once, not only sums over mini-batches."""
+    exits_early: ClassVar[bool] = True
+    """Whether a prediction says how sure it is."""
+    least_outputs: ClassVar[int] = 1
+    """Fewest outputs that a network must have."""
+    noun: ClassVar[str]
+    """What an output stands for."""
+    plural: ClassVar[str]
+
+    # Outputs
+
+    def check_outputs(self, num_outputs: int) -> None:
+        """Check that a network has outputs for it.
+
+        Raises:
+            InputError: if not.
+        """
+        if num_outputs < self.least_outputs:
+            raise InputError(
+                f"The network must have one output per {self.noun}"
+                + (", at least two" if self.least_outputs > 1 else ""),
+                f"Got {num_outputs}",
+                "Build it with as many outputs as the data has classes",
+            )
+        for name, values in asdict(self).items():
+            if isinstance(values, tuple) and len(values) not in (0, num_outputs):
+                raise InputError(
+                    f"`{name}` must hold one number per output of the network",
+                    f"Got {len(values)} for {num_outputs} outputs",
+                )
+
+    # Targets
+
+    def check_target(self, target: Tensor, rows: int, num_outputs: int, place: str) -> None:
+        """Check shape and type of a loader's target, without looking at values.
+
+        Args:
+            target: What the loader gave.
+            rows: Samples of the batch.
+            num_outputs: C.
+            place: Which batch, for messages.
+
+        Raises:
+            DataError: if it does not fit.
+        """
+        if tuple(target.shape) != (rows, num_outputs):
+            raise DataError(
+                f"A target must hold one value per row and {self.noun}: [{rows}, {num_outputs}]",
+                f"Got {tuple(target.shape)} {target.dtype} in {place}",
+            )
+
+    @abstractmethod
+    def prepare(self, target: Tensor) -> Tensor:
+        """Bring a loader's target into the form that all other methods take."""
+
+    @abstractmethod
+    def check_values(self, low: float, high: float, num_outputs: int, place: str) -> None:
+        """Check the lowest and the highest value of a prepared target; NaN if one of them is.
+
+        Raises:
+            DataError: if there is one that it cannot have.
+        """
+
+    def mend(self, target: Tensor, num_outputs: int) -> Tensor:
+        """Make a prepared target whose values nobody has checked yet safe to compute with."""
+        return target
+
+    @abstractmethod
+    def as_vector(self, target: Tensor, num_outputs: int) -> Tensor:
+        """Return what ideal outputs say, ``float32 [N, C]``; looks at no value."""
+
+    @abstractmethod
+    def draw(self, count: int, num_outputs: int, draws: torch.Generator) -> Tensor:
+        """Draw targets as a loader gives them, for measurements of speed."""
+
+    @classmethod
+    @abstractmethod
+    def strata(cls, targets: Tensor) -> Tensor:
+        """Sort samples by what splits shall have the same shares of.
+
+        Args:
+            targets: Those of a data set, as a loader gives them.
+
+        Returns:
+            A number from 0 for each, ``int64 [N]``.
+        """
+
+    @classmethod
+    @abstractmethod
+    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> Task:
+        """Make the task of training targets.
+
+        Args:
+            targets: Those of all training samples, as a loader gives them.
+            num_outputs: C.
+            balanced: Whether what is rare weighs more.
+
+        Raises:
+            DataError: if nothing can be learnt from them.
+            InputError: if nothing can be balanced.
+        """
+
+    # Learning
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Compute the mean loss over samples, a scalar in at least float32.
+
+        Every sample counts the same whatever else is in the mini-batch, so that the loss of a
+        mini-batch is the mean of those of its equal parts.
+
+        Args:
+            outputs: ``[N, C]``.
+            target: Prepared.
+            label_smoothing: Share of the target that is spread evenly.
+
+        Raises:
+            InputError: if targets cannot be smoothed.
+        """
+
+    @abstractmethod
+    def pairs(self, target: Tensor) -> Tensor:
+        """Say which samples belong together, as `scpl.losses.contrastive` takes it.
+
+        Returns:
+            The class of each, an integer type ``[N]``; or how much each two belong together,
+            ``float32 [N, N]`` from 0 to 1.
+        """
+
+    @abstractmethod
+    def observe(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Say how good the outputs of a mini-batch are: detached scalars by name."""
+
+    @abstractmethod
+    def learns(self, observed: Mapping[str, float], num_outputs: int) -> bool | None:
+        """Say whether means of `observe` are better than guessing; None if it did not observe."""
+
+    # Measuring
+
+    @abstractmethod
+    def tally(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Sum up what metrics are made of: ``count``, ``loss`` and others by name.
+
+        Sums of two batches add up. Beside them stand the entries named `KEPT`, where the task keeps
+        predictions; those of two batches are joined. Nothing waits for the device.
+
+        Args:
+            outputs: ``[N, C]`` in at least float32.
+            target: Prepared.
+        """
+
+    @abstractmethod
+    def measure(self, tally: Mapping[str, Tensor]) -> dict[str, float]:
+        """Turn what was summed up, on the CPU, into metrics by name.
+
+        What needs kept predictions is left out where there are none.
+        """
+
+    # Predictions
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Say how sure a prediction is of each sample: a probability, ``[N]``.
+
+        Raises:
+            InputError: if it does not say.
+        """
+        raise InputError(
+            "To leave early, predictions must say how sure they are, as classes and labels do",
+            f"Got a network for {self.kind}, which predicts numbers",
+            "Leave the threshold out: all stages run then",
+        )
+
+    @abstractmethod
+    def columns(self, names: Sequence[str], top: int) -> list[str]:
+        """Name the columns that a prediction is written in.
+
+        Args:
+            names: Of the outputs.
+            top: How many classes are listed.
+
+        Raises:
+            InputError: if it cannot list so many.
+        """
+
+    @abstractmethod
+    def written(self, outputs: Tensor, names: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+        """Write predictions as JSON values by column, sample by sample.
+
+        Args:
+            outputs: ``[N, C]``.
+            names: Of the outputs.
+            top: How many classes are listed.
+        """
+
+    def told(self, names: Sequence[str]) -> str:
+        """Say what weighs how much, in words; nothing if all weigh the same."""
+        weights: tuple[float, ...] = getattr(self, "weights", ())
+        if not weights:
+            return ""
+        pairs = sorted(zip(weights, names, strict=True))
+        shown = [pairs[0], pairs[-1]] if len(pairs) > _NUM_BINS else pairs
+        words = (", ", " to ")[len(pairs) > _NUM_BINS].join(f"{n} {w:.3g}" for w, n in shown)
+        return f"Weights of the loss by {self.noun}: {words}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, from which `task_of` makes it again."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"kind": self.kind, **values}
+
+
+@final
+@dataclass(frozen=True)
+class Classes(Task):
+    """One class per sample; a target is class indices, an integer type ``[N]``.
+
+    Positives of the contrastive loss are the samples of the same class.
+
+    Args:
+        weights: What the loss of a sample of each class is multiplied by; none for 1.
+    """
+
+    kind: ClassVar[str] = "classes"
+    loss_name: ClassVar[str] = "cross_entropy"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    least_outputs: ClassVar[int] = 2
+    noun: ClassVar[str] = "class"
+    plural: ClassVar[str] = "classes"
+
+    weights: tuple[float, ...] = ()
+
+    def check_target(self, target: Tensor, rows: int, num_outputs: int, place: str) -> None:  # noqa: D102
+        if target.ndim != 1 or len(target) != rows or target.is_floating_point():
+            raise DataError(
+                "A target must hold one class index per row",
+                f"Got {tuple(target.shape)} {target.dtype} for {rows} rows in {place}",
+            )
+
+    def prepare(self, target: Tensor) -> Tensor:  # noqa: D102
+        return target.to(torch.int64)
+
+    def check_values(self, low: float, high: float, num_outputs: int, place: str) -> None:  # noqa: D102
+        if low < 0 or high >= num_outputs:
+            raise DataError(
+                f"Targets must lie in 0 .. {num_outputs - 1}",
+                f"Got {int(low if low < 0 else high)} in {place}",
+                "Check the labels, or the number of classes",
+            )
+
+    def mend(self, target: Tensor, num_outputs: int) -> Tensor:  # noqa: D102
+        # With classes that do not exist, layers would break the device for the whole process.
+        return target.clamp(0, num_outputs - 1)
+
+    def as_vector(self, target: Tensor, num_outputs: int) -> Tensor:  # noqa: D102
+        # Unlike `one_hot` this looks at no value, which would wait for the device.
+        classes = torch.arange(num_outputs, device=target.device)
+        return (target[:, None] == classes).float()
+
+    def draw(self, count: int, num_outputs: int, draws: torch.Generator) -> Tensor:  # noqa: D102
+        return torch.randint(num_outputs, (count,), generator=draws)
+
+    @classmethod
+    def strata(cls, targets: Tensor) -> Tensor:  # noqa: D102
+        return targets.to(torch.int64)
+
+    @classmethod
+    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> Classes:
+        """See `Task.fitted`; balanced weights are N / (C n) for a class of n of N samples."""
+        if not balanced:
+            return cls()
+        sizes = torch.bincount(targets, minlength=num_outputs).clamp(min=1).double()
+        return cls(tuple((len(targets) / (num_outputs * sizes)).tolist()))
+
+    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:  # noqa: D102
+        with _in_float32(outputs):
+            values = _precise(outputs)
+            if not self.weights:
+                return functional.cross_entropy(values, target, label_smoothing=label_smoothing)
+            loss_N = functional.cross_entropy(
+                values, target, label_smoothing=label_smoothing, reduction="none"
+            )
+            return (loss_N * _constant(self.weights, loss_N)[target]).mean()
+
+    def pairs(self, target: Tensor) -> Tensor:  # noqa: D102
+        return target
+
+    @torch.no_grad()
+    def observe(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Observe ``accuracy``, the share of the samples that are classified right."""
+        return {"accuracy": (outputs.argmax(dim=1) == target).float().mean()}
+
+    def learns(self, observed: Mapping[str, float], num_outputs: int) -> bool | None:  # noqa: D102
+        accuracy = observed.get("accuracy")
+        return None if accuracy is None else accuracy > 1.1 / num_outputs
+
+    def tally(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        found = outputs.argmax(1)
+        right = found == target
+        ones = torch.ones_like(target, dtype=torch.float64)
+        none = ones.new_zeros(outputs.shape[1])
+        return {
+            "correct": right.sum(),
+            "loss": functional.cross_entropy(outputs, target, reduction="sum").double(),
+            "count": torch.full((), len(target), device=outputs.device),
+            "right": none.index_add(0, target, right.double()),
+            "found": none.index_add(0, found, ones),
+            "there": none.index_add(0, target, ones),
+        }
+
+    def measure(self, tally: Mapping[str, Tensor]) -> dict[str, float]:  # noqa: D102
+        accuracy = float(tally["correct"]) / float(tally["count"])
+        return {"accuracy": accuracy, "macro_f1": _macro_f1(tally)}
+
+    def confidence(self, outputs: Tensor) -> Tensor:  # noqa: D102
+        return outputs.softmax(dim=1).amax(dim=1)
+
+    def columns(self, names: Sequence[str], top: int) -> list[str]:  # noqa: D102
+        if not 1 <= top <= len(names):
+            raise InputError(f"--top must lie in 1 .. {len(names)}", f"Got {top}")
+        numbers = ["", *range(2, top + 1)]
+        return [f"{word}{number}" for number in numbers for word in ("label", "probability")]
+
+    def written(self, outputs: Tensor, names: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+        """Write label, probability, label2, probability2, ..., the surest first."""
+        best, columns = outputs.softmax(1).topk(top), self.columns(names, top)
+        for chances, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            pairs = zip((names[index] for index in indices), chances, strict=True)
+            values = [v for name, chance in pairs for v in (name, round(chance, 6))]
+            yield dict(zip(columns, values, strict=True))
+
+
+@final
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Any number of labels per sample; a target is 0 or 1 for each, ``[N, C]`` of any type.
+
+    Values between are soft labels; metrics ask whether they are above 0.5. The contrastive loss
+    takes two samples as positives as far as they share labels: with weight |A and B| / |A or B|
+    (Jaccard), and 0 for samples without labels.
+
+    Args:
+        weights: What the loss of a label that is there is multiplied by; none for 1.
+    """
+
+    kind: ClassVar[str] = "multi-label"
+    loss_name: ClassVar[str] = "binary_cross_entropy"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "macro_f1", "micro_f1", "mean_average_precision", "exact_match",
+    )  # fmt: skip
+    keeps: ClassVar[bool] = True
+    noun: ClassVar[str] = "label"
+    plural: ClassVar[str] = "labels"
+
+    weights: tuple[float, ...] = ()
+
+    def prepare(self, target: Tensor) -> Tensor:  # noqa: D102
+        return target.to(torch.float32)
+
+    def check_values(self, low: float, high: float, num_outputs: int, place: str) -> None:  # noqa: D102
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                "Targets must say 1 of labels that are there and 0 of others",
+                f"Got {high if low >= 0 else low:g} in {place}",
+            )
+
+    def as_vector(self, target: Tensor, num_outputs: int) -> Tensor:  # noqa: D102
+        return target
+
+    def draw(self, count: int, num_outputs: int, draws: torch.Generator) -> Tensor:  # noqa: D102
+        return torch.randint(2, (count, num_outputs), generator=draws)
+
+    @classmethod
+    def strata(cls, targets: Tensor) -> Tensor:
+        """Sort samples by the rarest of their labels; those without any come last."""
+        there = targets > 0.5
+        sizes = there.sum(0).double()
+        rarest = torch.where(there, sizes, math.inf).argmin(1)
+        return torch.where(there.any(1), rarest, targets.shape[1])
+
+    @classmethod
+    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> MultiLabel:
+        """See `Task.fitted`; balanced weights are (N - n) / n for a label of n of N samples."""
+        if not balanced:
+            return cls()
+        sizes = (targets > 0.5).sum(0).double()
+        missing = (sizes == 0).nonzero().flatten().tolist()
+        if missing:
+            raise DataError(
+                "To be balanced, every label must be on a training sample",
+                f"Got none with label number {missing[0]}",
+            )
+        return cls(tuple(((len(targets) - sizes) / sizes).tolist()))
+
+    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:  # noqa: D102
+        with _in_float32(outputs):
+            values = _precise(outputs)
+            wanted = target.to(values.dtype) * (1 - label_smoothing) + label_smoothing / 2
+            weights = _constant(self.weights, values) if self.weights else None
+            return functional.binary_cross_entropy_with_logits(values, wanted, pos_weight=weights)
+
+    def pairs(self, target: Tensor) -> Tensor:  # noqa: D102
+        with _in_float32(target):
+            shared = target @ target.T
+            sizes = target.sum(1)
+            either = sizes[:, None] + sizes - shared
+            return shared / either.masked_fill(either == 0, 1)
+
+    @torch.no_grad()
+    def observe(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Observe ``micro_f1`` over the labels of the mini-batch."""
+        found, there = outputs > 0, target > 0.5
+        both = (found & there).sum()
+        return {"micro_f1": 2 * both / (found.sum() + there.sum()).clamp(min=1)}
+
+    def learns(self, observed: Mapping[str, float], num_outputs: int) -> bool | None:  # noqa: D102
+        found = observed.get("micro_f1")
+        return None if found is None else found > 0.01
+
+    def tally(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        found, there = outputs > 0, target > 0.5
+        loss_NC = functional.binary_cross_entropy_with_logits(
+            outputs, target.to(outputs.dtype), reduction="none"
+        )
+        return {
+            "loss": loss_NC.mean(1).sum().double(),
+            "count": torch.full((), len(target), device=outputs.device),
+            "exact": (found == there).all(1).sum(),
+            "right": (found & there).sum(0),
+            "found": found.sum(0),
+            "there": there.sum(0),
+            "outputs": outputs,
+            "targets": target,
+        }
+
+    def measure(self, tally: Mapping[str, Tensor]) -> dict[str, float]:  # noqa: D102
+        right = float(tally["right"].sum())
+        either = float((tally["found"] + tally["there"]).sum())
+        found = {
+            "macro_f1": _macro_f1(tally),
+            "micro_f1": 2 * right / either if either else 0.0,
+            "exact_match": float(tally["exact"]) / float(tally["count"]),
+        }
+        if "outputs" in tally:
+            there, outputs = tally["targets"] > 0.5, tally["outputs"]
+            known = [i for i in range(there.shape[1]) if there[:, i].any()]
+            precise = [average_precision(outputs[:, i], there[:, i]) for i in known]
+            found["mean_average_precision"] = sum(precise) / max(len(precise), 1)
+        return found
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Say how sure the network is of the label that it doubts most."""
+        return outputs.abs().sigmoid().amin(dim=1)
+
+    def columns(self, names: Sequence[str], top: int) -> list[str]:  # noqa: D102
+        _only_one(top, "lists the labels above 0.5")
+        return ["labels", "probabilities"]
+
+    def written(self, outputs: Tensor, names: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+        """Write the labels with a probability above 0.5, and these, as lists."""
+        for row in outputs.sigmoid().tolist():
+            there = [i for i, chance in enumerate(row) if chance > 0.5]
+            labels, chances = [names[i] for i in there], [round(row[i], 6) for i in there]
+            yield {"labels": labels, "probabilities": chances}
+
+
+@final
+@dataclass(frozen=True)
+class Regression(Task):
+    """One or several numbers per sample; a target is ``[N, C]`` (or ``[N]`` for one), of any type.
+
+    The network learns numbers of mean 0 and deviation 1 over the training samples; its loss is the
+    squared error of these. The contrastive loss takes two samples as positives as far as they are
+    near: with weight exp(-d^2 / 2 s^2), where d^2 is the mean over the numbers of their squared
+    distance.
+
+    Args:
+        mean: Of each number over the training samples; none for 0.
+        std: Their deviations; none for 1.
+        nearness: s, in deviations.
+    """
+
+    kind: ClassVar[str] = "regression"
+    loss_name: ClassVar[str] = "squared_error"
+    metrics: ClassVar[tuple[str, ...]] = ("r2", "mean_absolute_error", "spearman")
+    keeps: ClassVar[bool] = True
+    exits_early: ClassVar[bool] = False
+    noun: ClassVar[str] = "number"
+    plural: ClassVar[str] = "numbers"
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    nearness: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not all(0 < each < math.inf for each in (*self.std, self.nearness)):
+            raise InputError(
+                "`std` and `nearness` must be more than 0", f"Got {self.std} and {self.nearness}"
+            )
+
+    def check_target(self, target: Tensor, rows: int, num_outputs: int, place: str) -> None:  # noqa: D102
+        if num_outputs == 1 and target.ndim == 1:
+            target = target[:, None]
+        super().check_target(target, rows, num_outputs, place)
+
+    def prepare(self, target: Tensor) -> Tensor:
+        """Standardise, in float64: numbers may be large and differ by little."""
+        values = (target if target.ndim == 2 else target[:, None]).double()
+        if self.mean:
+            values = values - _constant(self.mean, values)
+        if self.std:
+            values = values / _constant(self.std, values)
+        return values.float()
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Turn outputs of the network into numbers as targets are, ``float64 [N, C]``."""
+        values = self.scaled(outputs)
+        return values + _constant(self.mean, values) if self.mean else values
+
+    def scaled(self, differences: Tensor) -> Tensor:
+        """Turn differences of outputs into those of numbers, ``float64 [N, C]``."""
+        values = differences.double()
+        return values * _constant(self.std, values) if self.std else values
+
+    def check_values(self, low: float, high: float, num_outputs: int, place: str) -> None:  # noqa: D102
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise DataError(
+                "Targets must be finite numbers",
+                f"Got one that is not in {place}",
+                "Leave out samples without a number",
+            )
+
+    def as_vector(self, target: Tensor, num_outputs: int) -> Tensor:  # noqa: D102
+        return target
+
+    def draw(self, count: int, num_outputs: int, draws: torch.Generator) -> Tensor:  # noqa: D102
+        return self.values(torch.randn(count, num_outputs, generator=draws))
+
+    @classmethod
+    def strata(cls, targets: Tensor) -> Tensor:
+        """Sort samples by their first number into parts of equal size."""
+        first = targets if targets.ndim == 1 else targets[:, 0]
+        places = torch.argsort(torch.argsort(first, stable=True), stable=True)
+        return places * _NUM_BINS // len(first)
+
+    @classmethod
+    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> Regression:
+        """See `Task.fitted`; takes mean and deviation."""
+        if balanced:
+            raise InputError(
+                "What is balanced must be classes or labels",
+                "Got numbers (regression)",
+                "Leave it out",
+            )
+        std, mean = torch.std_mean(targets.double().view(len(targets), -1), dim=0, correction=0)
+        constant = (~(std > 0)).nonzero().flatten().tolist()
+        if constant:
+            raise DataError(
+                "Numbers to learn must vary over the training samples",
+                f"Got {float(mean[constant[0]]):g} for all, in target number {constant[0]}",
+            )
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:  # noqa: D102
+        if label_smoothing:
+            raise InputError(
+                "`label_smoothing` is for classes and labels",
+                f"Got {label_smoothing} for numbers",
+                "Leave it out",
+            )
+        with _in_float32(outputs):
+            values = _precise(outputs)
+            return functional.mse_loss(values, target.to(values.dtype))
+
+    def pairs(self, target: Tensor) -> Tensor:  # noqa: D102
+        squares_NN = (target[:, None] - target).square().mean(2)
+        return (squares_NN / (-2 * self.nearness**2)).exp()
+
+    @torch.no_grad()
+    def observe(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Observe ``r2``: 1 minus the squared error as a share of the targets' variance.
+
+        That is the variance over all training samples, 1: over a mini-batch it may be next to none.
+        """
+        return {"r2": 1 - (outputs.float() - target).square().mean()}
+
+    def learns(self, observed: Mapping[str, float], num_outputs: int) -> bool | None:  # noqa: D102
+        found = observed.get("r2")
+        return None if found is None else found > 0.01
+
+    def tally(self, outputs: Tensor, target: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        wanted = target.double()
+        wrong = outputs.double() - wanted
+        return {
+            "loss": wrong.square().mean(1).sum(),
+            "count": torch.full((), len(target), device=outputs.device),
+            "squares": wrong.square().sum(0),
+            "distances": wrong.abs().sum(0),
+            "sum": wanted.sum(0),
+            "sum_of_squares": wanted.square().sum(0),
+            "outputs": outputs,
+            "targets": target,
+        }
+
+    def measure(self, tally: Mapping[str, Tensor]) -> dict[str, float]:
+        """Turn sums into metrics, each the mean over the numbers; distances in their own units."""
+        count = tally["count"]
+        spread = tally["sum_of_squares"] - tally["sum"].square() / count
+        left = tally["squares"]
+        # As others define it where all targets are equal.
+        equal = torch.where(left > 0, 0.0, 1.0).double()
+        r2 = torch.where(spread > 0, 1 - left / spread.masked_fill(spread <= 0, 1), equal)
+        distances = self.scaled(tally["distances"] / count)
+        found = {"r2": float(r2.mean()), "mean_absolute_error": float(distances.mean())}
+        if "outputs" in tally:
+            pairs = zip(tally["outputs"].T, tally["targets"].T, strict=True)
+            ranks = [spearman(one, other) for one, other in pairs]
+            found["spearman"] = sum(ranks) / len(ranks)
+        return found
+
+    def columns(self, names: Sequence[str], top: int) -> list[str]:  # noqa: D102
+        _only_one(top, "predicts numbers")
+        return list(names)
+
+    def written(self, outputs: Tensor, names: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
+        """Write each number in the units of the targets, with six digits."""
+        for row in self.values(outputs).tolist():
+            yield {n: float(f"{value:.6g}") for n, value in zip(names, row, strict=True)}
+
+
+TASKS: Mapping[str, type[Task]] = {each.kind: each for each in (Classes, MultiLabel, Regression)}
+"""Every task by its name in configurations."""
+
+
+def task_of(values: Mapping[str, Any]) -> Task:
+    """Make a task again from `Task.to_json`.
+
+    Raises:
+        KeyError, TypeError, ValueError: if the values are damaged.
+    """
+    own = {k: tuple(map(float, v)) if isinstance(v, list) else v for k, v in values.items()}
+    kind = str(own.pop("kind"))
+    return TASKS[kind](**own)
+
+
+# Metrics that need all predictions
+
+
+def average_precision(outputs: Tensor, there: Tensor) -> float:
+    """Compute the area under precision against recall, as steps; equal outputs count as one.
+
+    Args:
+        outputs: ``[N]``, the higher, the surer that the label is there.
+        there: Whether it is, ``bool [N]``, at least once.
+    """
+    order = outputs.argsort(descending=True, stable=True)
+    ranked = there[order].double().cumsum(0)
+    values = outputs[order]
+    last = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+    right = ranked[last]
+    precision = right / (last + 1)
+    gained = right.diff(prepend=right.new_zeros(1))
+    return float((precision * gained).sum() / right[-1])
+
+
+def spearman(one: Tensor, other: Tensor) -> float:
+    """Compute the correlation of the ranks of two series ``[N]``; 0 if one has only equal values.
+
+    Equal values share the mean of their ranks.
+    """
+    a, b = (ranks - ranks.mean() for ranks in (_ranks(one), _ranks(other)))
+    length = (a.square().sum() * b.square().sum()).sqrt()
+    return float((a * b).sum() / length) if length > 0 else 0.0
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, places, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    ranks: Tensor = counts.cumsum(0) - (counts.double() - 1) / 2
+    return ranks[places]
+
+
+def _macro_f1(tally: Mapping[str, Tensor]) -> float:
+    """Compute the mean of F1 over the outputs that are somewhere found or there."""
+    either = (tally["found"] + tally["there"]).double()
+    each = 2 * tally["right"].double()[either > 0] / either[either > 0]
+    return float(each.mean()) if len(each) else 0.0
+
+
+# Arithmetic
+
+
+def _only_one(top: int, does: str) -> None:
+    if top != 1:
+        raise InputError("--top is for classes", f"Got {top}, and this network {does}")
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def _in_float32(like: Tensor) -> Iterator[None]:
+    with torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Return numbers ``[C]`` in the type and on the device of another tensor."""
+    return _constants(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Made once, for a copy to a device waits for it; and never as a tensor of inference alone.
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, dtype=dtype, device=device)
