@@ -28,7 +28,6 @@ SETS = {
     "imdb": ["--limit-train", "2000", "--limit-test", "5000", "--max-tokens", "200"],
 }
 QUICK = ["--limit-train", "80", "--limit-test", "40", "--max-tokens", "16", "--epochs", "1"]
-SCRATCH_RATE = "0.0003"  # the best on validation of 0.0001, 0.0003, 0.001
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -67,8 +66,7 @@ def groups(stages: list[int], more_epochs: int | None) -> Iterator[Group]:
         if more_epochs:
             settings = ("--stages", "2", "--epochs", str(more_epochs))
             yield Group(data, f"2 stages, {more_epochs} epochs", "scpl", settings=settings)
-        rate = ("--stages", "2", "--lr", SCRATCH_RATE)
-        yield Group(data, "from scratch", "bp,scpl", settings=rate, scratch=True)
+        yield Group(data, "from scratch", "bp,scpl", settings=("--stages", "2"), scratch=True)
 
 
 def write_sentences(data_dir: Path, out: Path) -> Path:
