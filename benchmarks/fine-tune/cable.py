@@ -183,8 +183,10 @@ def serve(connection: Connection, job: Job) -> None:
                 parts = networks.copy(config)
                 pipeline = build_pipeline(config, parts, method, MANY_STEPS, None, ranks)
                 block = block_of(job.steps, method, ranks.mesh.num_ranks, config.run.depth)
-                # A schedule prepares for every shape, so it must see all of them first.
-                steps = job.steps - 1 if order.method in SLICED else 1
+                # A schedule prepares for every shape, so it must see all of them first; and losses
+                # are compared on all of them.
+                all_shapes = order.method in SLICED or not order.dropout
+                steps = job.steps - 1 if all_shapes else 1
                 connection.send(timed(pipeline, cycle(batches), Block(steps, warm=1)))
             elif pipeline is not None:
                 connection.send(timed(pipeline, cycle(batches), block))
