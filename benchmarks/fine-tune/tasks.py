@@ -32,7 +32,7 @@ SETTINGS = {
     "reviews": ["--task", "regression", "--label", "positive"],
 }
 RECIPE = [
-    "--stages", "2", "--epochs", "2", "--batch-size", "32", "--max-tokens", "96",
+    "--stages", "2", "--epochs", "3", "--batch-size", "16", "--max-tokens", "64",
     "--warmup", "0.1", "--clip-norm", "1", "--weight-decay", "0.01", "--exempt-norms",
     "--optimizer", "adamw", "--threads", "1", "--device", "cpu",
 ]  # fmt: skip
