@@ -1,7 +1,7 @@
 """One rank that trains a small network with several methods in turn; `test_baselines.py` starts it.
 
-usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--clip] [--resume]
-                       [--task KIND]
+usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--clip] [--decay]
+    [--accumulation N] [--compress TYPE] [--save-after STEP] [--resume [STEP]] [--task KIND]
 """
 
 import argparse
@@ -42,6 +42,10 @@ def task(options):
     return network(options.norm), ["2", "4", "6"], data((2, 8, 8), [16, 16, 16, 6])
 
 
+def decaying(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+
 def train(out, name, ranks, options):
     """Two epochs with plain SGD, so that weights show gradients."""
     model, cuts, batches = task(options)
@@ -52,22 +56,27 @@ def train(out, name, ranks, options):
     kind = METHODS[name]
     sliced = issubclass(kind, MicroBatched) and name != "bp-cut"
     method = kind(options.micro_batches) if sliced else kind()
+    if name == "ddp":
+        method = kind(compress_gradients=options.compress, accumulation=options.accumulation)
     pipeline = scpl.Pipeline(
         parts,
         method,
         lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+        scheduler=decaying if options.decay else None,
         clip_norm=0.5 if options.clip else None,
         checkpoints=out / "checkpoints" / name,
         ranks=ranks,
     )
     if options.resume:
-        assert pipeline.restore()["step"] == 4
+        assert pipeline.restore()["step"] == options.resume
     losses, evaluations = {}, []
     while pipeline.epoch < EPOCHS:
         for report in pipeline.steps(batches):
             losses[report.step] = report.values()
+            if report.step == options.save_after:
+                pipeline.checkpoint()
         evaluations.append(pipeline.evaluate(batches))
-        if pipeline.epoch == 1:
+        if pipeline.epoch == 1 and options.save_after is None:
             pipeline.checkpoint()
     results = [vars(scores.result()) for scores in evaluations]
     logits = pipeline.predict([inputs for inputs, _ in batches])
@@ -92,7 +101,11 @@ def main():
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--task", default="classes")
     parser.add_argument("--clip", action="store_true")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--decay", action="store_true")
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--compress", default="none")
+    parser.add_argument("--save-after", type=int)
+    parser.add_argument("--resume", type=int, nargs="?", const=4)
     parser.add_argument("--frozen", type=lambda names: names.split(","), default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -95,7 +95,7 @@ METHODS = {
     "vgg-al": scpl.AssociatedLearning(),
     "transformer-numbers": scpl.SCPL(),
     "transformer-predsim": scpl.PredSim(),
-    "transformer-masked": scpl.SCPL(),
+    "transformer-masked": scpl.SCPL(head="next"),
     "lstm": scpl.EarlyExit(),
 }
 """By case, or by its first word."""

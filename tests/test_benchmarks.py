@@ -1,14 +1,22 @@
 """The benchmarks run, and what they claim holds; equal bits they check by themselves."""
 
+import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import scpl
-from processes import run_forked
+from processes import environment, run_forked, run_started
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CABLE = BENCHMARKS / "fine-tune" / "cable.py"
 
 
 def found_by(name, *arguments):
@@ -90,3 +98,98 @@ def test_networks_are_the_same_after_they_are_cut_or_refused_with_a_reason():
     assert "torch.export must be able" in found.pop("data-dependent branch")["refused"]
     assert len(found) == 2
     assert all(row["traced"] and row["faults"] == [] for row in found.values())
+
+
+def network_namespaces():
+    """Those that a process is in."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            found.add(os.readlink(process / "ns" / "net"))
+    return found
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look their types up
+    spec.loader.exec_module(module)
+    return module
+
+
+links = load(BENCHMARKS / "links.py")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_fine_tuning_over_a_cable():
+    """A tiny network; where no cable can be made, which is told, loopback alone."""
+    pytest.importorskip("transformers")
+    reason = links.refusal()
+    done = run_started(
+        1, CABLE, "--quick", "--json", "--rounds", "1", "--micro-batches", "2", "--epochs", "0",
+        "--rate", "200mbit", timeout=450,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["no_cable"] == reason
+    networks = ["loopback"] if reason else ["loopback", "200mbit"]
+    assert list(dict.fromkeys(row["network"] for row in found["results"])) == networks
+    rows = {(row["method"], row["network"]): row for row in found["results"]}
+    methods = ["scpl", "gpipe", "1f1b", "ddp", "ddp bf16", "ddp x4", "ddp bf16 x4"]
+    assert rows.keys() >= {(method, network) for method in methods for network in networks}
+    assert all(row["samples_per_second"]["median"] > 0 for row in rows.values())
+    assert max(found["equal"]["difference"].values()) < 1e-4
+    ratio = next(
+        row for row in found["ratios"] if (row["below"], row["network"]) == ("ddp", networks[-1])
+    )
+    rates = [rows[name, networks[-1]]["rates"][0] for name in ("scpl", "ddp")]
+    assert ratio["median"] == pytest.approx(rates[0] / rates[1])
+    assert ratio["target"] == (1.0 if reason else 3.0)
+    if not reason:
+        assert found["speeds"]["200mbit"] == pytest.approx(0.956 * 200e6, rel=0.05)
+        sent = {name: rows[name, "200mbit"]["bytes_per_step"]["median"] for name in methods}
+        assert sent["ddp"] > 1.5 * sent["ddp bf16"] > sent["ddp bf16 x4"]
+
+
+def test_time_to_the_accuracy_of_backpropagation(tmp_path, monkeypatch):
+    """What has the numbers of backpropagation has its curve; another one may never get there."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # it adds to it
+    cable = load(CABLE)
+    curves = {"bp": [0.5, 0.8], "scpl": [0.7, 0.9], "ddp x4": [0.4, 0.6]}
+    rates = {"bp": 10.0, "gpipe": 15.0, "scpl": 20.0, "ddp": 18.0, "ddp x4": 19.0}
+    rows = [
+        {"method": name, "network": "loopback", "samples_per_second": {"median": rate}}
+        for name, rate in rates.items()
+    ]
+    times = cable.times_of(rows, curves, 100)
+    found = {row["method"]: row["times_sooner_than_bp"] for row in times}
+    assert found.pop("ddp x4") is None
+    # scpl is there in the middle of its second epoch, after 7.5 s; bp after 20 s.
+    assert found == pytest.approx({"bp": 1.0, "gpipe": 1.5, "scpl": 20 / 7.5, "ddp": 1.8})
+    pytest.importorskip("matplotlib")
+    cable.draw(times, tmp_path / "cable.png")
+    assert (tmp_path / "cable.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(links.refusal()), reason="no network namespaces can be made here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_cable_is_gone_however_its_benchmark_ends(number):
+    pytest.importorskip("transformers")
+    before = network_namespaces()
+    command = [sys.executable, CABLE, "--quick", "--rate", "200mbit", "--epochs", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            assert any(line.startswith("starting the process alone") for line in lines)
+            made = network_namespaces() - before
+            assert made
+            process.send_signal(number)
+            assert process.wait(60) == (1 if number == signal.SIGINT else -number)
+        finally:
+            process.kill()
+    deadline = time.monotonic() + 30
+    while made & network_namespaces() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not made & network_namespaces()

@@ -41,8 +41,8 @@ INSIDE = {
                {"ranks"}, {"channel", "scores", "checkpoint"}, {"trainers"}, {"worker"},
                {"build"}, {"export", "planning"}],
     "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"network"},
-            {"bench"}, {"planning"}, {"train"}, {"evaluate", "export", "probe"}, {"compare"},
-            {"cli"}],
+            {"bench"}, {"planning"}, {"train"}, {"evaluate", "exits", "export", "probe"},
+            {"compare"}, {"cli"}],
 }  # fmt: skip
 """Within a folder of folders: lowest first; what is not named here is below all."""
 ENTRY = {"__init__", "__main__"}

@@ -6,173 +6,41 @@ Needs root (``ip netns``, ``tc``) on Linux. See README.md beside this file.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import multiprocessing
 import os
 import re
-import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "throughput"))
 from variants import Job, contender, serve_job, workers_of
 from writing import environment, say, shown, verdict
 
+from links import (
+    LOOPBACK,
+    UNSHAPED,
+    Cable,
+    bits_per_second,
+    go_to_cable,
+    go_to_loopback,
+    refusal,
+)
 from scpl.app.bench.measure import Contender, measure, summary
 from scpl.app.bench.workers import Timing, Workers
 from scpl.app.signals import end_signals
 from scpl.errors import ScplError
 
-LOOPBACK = "loopback"
 LINES = ("scpl", "early-exit")
 SWEPT = ("gpipe", "1f1b")
 TARGET = 0.95
 TARGETS = {("ddp", "1gbit"): 1.5, ("ddp", "200mbit"): 2.5}
-UNSHAPED = "none"
-PROBE_PORT = 45_671
-PROBE_BYTES = 16_000_000
-CLONE_NEWNET = 0x40000000  # of <sched.h>; os.setns needs Python 3.12
-SPAWN = multiprocessing.get_context("spawn")
-
-
-# ---- The cable. ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class End:
-    """One end of the cable.
-
-    Attributes:
-        space: Its network namespace.
-        device: Its network device.
-        address: Its address in a private network.
-    """
-
-    space: str
-    device: str
-    address: str
-
-    def enter(self) -> None:
-        """Bring this thread, and those that it starts, to this end."""
-        with open(f"/run/netns/{self.space}") as space:
-            if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"{self.space} cannot be entered")
-
-    def sent_bytes(self) -> int:
-        """Bytes that left here so far."""
-        path = f"/sys/class/net/{self.device}/statistics/tx_bytes"
-        return int(_run("ip", "netns", "exec", self.space, "cat", path))
-
-
-ENDS = (
-    End("scpl-bench-0", "scpl0", "10.77.0.1"),
-    End("scpl-bench-1", "scpl1", "10.77.0.2"),
-)
-
-
-class Cable:
-    """Two network namespaces joined by a virtual cable; leaving the block removes both."""
-
-    def __enter__(self) -> Cable:
-        self._remove()  # what a killed run left behind
-        try:
-            here, there = ENDS
-            for end in ENDS:
-                _run("ip", "netns", "add", end.space)
-            _run(
-                *("ip", "link", "add", here.device, "netns", here.space, "type", "veth"),
-                *("peer", "name", there.device, "netns", there.space),
-            )
-            for end in ENDS:
-                inside = ("ip", "-n", end.space)
-                _run(*inside, "address", "add", f"{end.address}/24", "dev", end.device)
-                _run(*inside, "link", "set", end.device, "up")
-                _run(*inside, "link", "set", "lo", "up")
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        self._remove()
-
-    def shape(self, rate: str) -> None:
-        """Limit both directions, like a network card of that speed."""
-        for end in ENDS:
-            queue = ("tc", "-n", end.space, "qdisc")
-            with suppress(subprocess.CalledProcessError):  # there is none yet
-                _run(*queue, "delete", "dev", end.device, "root")
-            if rate != UNSHAPED:
-                limit = ("rate", rate, "burst", "128kb", "latency", "50ms")
-                _run(*queue, "add", "dev", end.device, "root", "tbf", *limit)
-
-    def carried_bytes(self) -> int:
-        """Bytes that went over it so far, both ways."""
-        return sum(end.sent_bytes() for end in ENDS)
-
-    def speed(self) -> float:
-        """Send 16 MB through plain sockets, until all has arrived; return bits per second."""
-        ours, theirs = SPAWN.Pipe()
-        sides = [SPAWN.Process(target=side, args=(theirs,)) for side in (receive, send)]
-        for side in sides:
-            side.start()
-        try:
-            return float(ours.recv())
-        finally:
-            for side in sides:
-                side.kill()
-                side.join()
-
-    def _remove(self) -> None:
-        for end in ENDS:
-            if Path("/run/netns", end.space).exists():
-                with suppress(subprocess.CalledProcessError):
-                    _run("ip", "netns", "delete", end.space)
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout
-
-
-def receive(connection: Connection) -> None:
-    """Be the side of the test of the cable's speed that receives."""
-    ENDS[0].enter()
-    with socket.create_server((ENDS[0].address, PROBE_PORT)) as server:
-        peer, _ = server.accept()
-        left = PROBE_BYTES
-        while left > 0:
-            left -= len(peer.recv(1 << 20))
-        peer.sendall(b".")
-
-
-def send(connection: Connection) -> None:
-    """Be the other side, and tell how fast it was."""
-    ENDS[1].enter()
-    while True:
-        try:
-            peer = socket.create_connection((ENDS[0].address, PROBE_PORT))
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-    begin = time.perf_counter()
-    peer.sendall(bytes(PROBE_BYTES))
-    peer.recv(1)
-    connection.send(8 * PROBE_BYTES / (time.perf_counter() - begin))
 
 
 # ---- What is measured. ---------------------------------------------------------------------------
@@ -225,15 +93,12 @@ def contenders_of(
 
 
 def serve_on_loopback(connection: Connection, job: Job) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    go_to_loopback()
     serve_job(connection, job)
 
 
 def serve_on_cable(connection: Connection, job: Job) -> None:
-    """Be the rank at one end of the cable."""
-    end = ENDS[int(os.environ["RANK"])]
-    end.enter()
-    os.environ |= {"GLOO_SOCKET_IFNAME": end.device, "MASTER_ADDR": ENDS[0].address}
+    go_to_cable()
     serve_job(connection, job)
 
 
@@ -251,10 +116,7 @@ def measured_by(arguments: argparse.Namespace) -> dict[str, Any]:
     jobs, networks = jobs_of(arguments), [LOOPBACK, *arguments.rate]
     traffic: dict[str, list[float]] = {}
     with Cable() as cable:
-        speeds = {}
-        for rate in arguments.rate:
-            cable.shape(rate)
-            speeds[rate] = cable.speed()
+        speeds = {rate: cable.checked_speed(rate) for rate in arguments.rate}
         contenders = contenders_of(jobs, networks, cable, traffic)
         measured, failures = measure(contenders, arguments.repeats, say)
     results = {name: describe(name, measured, speeds, traffic[name]) for name in measured}
@@ -347,14 +209,14 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
 
 def check_machine(rates: list[str]) -> None:
     """Refuse with one sentence what cannot work."""
-    if os.geteuid() != 0:
-        raise SystemExit("This benchmark makes network namespaces and so must run as root.")
-    missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    if missing:
-        raise SystemExit(f"This benchmark needs {' and '.join(missing)} (package iproute2).")
-    for rate in rates:
-        if rate != UNSHAPED and not re.fullmatch(r"\d+(k|m|g)bit", rate):
-            raise SystemExit(f"A rate must look like 200mbit, 1gbit or none; got {rate!r}.")
+    if reason := refusal():
+        raise SystemExit(reason)
+    try:
+        for rate in rates:
+            if rate != UNSHAPED:
+                bits_per_second(rate)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def interrupt(received: int) -> None:
@@ -379,9 +241,8 @@ def main() -> None:
     try:
         with end_signals(interrupt):
             found = measured_by(arguments)
-    except (KeyboardInterrupt, ScplError) as error:
-        reason = str(error) or "interrupted"
-        raise SystemExit(f"{reason} The network namespaces are removed.") from None
+    except (KeyboardInterrupt, RuntimeError, ScplError) as error:
+        raise SystemExit(str(error) or "Interrupted") from None
     if arguments.json:
         extra = {"environment": environment(), "load_before": load, "arguments": vars(arguments)}
         print(json.dumps({**found, **extra}))

@@ -259,6 +259,10 @@ class TestData:
         assert 1 <= int(inputs.min()) <= int(inputs.max()) < 9
         assert (data.num_classes, target.shape) == (2, (4,))
 
+    def test_blocks_hold_whole_groups_of_mini_batches(self):
+        found = bench("--methods", "ddp", "--processes", "2", "--accumulation", "4")
+        refused(found, "--steps must be a multiple of --accumulation", "2 and 4")
+
     def test_a_folder_cannot_be_imitated(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("images")
         refused(bench("--data", folder, "--synthetic"), "--data must be one of", "folder")

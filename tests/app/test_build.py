@@ -85,7 +85,7 @@ class TestLearning:
 
     def test_layers_that_are_trained_already_learn_slower_than_what_is_new(self):
         fine_tuned = TrainConfig.of(model="hf:folder", data="sst2").resolved().optimizer
-        assert (fine_tuned.lr, fine_tuned.head_lr, fine_tuned.end_lr) == (5e-5, 1e-3, 0.0)
+        assert (fine_tuned.lr, fine_tuned.head_lr, fine_tuned.end_lr) == (1e-4, 1e-3, 0.0)
         faster = TrainConfig.of(model="hf:folder", data="sst2", lr=0.01).resolved().optimizer
         assert faster.head_lr == 0.01
         new = TrainConfig.of(model="vgg8").resolved().optimizer

@@ -60,9 +60,9 @@ def test_a_value_of_another_type_is_refused(values):
     [
         *((name, bad) for name in ("epochs", "batch_size", "stages", "processes", "keep",
           "limit_train", "image_size", "threads", "checkpoint_every") for bad in (0, -1)),
-        *((name, bad) for name in ("lr", "timeout", "clip_norm", "width")
+        *((name, bad) for name in ("lr", "timeout", "width")
           for bad in (0.0, -1.0, float("nan"), float("inf"))),
-        *((name, bad) for name in ("weight_decay", "end_lr")
+        *((name, bad) for name in ("weight_decay", "end_lr", "clip_norm")
           for bad in (-1.0, float("nan"), float("inf"))),
         *(("validation", bad) for bad in (-0.1, 1.0, float("nan"))),
         *(("test_share", bad) for bad in (0.0, 1.0, float("nan"))),

@@ -15,6 +15,7 @@ from scpl import models
 from scpl.app.cli import run as cli
 from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, write_toml
 from scpl.app.evaluate import evaluate, predict
+from scpl.app.exits import exits
 from scpl.app.export import export
 from scpl.app.network import load_exits, load_network
 from scpl.app.train.run import train
@@ -293,6 +294,58 @@ class TestEarlyExits:
         assert "stages_saved" in capsys.readouterr().out
         assert cli(["eval", str(path), "--exit-threshold", "2"]) == 2
         assert "a probability, above 0 and at most 1" in capsys.readouterr().err
+
+    def test_several_thresholds_in_one_pass_are_what_each_of_them_comes_to(self, runs):
+        path, summary = runs("early-exit")
+        network, description = load_exits(RunFolder(path))
+        images = normalise(data.load("digits").test.images, tuple(description["mean"]),
+                           tuple(description["std"]))  # fmt: skip
+        with torch.no_grad():
+            sure = network.every_exit(images)[0].softmax(1).amax(1)
+        low, high = (float(sure.quantile(share)) for share in (0.3, 0.7))
+        found = exits(EvalConfig(path, exit_thresholds=(1.0, low, high)))
+        assert [row["threshold"] for row in found["exits"]] == [low, high, 1.0]
+        for row in found["exits"]:
+            alone = evaluate(EvalConfig(path, exit_threshold=row["threshold"]))
+            assert row["accuracy"] == pytest.approx(alone["test_accuracy"], abs=2 / 300)
+            assert row["exit_share"] == pytest.approx(alone["exit_share"], abs=2 / 300)
+            assert row["stages_per_sample"] == pytest.approx(
+                alone["stages_per_sample"], abs=4 / 300
+            )
+        shares = [row["exit_share"][0] for row in found["exits"]]
+        assert shares == pytest.approx([0.7, 0.3, 0.0], abs=0.02)
+        assert found["exits"][-1]["accuracy"] == found["exit_accuracy"][-1]
+        assert found["exit_accuracy"][-1] == pytest.approx(summary["test_accuracy"], abs=1e-9)
+        lowest = exits(EvalConfig(path, exit_thresholds=(1e-9,)))
+        assert lowest["exits"][0]["accuracy"] == found["exit_accuracy"][0]
+        assert lowest["exits"][0]["exit_share"] == [1.0, 0.0, 0.0, 0.0]
+
+    def test_a_table_and_a_picture_of_them(self, runs, tmp_path, capsys):
+        path, _ = runs("early-exit")
+        picture, more = tmp_path / "exits.png", ["--exit-thresholds", "0.2", "0.9"]
+        assert cli(["eval", str(path), "--picture", str(picture), *more]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        start = lines.index("exits:")
+        assert lines[start + 1].split() == [
+            "threshold", "accuracy", "stages_per_sample", "exit_share"
+        ]  # fmt: skip
+        assert [line.split()[0] for line in lines[start + 2 : start + 4]] == ["0.2000", "0.9000"]
+        with Image.open(picture) as image:
+            assert image.width > 500
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 5
+        assert cli(["eval", str(path), "--exit-thresholds", "0.5", "2"]) == 2
+        assert "above 0 and at most 1" in capsys.readouterr().err
+        assert cli(["eval", str(path), "--picture", str(picture)]) == 2
+        assert "Add some, for instance --exit-thresholds" in capsys.readouterr().err
+
+    def test_predictions_may_leave_early_and_say_where(self, runs, tmp_path):
+        path, _ = runs("early-exit")
+        image = tmp_path / "a.png"
+        picture((8, 8), "L").save(image)
+        for threshold, stages in ((1e-9, "1"), (1.0, "4")):
+            (row,) = rows_of(path, str(image), exit_threshold=threshold)
+            assert row["stages"] == stages
+        assert "stages" not in rows_of(path, str(image))[0]
 
     def test_a_run_without_exits(self, runs):
         with pytest.raises(InputError, match=r"exits\.safetensors.*such as early-exit"):

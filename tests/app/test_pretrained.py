@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
 )
 
 import scpl as library
@@ -19,9 +23,24 @@ from cli_runs import refused, scpl
 from data_files import picture
 from pretrained_files import POSITIONS, write_bert, write_vit
 from processes import run_forked
+from scpl.app.build import (
+    build_loaders,
+    build_method,
+    build_partition,
+    build_pipeline,
+    freeze,
+)
+from scpl.app.config import TrainConfig
 from scpl.data.text import Padding
+from scpl.errors import InputError
 from scpl.models.pretrained import config_text, load_pretrained
+from scpl.partition.values import tensors_of
 from text_files import tickets, write_table
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SHORT = ["--epochs", "1", "--threads", "1", "--device", "cpu", "--quiet", "--stages", "2"]
 COLUMNS = ["--text", "body", "--label", "queue", "--batch-size", "16"]
@@ -60,6 +79,25 @@ def texts(root):
     return ["--data", root / "tickets.csv", *COLUMNS, *SHORT]
 
 
+def assert_same_predictions(run, folder, max_tokens):
+    """What scpl says of the run is what transformers says of a folder, to 1e-5."""
+    sentences = ["the printer is on fire", "login", "my ticket please " * 20]
+    done = scpl("predict", run, *sentences, "--json")
+    assert done.status == 0, done.err
+    found = [json.loads(line) for line in done.out.splitlines()]
+    network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(
+        sentences, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+    )
+    with torch.no_grad():
+        best = network(**batch).logits.softmax(1).max(1)
+    labels = [network.config.id2label[index] for index in best.indices.tolist()]
+    assert [row["label"] for row in found] == labels
+    chances = [row["probability"] for row in found]
+    assert chances == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
 def dry(*arguments):
     return scpl("train", *arguments, "--dry-run", "--json")
 
@@ -73,6 +111,95 @@ class TestTexts:
         assert network.config.id2label == {0: "hardware", 1: "software"}
         assert network.config.label2id == {"hardware": 0, "software": 1}
 
+    def test_the_run_folder_names_its_defaults(self, run):
+        """Other networks have others; who reads the folder must not have to know them."""
+        kept = tomllib.loads((run / "config.toml").read_text())
+        wanted = {
+            "optimizer": "adamw", "lr": 1e-4, "head_lr": 1e-3, "schedule": "linear",
+            "warmup": 0.1, "end_lr": 0.0, "weight_decay": 0.01, "exempt_norms": True,
+            "clip_norm": 1.0, "max_tokens": POSITIONS, "epochs": 1, "batch_size": 16,
+        }  # fmt: skip
+        assert {name: kept[name] for name in wanted} == wanted
+
+    def test_the_checkpoint_says_how_many_tokens_are_read(self, root, tmp_path):
+        """A file of sentence-transformers gives less than the network has room for."""
+        folder = shutil.copytree(root / "bert", tmp_path / "sentences")
+        (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+        network = ["--model", f"hf:{folder}", *texts(root)]
+
+        def noted(*more):
+            notes = json.loads(dry(*network, *more).out)["notes"]
+            return [note for note in notes if " tokens of a text are read" in note], notes
+
+        (said,), notes = noted()
+        assert said == (
+            "12 tokens of a text are read (max_seq_length in sentence_bert_config.json; "
+            "--max-tokens)"
+        )
+        assert any("% of the training texts have 12 tokens" in note for note in notes)
+        assert noted("--max-tokens", "20")[0] == []
+        (said,), _ = noted("--max-tokens", "1000")
+        assert said.startswith(f"{POSITIONS} tokens of a text are read (max_position_embeddings;")
+        (folder / "sentence_bert_config.json").write_text("[]")
+        (said,), _ = noted()
+        assert said.startswith(f"{POSITIONS} tokens")
+
+    def test_dropout_is_that_of_the_checkpoint_and_on_in_training_alone(self, root):
+        def stage(*arguments):
+            config = TrainConfig.of(
+                model=f"hf:{root / 'bert'}", data=str(root / "tickets.csv"), text=("body",),
+                label="queue", stages=2, device="cpu", threads=1, model_args=arguments,
+            )  # fmt: skip
+            loaders = build_loaders(config)
+            parts = build_partition(config, loaders.inputs, len(loaders.classes))
+            pipeline = build_pipeline(config, parts, build_method(config.method), 10)
+            return pipeline.stages[0], parts.form.arrange(next(iter(loaders.test))[0])
+
+        def twice(first, batch):
+            return [tensors_of(first.forward(batch))[0] for _ in range(2)]
+
+        first, batch = stage()
+        drawn = twice(first, batch)
+        assert not torch.equal(*drawn)
+        again, batch = stage()
+        assert all(map(torch.equal, drawn, twice(again, batch)))  # of the seed alone
+        evaluated = first.body.eval()
+        first_time, second_time = (tensors_of(evaluated(batch))[0] for _ in range(2))
+        assert torch.equal(first_time, second_time)
+        off = ("hidden_dropout_prob=0.0", "attention_probs_dropout_prob=0.0")
+        assert torch.equal(*twice(*stage(*off)))
+
+    def test_embeddings_are_frozen_by_what_they_are(self, root):
+        """Whatever the network calls them: here bert.embeddings, with positions and a norm."""
+        network = load_pretrained(str(root / "bert"), "text", 2, {}, lambda line: None)
+        freeze(network, ["embeddings"])
+        kept = {key for key, value in network.named_parameters() if not value.requires_grad}
+        assert kept == {key for key in network.state_dict() if key.startswith("bert.embeddings.")}
+        vit = load_pretrained(str(root / "vit"), "image", 2, {}, lambda line: None)
+        freeze(vit, ["embeddings"])
+        assert not vit.vit.embeddings.patch_embeddings.projection.weight.requires_grad
+        sizes = {"vocab_size": 9, "n_positions": 9, "n_embd": 8, "n_layer": 1, "n_head": 2}
+        gpt = GPT2ForSequenceClassification(GPT2Config(**sizes))
+        freeze(gpt, ["embeddings"])
+        kept = {key for key, value in gpt.named_parameters() if not value.requires_grad}
+        assert kept == {"transformer.wte.weight"}
+        with pytest.raises(InputError, match="--freeze must be one of"):
+            freeze(torch.nn.Sequential(torch.nn.Linear(2, 2)), ["embeddings"])
+
+    def test_frozen_embeddings_on_the_command_line(self, root, run, tmp_path):
+        out = tmp_path / "frozen"
+        done = scpl("train", "--model", f"hf:{root / 'bert'}", *texts(root), "--freeze",
+                    "embeddings", "--out", out)  # fmt: skip
+        assert done.status == 0, done.err
+        before, after, free = (
+            load_file(folder / "model.safetensors") for folder in (root / "bert", out, run)
+        )
+        name = "bert.embeddings.word_embeddings.weight"
+        assert torch.equal(after[name], before[name])
+        assert not torch.equal(free[name], before[name])
+        name = "bert.encoder.layer.0.output.dense.weight"
+        assert not torch.equal(after[name], before[name])
+
     def test_what_is_new_and_what_is_left_out_is_named(self, run):
         log = (run / "log.txt").read_text()
         assert "New weights, which" in log
@@ -80,21 +207,10 @@ class TestTexts:
         assert "Left out, for no part of the classifier: cls.predictions.bias" in log
         assert f"{POSITIONS} tokens of a text are read" in log
 
-    def test_it_predicts_what_transformers_predicts(self, run):
-        sentences = ["the printer is on fire", "login", "my ticket please " * 20]
-        done = scpl("predict", run, *sentences, "--json")
-        found = [json.loads(line) for line in done.out.splitlines()]
-        network = AutoModelForSequenceClassification.from_pretrained(run).eval()
-        tokenizer = AutoTokenizer.from_pretrained(run)
-        batch = tokenizer(
-            sentences, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt"
-        )
-        with torch.no_grad():
-            best = network(**batch).logits.softmax(1).max(1)
-        labels = [network.config.id2label[index] for index in best.indices.tolist()]
-        assert [row["label"] for row in found] == labels
-        chances = [row["probability"] for row in found]
-        assert chances == pytest.approx(best.values.tolist(), abs=1e-5)
+    def test_it_predicts_what_transformers_predicts(self, run, tmp_path):
+        assert_same_predictions(run, run, POSITIONS)
+        assert scpl("export", run, "--to", tmp_path / "out").status == 0
+        assert_same_predictions(run, tmp_path / "out", POSITIONS)
 
     def test_eval_finds_the_numbers_of_the_run(self, run):
         told = json.loads(scpl("eval", run, "--json").out)
@@ -105,6 +221,10 @@ class TestTexts:
     def test_early_exits(self, run):
         told = json.loads(scpl("eval", run, "--exit-threshold", "0.9", "--json").out)
         assert sum(told["exit_share"]) == pytest.approx(1)
+        told = json.loads(scpl("eval", run, "--exit-thresholds", "0.1", "1", "--json").out)
+        assert [row["stages_per_sample"] for row in told["exits"]] == [1.0, 2.0]
+        assert told["exits"][0]["accuracy"] == told["exit_accuracy"][0]
+        assert told["exits"][1]["accuracy"] == told["test_accuracy"]
 
     def test_export_gives_a_folder_for_transformers(self, run, tmp_path):
         done = scpl("export", run, "--to", tmp_path / "out")
@@ -210,6 +330,22 @@ class TestTexts:
         (evil / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         refused(dry("--model", f"hf:{evil}", *texts(root)), "that transformers can load")
         assert not (tmp_path / "ran").exists()
+
+
+MINILM = os.environ.get("SCPL_MINILM")
+"""The folder of all-MiniLM-L6-v2."""
+
+
+@pytest.mark.skipif(MINILM is None, reason="SCPL_MINILM names no folder")
+def test_a_network_that_was_really_trained_before(root, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    done = scpl("train", "--model", f"hf:{MINILM}", *texts(root), "--out", run)
+    assert done.status == 0, done.err
+    log = (run / "log.txt").read_text()
+    assert "256 tokens of a text are read (max_seq_length in sentence_bert_config.json" in log
+    assert json.loads((run / "summary.json").read_text())["test_accuracy"] > 0.9
+    assert scpl("export", run, "--to", out).status == 0
+    assert_same_predictions(run, out, 256)
 
 
 class TestImages:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import scpl
 from scpl import models
 from scpl.app.cli import run as cli
-from scpl.app.config import CompareConfig, TrainConfig, method_names, read_toml
+from scpl.app.config import FINE_TUNING, CompareConfig, TrainConfig, method_names, read_toml
 from scpl.app.recipes import find_recipe, recipes, shipped
 from scpl.app.train.run import train
 from scpl.data.text import TEXT_SETS
@@ -26,6 +27,7 @@ PAPER_TEXTS = [
     for data in ("ag_news", "dbpedia_14", "imdb", "sst2")
 ]
 TEXT_METHODS = "scpl,early-exit,al,bp,gpipe,1f1b,ddp"
+FINE_TUNED = [f"quick/fine-tune-{data}" for data in ("ag_news", "imdb", "sst2")]
 METHODS_OF = {
     "quick/ag_news": TEXT_METHODS,
     "quick/all-methods": "all",
@@ -35,7 +37,7 @@ METHODS_OF = {
     "quick/vgg8-fashion-mnist": "scpl,early-exit,al,bp,bp-wide,bp-cut,gpipe,1f1b,ddp",
 }
 QUICK = ["quick/cifar10", "quick/demo", "quick/digits", "quick/fashion-mnist", *METHODS_OF]
-NAMES = sorted([*PAPER_IMAGES, *PAPER_TEXTS, *QUICK])
+NAMES = sorted([*PAPER_IMAGES, *PAPER_TEXTS, *QUICK, *FINE_TUNED])
 EACH = pytest.mark.parametrize("name", NAMES)
 
 
@@ -57,9 +59,12 @@ class TestEachRecipe:
         from scpl.data import images as data
 
         config = CompareConfig.from_recipe(shipped()[name]).train
-        texts = name in PAPER_TEXTS or METHODS_OF.get(name) == TEXT_METHODS
+        texts = name in [*PAPER_TEXTS, *FINE_TUNED] or METHODS_OF.get(name) == TEXT_METHODS
         assert config.data.data in (TEXT_SETS if texts else data.known())
-        assert config.network.model in (models.known_text() if texts else models.known())
+        if name in FINE_TUNED:
+            assert config.network.model == "hf:sentence-transformers/all-MiniLM-L6-v2"
+        else:
+            assert config.network.model in (models.known_text() if texts else models.known())
         assert config.method.options.get("head", "conv") in {"conv", *heads.known()}
 
     @EACH
@@ -73,6 +78,16 @@ class TestEachRecipe:
     def test_it_leaves_to_the_user_what_is_the_users(self, name):
         own = {"out", "data_dir", "device", "json", "quiet", "force", "resume", "processes"}
         assert not own & set(read_toml(shipped()[name]))
+
+    @pytest.mark.parametrize("name", FINE_TUNED)
+    def test_fine_tuning_keeps_the_defaults_and_takes_another_folder(self, name, monkeypatch):
+        seen = []
+        monkeypatch.setattr("scpl.app.cli._launch", lambda config, arguments: seen.append(config))
+        cli(["train", name, "--processes", "2", "--model", "hf:mine"])
+        (config,) = seen
+        assert config.network.model == "hf:mine"
+        assert config.network.num_stages == 2
+        assert config.chosen == replace(FINE_TUNING, max_tokens=config.data.max_tokens)
 
     @pytest.mark.parametrize("name", PAPER_IMAGES)
     def test_the_paper_recipes_have_the_settings_of_the_published_code(self, name):

@@ -147,6 +147,68 @@ def test_replicas_evaluate_with_the_statistics_that_are_saved(tmp_path):
     assert ranks[1]["ddp"]["evaluations"][-1]["metrics"]["accuracy"] == pytest.approx(right / 54)
 
 
+def by_hand(accumulation, compress):
+    """What `baseline_job.py` shall do with two replicas, in the loop of a careful user."""
+    network, batches = baseline_job.network(False), data((2, 8, 8), [16, 16, 16, 6])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    schedule = baseline_job.decaying(optimizer)
+    parameters = list(network.parameters())
+    for _ in range(baseline_job.EPOCHS):
+        for begin in range(0, len(batches), accumulation):
+            group = batches[begin : begin + accumulation]
+            sums = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+            for inputs, target in group:
+                for rank, (own, truth) in enumerate(
+                    zip(inputs.chunk(2), target.chunk(2), strict=True)
+                ):
+                    loss = nn.functional.cross_entropy(network(own), truth)
+                    found = torch.autograd.grad(loss, parameters)
+                    sums[rank] = [old + new for old, new in zip(sums[rank], found, strict=True)]
+            for parameter, *both in zip(parameters, *sums, strict=True):
+                one, other = (each.to(compress) / (2 * len(group)) for each in both)
+                parameter.grad = (one + other).to(torch.float32)
+            nn.utils.clip_grad_norm_(parameters, 0.5)
+            optimizer.step()
+            for _ in group:
+                schedule.step()
+    return network.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("accumulation", "compress"), [(1, "bfloat16"), (3, "none"), (3, "bfloat16"), (5, "none")]
+)
+def test_replicas_average_as_a_careful_user_would(tmp_path, accumulation, compress):
+    """Of four mini-batches three make an update and one another, or all four make the only one."""
+    settings = ["--accumulation", accumulation, "--compress", compress]
+    ranks = train(tmp_path / "two", 2, "ddp", "--clip", "--decay", *settings)
+    weights = ranks[0]["ddp"]["exported"]
+    expected = by_hand(accumulation, getattr(torch, "float32" if compress == "none" else compress))
+    others = by_hand(accumulation, torch.bfloat16 if compress == "none" else torch.float32)
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, atol=1e-6, rtol=0)
+        assert torch.equal(ranks[1]["ddp"]["exported"][key], weights[key])
+    assert max((weights[k] - value).abs().max().item() for k, value in others.items()) > 1e-5
+    size = sum(value.nbytes for value in weights.values()) // (1 if compress == "none" else 2)
+    updates = 2 * -(-4 // accumulation)
+    assert ranks[1]["ddp"]["bytes"] == pytest.approx(size * updates / 8, rel=0.01)
+    assert len(ranks[1]["ddp"]["losses"]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "begun"), [(7, 7), (6, 4), (3, 3), (2, 0)])
+def test_a_run_goes_on_from_its_last_update(tmp_path, saved, begun):
+    """A checkpoint amid three mini-batches that make an update is one of the moment before them."""
+    out, settings = tmp_path / "two", ["--accumulation", "3", "--norm", "--clip", "--decay"]
+    first = train(out, 2, "ddp", *settings, "--save-after", saved)
+    again = train(out, 2, "ddp", *settings, "--save-after", 99, "--resume", begun)
+    assert again[1]["ddp"]["losses"] == {
+        step: loss for step, loss in first[1]["ddp"]["losses"].items() if step > begun
+    }
+    for key, value in first[0]["ddp"]["exported"].items():
+        assert torch.equal(again[0]["ddp"]["exported"][key], value), key
+
+
 @pytest.mark.parametrize(
     ("rows", "wanted", "count"), [(16, 4, 4), (6, 4, 3), (7, 4, 1), (1, 4, 1), (12, 8, 6)]
 )
@@ -197,6 +259,13 @@ def test_schedules_send_no_tensors_of_cuda_over_gloo(monkeypatch, name):
             task=scpl.Classes(),
             seed=0,
         )
+
+
+def test_bad_settings_of_replicas_are_refused():
+    with pytest.raises(InputError, match=r"`accumulation` must be at least 1\. Got 0"):
+        DataParallel(accumulation=0)
+    with pytest.raises(InputError, match=r"'none' or 'bfloat16'\. Got 'float16'"):
+        DataParallel(compress_gradients="float16")
 
 
 def test_bad_numbers_of_micro_batches_are_refused():

@@ -81,6 +81,16 @@ def test_sure_samples_leave_where_each_alone_would(threshold):
     assert len(set(stages)) > 2
 
 
+@pytest.mark.parametrize("stages", [(0, 1, 2), (1,)])
+def test_every_exit_answers_for_all_samples(stages):
+    network, parts, exits = make(stages=stages)
+    with torch.no_grad():
+        found = network.every_exit(INPUTS)
+        expected = logits_of_every_exit(parts, exits, INPUTS)
+    assert len(found) == len(stages) + 1
+    assert all(map(torch.equal, found, expected.values()))
+
+
 def test_nobody_leaves_early_who_is_never_sure():
     network, _, _ = make()
     with torch.no_grad():

@@ -26,7 +26,7 @@ from scpl.engine.stage import OptimizerFactory
 from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS, Method, MicroBatched
 from scpl.models.own import build_timm, call_factory, read_arguments
-from scpl.models.pretrained import load_pretrained
+from scpl.models.pretrained import EMBEDDINGS, embeddings_of, is_pretrained, load_pretrained
 from scpl.partition import Partition, split
 from scpl.pipeline import Pipeline
 from scpl.seeding import derive_seed
@@ -199,12 +199,19 @@ def build_partition(
 def freeze(network: nn.Module, names: Iterable[str]) -> None:
     """Let layers or single weights keep their values.
 
+    Args:
+        network: Its parameters no longer ask for a gradient.
+        names: Dotted names of layers or weights; ``embeddings`` are those of a network of
+            ``transformers``, whatever it calls them.
+
     Raises:
         InputError: for a name that the network does not have, or that holds no weights.
     """
     weights = dict(network.named_parameters())
     for name in names:
         chosen = [w for key, w in weights.items() if key == name or key.startswith(f"{name}.")]
+        if not chosen and name == EMBEDDINGS and is_pretrained(network):
+            chosen = list(embeddings_of(network).parameters())
         if not chosen:
             layers = {key.rpartition(".")[0] for key in weights}
             raise unknown_name("--freeze", name, sorted(layers - {""}))
@@ -239,17 +246,24 @@ def connect_ranks(config: TrainConfig) -> Ranks:
     )
 
 
-def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> LRScheduler:
-    """Let the learning rate rise in a straight line, and then fall along a cosine.
+def schedule(
+    optimizer: Optimizer,
+    steps: int,
+    warmup: float,
+    end_lr: float,
+    shape: Literal["cosine", "linear"] = "cosine",
+) -> LRScheduler:
+    """Let the learning rate rise in a straight line, and then fall.
 
     Args:
         optimizer: Its rate is the highest one; parameter groups with another one keep the ratio.
         steps: Of the whole run.
         warmup: Share of them in which the rate rises.
         end_lr: The rate at the end.
+        shape: Whether it falls along a cosine or in a straight line.
     """
     rising = round(warmup * steps)
-    if not rising:
+    if not rising and shape == "cosine":
         return CosineAnnealingLR(optimizer, max(steps, 1), end_lr)
     lowest: float = end_lr / optimizer.defaults["lr"]
 
@@ -257,24 +271,24 @@ def schedule(optimizer: Optimizer, steps: int, warmup: float, end_lr: float) -> 
         if step < rising:
             return (step + 1) / (rising + 1)
         done = min((step - rising) / max(steps - rising, 1), 1.0)
-        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * done))
+        left = 1 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return lowest + (1 - lowest) * left
 
     return LambdaLR(optimizer, factor)
 
 
 def optimizer_factory(config: TrainConfig) -> OptimizerFactory:
     """Say how a stage's optimizer is built from its parameters."""
-    chosen = config.optimizer
+    chosen, factors = config.chosen, config.optimizer.lr_factors
 
     def optimizer(parameters: StageParameters) -> Optimizer:
-        factor = chosen.lr_factors[parameters.stage] if chosen.lr_factors else 1.0
-        lr, head_lr, decay = config.learning_rate, config.head_learning_rate, chosen.weight_decay
+        factor = factors[parameters.stage] if factors else 1.0
+        lr, decay = factor * chosen.lr, chosen.weight_decay
         trained = parameters.groups(
             decay,
             exempt_norms=chosen.exempt_norms,
-            head_lr=None if head_lr == lr else factor * head_lr,
+            head_lr=None if chosen.head_lr == chosen.lr else factor * chosen.head_lr,
         )
-        lr *= factor
         if chosen.optimizer == "sgd":
             return SGD(trained, lr=lr, momentum=0.9, weight_decay=decay)
         kind = Adam if chosen.optimizer == "adam" else AdamW
@@ -315,24 +329,24 @@ def build_pipeline(
     ranks: Ranks | None = None,
 ) -> Pipeline:
     """Build the pipeline: optimizers, schedules, stages."""
-    chosen = config.optimizer
+    chosen = config.chosen
 
     def scheduler(optimizer: Optimizer) -> LRScheduler:
-        factor = optimizer.defaults["lr"] / config.learning_rate
-        return schedule(optimizer, total_steps, chosen.warmup, factor * config.end_learning_rate)
+        lowest = optimizer.defaults["lr"] / chosen.lr * chosen.end_lr
+        return schedule(optimizer, total_steps, chosen.warmup, lowest, chosen.schedule)
 
     pipeline = Pipeline(
         parts,
         method,
         optimizer_factory(config),
         scheduler=scheduler,
-        clip_norm=chosen.clip_norm,
+        clip_norm=chosen.clip_norm or None,
         precision=precision_of(config),
         cuda_graphs=graphs_of(config),
         seed=config.run.seed,
         checkpoints=checkpoints,
         ranks=ranks or OneRank(choose_device(config.run.device)),
     )
-    if chosen.compile:
+    if config.optimizer.compile:
         pipeline.parts.compiled()  # as they are trained: end-to-end methods join the stages
     return pipeline

@@ -210,10 +210,12 @@ def _plan(arguments: list[str]) -> int:
 def _eval(arguments: list[str]) -> int:
     config = _parse(EvalConfig, "eval RUN", arguments)
     from scpl.app.evaluate import evaluate
+    from scpl.app.exits import exits
     from scpl.app.probe import probe
 
+    early = exits(config) if config.exit_thresholds or config.picture else {}
     probes = {"readout_accuracy": probe(config)} if config.probe else {}
-    return _show({**evaluate(config), **probes}, as_json=config.json)
+    return _show({**evaluate(config), **early, **probes}, as_json=config.json)
 
 
 def _predict(arguments: list[str]) -> int:
@@ -289,8 +291,17 @@ def _registry(arguments: list[str]) -> tyro.constructors.ConstructorRegistry:
             return None
         default = info.default if isinstance(info.default, info.type) else info.type()
         texts, types = help_of(info.type), get_type_hints(info.type)
+        open_switches = [each.name for each in fields(info.type) if types[each.name] == bool | None]
+
+        def build(**values: Any) -> Any:
+            # A switch that nobody touched stays what it was, also if that is neither on nor off.
+            for name in open_switches:
+                if not {flag(name), flag(f"no_{name}")} & typed:
+                    values[name] = getattr(default, name)
+            return info.type(**values)
+
         return tyro.constructors.StructConstructorSpec(
-            info.type,
+            build,
             tuple(
                 _setting(types[each.name], each.name, getattr(default, each.name), texts[each.name])
                 for each in fields(info.type)
@@ -326,7 +337,10 @@ def _registry(arguments: list[str]) -> tyro.constructors.ConstructorRegistry:
 
 def _setting(kind: Any, name: str, default: Any, text: str) -> tyro.constructors.StructFieldSpec:
     """One flag; where the default is none, the text says what happens instead."""
-    if default in (None, ()):
+    if kind == bool | None:
+        kind, default = bool, bool(default)
+        kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
+    elif default in (None, ()):
         kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
     return tyro.constructors.StructFieldSpec(name, kind, default, text)
 
@@ -371,7 +385,7 @@ def _value_of(arguments: list[str], name: str) -> str | None:
 
 
 def _show(value: Mapping[str, Any], *, as_json: bool) -> int:
-    """Print a result: one JSON object, or aligned lines."""
+    """Print a result: one JSON object, or aligned lines; rows of equal keys are a table."""
     if as_json:
         sys.stdout.write(json.dumps(value) + "\n")
         return 0
@@ -379,9 +393,26 @@ def _show(value: Mapping[str, Any], *, as_json: bool) -> int:
     for name, item in value.items():
         if isinstance(item, list) and item and isinstance(item[0], str):
             sys.stdout.write("".join(f"{line}\n" for line in (f"{name}:", *item)))
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            sys.stdout.write("".join(f"{line}\n" for line in (f"{name}:", *_table(item))))
         else:
             sys.stdout.write(f"{name:<{width}}  {item}\n")
     return 0
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lay rows of equal keys out as a table, numbers with four digits."""
+
+    def cell(value: Any) -> str:
+        values = value if isinstance(value, list) else [value]
+        return " ".join(f"{each:.4f}" if isinstance(each, float) else str(each) for each in values)
+
+    cells = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  " + "  ".join(f"{text:<{w}}" for text, w in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
 
 
 OVERVIEW = """\
@@ -432,7 +463,8 @@ EXAMPLES = {
   scpl plan --model vgg8 --data cifar10 --processes 4 --stages 8""",
     "eval": """\
   scpl eval runs/digits-small-cnn-scpl
-  scpl eval runs/digits-small-cnn-scpl --exit-threshold 0.9""",
+  scpl eval runs/digits-small-cnn-scpl --exit-threshold 0.9
+  scpl eval runs/digits-small-cnn-scpl --exit-thresholds 0.5 0.7 0.9 1 --picture exits.png""",
     "predict": """\
   scpl predict runs/pets-small-cnn-scpl photo.jpg holiday/ --top 3
   scpl predict runs/tickets.csv-transformer-scpl "The printer is on fire" """,

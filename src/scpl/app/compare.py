@@ -151,7 +151,7 @@ def _run_all(
         if not base.run.quiet:
             sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
         own = config_for(base, method)
-        job = own.changed(seed=seed, epochs=epochs.get(method, own.optimizer.epochs))
+        job = own.changed(seed=seed, epochs=epochs.get(method, own.chosen.epochs))
         problem = _complete(folder, job, out)
         if problem is None:
             done.append(folder)
@@ -263,7 +263,7 @@ def epochs_in_equal_time(base: TrainConfig, methods: Sequence[str], out: Path) -
         kept = {"config": base.to_dict(), "ratio_to_bp": ratios}
         write_whole(file, json.dumps(kept, indent=1) + "\n")
     return {
-        method: max(1, int(base.optimizer.epochs * ratio))
+        method: max(1, int(base.chosen.epochs * ratio))
         for method, ratio in ratios.items()
         if method in methods
     }

@@ -14,7 +14,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import (
     Annotated,
@@ -42,6 +43,7 @@ __all__ = [
     "FREE_ON_RESUME",
     "PARTS",
     "BenchConfig",
+    "Chosen",
     "CompareConfig",
     "DataConfig",
     "DoctorConfig",
@@ -68,6 +70,8 @@ __all__ = [
 T = TypeVar("T")
 Samples: TypeAlias = Literal["images", "texts"]
 Decides: TypeAlias = Literal["numbers", "speed", "nothing"]
+OptimizerName: TypeAlias = Literal["adam", "adamw", "sgd"]
+ScheduleName: TypeAlias = Literal["cosine", "linear"]
 
 
 class Range(NamedTuple):
@@ -128,8 +132,8 @@ class DataConfig:
     """Use only this many training samples (before the validation split), equally per class."""
     validation: float = setting(0.1, SHARE)
     """Share of the training samples that is held out to validate on."""
-    batch_size: int = setting(64, POSITIVE)
-    """Samples per mini-batch."""
+    batch_size: int | None = setting(None, POSITIVE)
+    """Samples per mini-batch; default: 64, and 32 for hf:..."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: the losses of classifiers weigh rare classes (or rare labels that are there) more,
     as much more as they are rarer. Contrast has no weights."""
@@ -155,13 +159,16 @@ class DataConfig:
     """texts: a table to test on; default: the data set's own test split, or a share of it."""
     test_share: float = setting(0.2, PROPER_SHARE, samples="texts")
     """texts: share that is tested on, where there is no test split; the same in every run."""
+    limit_test: int | None = setting(None, POSITIVE, samples="texts")
+    """texts: test on only this many, equally per class; the same in every run."""
     tokens: Literal["words", "paper-words", "subwords"] = setting("words", samples="texts")
     """texts: words; words cut as the paper's code does; or byte-pair encoding. A network of
     transformers has its own tokenizer."""
     vocab_size: int = setting(30_000, POSITIVE, samples="texts")
     """texts: at most so many tokens are known, the most common ones of the training texts."""
-    max_tokens: int = setting(350, POSITIVE, samples="texts")
-    """texts: so many tokens of a text are read; fewer where the network has room for fewer."""
+    max_tokens: int | None = setting(None, POSITIVE, samples="texts")
+    """texts: so many tokens of a text are read; default: 350; for hf:... what its files say, and at
+    most 512."""
     vectors: Path | None = setting(None, samples="texts", ours=True)
     """texts: file of word vectors to begin with, in the text format of GloVe or fastText."""
 
@@ -190,7 +197,8 @@ class NetworkConfig:
     hand_over: bool = setting(False, samples="texts", model="lstm")
     """lstm: begin each layer in the final state of the one before, as the paper does."""
     stages: int | None = setting(None, POSITIVE)
-    """How many stages the network is cut into; default: 4; lstm, transformer: as --layers."""
+    """How many stages the network is cut into; default: 4, for hf:... 2; lstm, transformer: as
+    --layers."""
     cuts: tuple[str, ...] = ()
     """Layers that the second and later stages begin with, by their names in the network;
     default: stages of about equal cost."""
@@ -198,8 +206,8 @@ class NetworkConfig:
     """operations: stages with equal numbers of operations in their layers, the same cuts everywhere
     and every time; measured: layers, heads and updates are timed before the run (see scpl plan)."""
     freeze: tuple[str, ...] = ()
-    """Layers or weights that keep the values they begin with, by dotted name. A stage of nothing
-    else learns nothing and only passes on."""
+    """Layers or weights that keep the values they begin with, by dotted name; embeddings: those of
+    any hf:... network. A stage of nothing else learns nothing and only passes on."""
 
     @property
     def num_stages(self) -> int:
@@ -207,7 +215,10 @@ class NetworkConfig:
         if self.cuts:
             return len(self.cuts) + 1
         # A stage of nothing but an embedding could only learn from bags of words.
-        default = (self.layers or 3) if self.model in models.known_text() else 4
+        if self.model in models.known_text():
+            default = self.layers or 3
+        else:
+            default = 2 if models.origin_of(self.model) == "hf" else 4
         return default if self.stages is None else self.stages
 
 
@@ -275,28 +286,32 @@ def method_options() -> dict[str, list[tuple[str, Option]]]:
 class OptimizerConfig:
     """How long and how fast it learns."""
 
-    epochs: int = setting(10, POSITIVE)
-    """Passes over the training samples."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Each stage has its own; sgd has momentum 0.9."""
+    epochs: int | None = setting(None, POSITIVE)
+    """Passes over the training samples; default: 10, and 3 for hf:..."""
+    optimizer: OptimizerName | None = None
+    """Each stage has its own; sgd has momentum 0.9. Default: adam, and adamw for hf:..."""
     lr: float | None = setting(None, POSITIVE)
     """Highest learning rate; default: 0.005 for small-cnn, 0.003 for our other networks on images,
-    0.001 for those on texts and for yours, 0.00005 for hf:...; 0.05 with sgd."""
+    0.001 for those on texts and for yours, 0.0001 for hf:...; 0.05 with sgd."""
     head_lr: float | None = setting(None, POSITIVE)
     """Highest learning rate of heads and classifiers, which start from nothing; default: as --lr,
     and at least 0.001 for hf:..., whose layers are trained already (not with sgd)."""
-    warmup: float = setting(0.05, SHARE)
-    """Share of the steps in which the learning rate rises to --lr."""
+    schedule: ScheduleName | None = None
+    """How the learning rate falls, after it has risen; default: cosine, and linear for hf:..."""
+    warmup: float | None = setting(None, SHARE)
+    """Share of the steps in which the learning rate rises to --lr; default: 0.05, and 0.1 for
+    hf:..."""
     end_lr: float | None = setting(None, NOT_NEGATIVE)
-    """Learning rate at the end, reached along a cosine; default: 0.00001, and 0 for hf:..."""
+    """Learning rate at the end; default: 0.00001, and 0 for hf:..."""
     lr_factors: tuple[float, ...] = ()
     """Factors on --lr and --end-lr, one for each stage, e.g. 0.1 0.3 1; default: 1 for all."""
-    weight_decay: float = setting(0.0, NOT_NEGATIVE)
-    """Weight decay of the optimizer."""
-    exempt_norms: bool = False
-    """Keep weight decay off norms and biases: it is for what has two dimensions or more."""
-    clip_norm: float | None = setting(None, POSITIVE)
-    """Clip the gradient norm of each stage to this."""
+    weight_decay: float | None = setting(None, NOT_NEGATIVE)
+    """Weight decay of the optimizer; default: 0, and 0.01 for hf:... with adamw."""
+    exempt_norms: bool | None = None
+    """Keep weight decay off norms and biases: it is for what has two dimensions or more; default:
+    so for hf:..., not for others."""
+    clip_norm: float | None = setting(None, NOT_NEGATIVE)
+    """Clip the gradient norm of each stage to this; 0: do not. Default: 0, and 1 for hf:..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; losses are always computed in float32, and scaled for float16."""
     send_as: Literal["unchanged", "bfloat16", "float16"] = "unchanged"
@@ -307,6 +322,87 @@ class OptimizerConfig:
     """Record the work of each stage on a CUDA device once, and replay it: for short steps, which
     take longer to launch than to compute. auto: for images and one process, where the network is
     not code of yours."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The settings whose default depends on the network: what a run takes (`TrainConfig.chosen`).
+
+    Attributes:
+        epochs: Passes over the training samples.
+        batch_size: Samples per mini-batch.
+        max_tokens: So many tokens of a text are read, where the network has room for them.
+        optimizer: Its name.
+        lr: Highest learning rate of layers.
+        head_lr: That of what objectives add, and of the classifier.
+        schedule: How the rate falls.
+        warmup: Share of the steps in which it rises before.
+        end_lr: The rate of layers at the end.
+        weight_decay: Of the optimizer.
+        exempt_norms: Whether that is kept off norms and biases.
+        clip_norm: What the norm of a stage's gradient is clipped to; 0: it is not.
+    """
+
+    epochs: int
+    batch_size: int
+    max_tokens: int
+    optimizer: OptimizerName
+    lr: float
+    head_lr: float
+    schedule: ScheduleName
+    warmup: float
+    end_lr: float
+    weight_decay: float
+    exempt_norms: bool
+    clip_norm: float
+
+
+FROM_SCRATCH = Chosen(
+    epochs=10,
+    batch_size=64,
+    max_tokens=350,
+    optimizer="adam",
+    lr=1e-3,  # of networks for texts and of the user's own; those for images: see _usual
+    head_lr=0.0,  # at least; and as the layers
+    schedule="cosine",
+    warmup=0.05,
+    end_lr=1e-5,
+    weight_decay=0.0,
+    exempt_norms=False,
+    clip_norm=0.0,
+)
+"""The defaults, chosen on validation data (docs/guide.md, "Defaults")."""
+
+FINE_TUNING = Chosen(
+    epochs=3,
+    batch_size=32,
+    max_tokens=512,  # at most; its files may say less
+    optimizer="adamw",
+    lr=1e-4,
+    head_lr=1e-3,
+    schedule="linear",
+    warmup=0.1,
+    end_lr=0.0,
+    weight_decay=0.01,
+    exempt_norms=True,
+    clip_norm=1.0,
+)
+"""The defaults where layers are trained already, networks of ``transformers``."""
+
+SGD_RATE = 0.05
+
+
+def _usual(model: str, optimizer: OptimizerName | None) -> Chosen:
+    """The defaults for a network, and an optimizer if the user names one."""
+    origin = models.origin_of(model)
+    usual = FINE_TUNING if origin == "hf" else FROM_SCRATCH
+    if origin == "ours" and model not in models.known_text():
+        usual = replace(usual, lr=5e-3 if model == "small-cnn" else 3e-3)
+    if optimizer == "sgd":
+        usual = replace(usual, lr=SGD_RATE, head_lr=0.0)
+    if optimizer in ("adam", "sgd"):  # there it would be another thing, part of the gradient
+        usual = replace(usual, weight_decay=0.0)
+    return usual
 
 
 @dataclass(frozen=True)
@@ -403,7 +499,7 @@ class TrainConfig:
     @property
     def rows(self) -> int:
         """Rows of a mini-batch: samples times views."""
-        return self.data.batch_size * self.data.views
+        return self.chosen.batch_size * self.data.views
 
     @property
     def run_name(self) -> str:
@@ -413,54 +509,35 @@ class TrainConfig:
         return f"{Path(self.data.data).name}-{model}-{self.method.method}"
 
     def resolved(self) -> TrainConfig:
-        """The same with the learning rate and every option of the method written out."""
-        return replace(
-            self,
-            method=self.method.resolved(),
-            optimizer=replace(
-                self.optimizer,
-                lr=self.learning_rate,
-                head_lr=self.head_learning_rate,
-                end_lr=self.end_learning_rate,
-            ),
-        )
+        """The same with what depends on the network, and all options of the method, written out.
 
-    @property
-    def learning_rate(self) -> float:
-        """The highest rate: as given, or one that suits optimizer and network.
-
-        The same for all methods, and chosen on validation data (docs/guide.md, "Defaults").
+        But for `max_tokens`, which is for texts alone, and which the files of a network may lower.
         """
-        if self.optimizer.lr is not None:
-            return self.optimizer.lr
-        model = self.network.model
-        if self.optimizer.optimizer == "sgd":
-            return 0.05
-        origin = models.origin_of(model)
-        if origin == "hf":
-            return 5e-5
-        if origin != "ours" or model in models.known_text():
-            return 1e-3
-        return 5e-3 if model == "small-cnn" else 3e-3
+        written = asdict(self.chosen) | {"max_tokens": self.data.max_tokens}
+        return replace(self.changed(**written), method=self.suited.resolved())
 
     @property
-    def head_learning_rate(self) -> float:
-        """The highest rate of what objectives add to the layers, and of the classifier."""
-        if self.optimizer.head_lr is not None:
-            return self.optimizer.head_lr
-        adam = self._is_pretrained and self.optimizer.optimizer != "sgd"
-        return max(self.learning_rate, 1e-3) if adam else self.learning_rate
+    def suited(self) -> MethodConfig:
+        """The method, with the head that suits the network where the user names none."""
+        method, origin = self.method, models.origin_of(self.network.model)
+        has_head = any(option.name == "head" for option in _options_of(method.method))
+        if origin != "hf" or not has_head or "head" in method.options:
+            return method
+        return replace(method, options={"head": "next", **method.options})
 
-    @property
-    def end_learning_rate(self) -> float:
-        """The rate of layers at the end."""
-        if self.optimizer.end_lr is not None:
-            return self.optimizer.end_lr
-        return 0.0 if self._is_pretrained else 1e-5
-
-    @property
-    def _is_pretrained(self) -> bool:
-        return models.origin_of(self.network.model) == "hf"
+    @cached_property
+    def chosen(self) -> Chosen:
+        """What depends on the network: as the user says, else as suits it; for any method alike."""
+        usual, values = _usual(self.network.model, self.optimizer.optimizer), self.settings()
+        given = {
+            each.name: values[each.name] for each in fields(Chosen) if values[each.name] is not None
+        }
+        decay = given.get("weight_decay", usual.weight_decay)
+        follows = {
+            "head_lr": max(given.get("lr", usual.lr), usual.head_lr),
+            "exempt_norms": usual.exempt_norms and decay > 0,
+        }
+        return replace(usual, **{**follows, **given})
 
     def check(self, methods: Iterable[str] | None = None) -> None:
         """Check all values; ``methods`` are those that share them in a comparison.
@@ -582,7 +659,7 @@ class TrainConfig:
     def _check_learning(self, methods: list[str]) -> None:
         """Check what depends on several settings of the optimizer, or on stages and methods."""
         chosen, stages = self.optimizer, self.network.num_stages
-        if chosen.exempt_norms and chosen.weight_decay == 0:
+        if chosen.exempt_norms and self.chosen.weight_decay == 0:
             raise InputError(
                 "--exempt-norms must go with a --weight-decay above 0",
                 "Got no weight decay",
@@ -864,6 +941,12 @@ class BenchConfig:
         for name in ("repeats", "steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1", f"Got {getattr(self, name)}")
+        accumulation = self.train.method.options.get("accumulation", 1)
+        if self.steps % accumulation:
+            raise InputError(
+                "--steps must be a multiple of --accumulation, or blocks would have unequal work",
+                f"Got {self.steps} and {accumulation}",
+            )
         for name in ("resume", "dry_run"):
             if getattr(self.train.run, name):
                 raise InputError("A benchmark trains anew and writes nothing", f"Got {flag(name)}")
@@ -916,6 +999,11 @@ class EvalConfig:
     exit_threshold: float | None = None
     """Let a sample leave at the first stage that gives a class this probability, above 0 to 1 (of
     labels: that is so sure of each, there or not); for runs whose stages all predict."""
+    exit_thresholds: tuple[float, ...] = ()
+    """Also what several of these would come to: accuracy, and how many stages a sample goes through
+    on average; with the accuracy of every exit by itself."""
+    picture: Path | None = None
+    """A PNG file to draw that into: accuracy against stages per sample."""
     model: str | None = None
     """The network as in training; needed if code of your own makes it (package.module:function),
     which is never run because a run folder says so."""
@@ -942,6 +1030,9 @@ class PredictConfig:
     """Text columns of tables; default: those of the training data."""
     top: int = 1
     """classes: how many to print for each."""
+    exit_threshold: float | None = None
+    """Let an input leave at the first stage that gives a class this probability, above 0 to 1, and
+    print how many stages it went through; for runs whose stages all predict."""
     model: str | None = None
     """The network as in training; needed if code of your own makes it (package.module:function),
     which is never run because a run folder says so."""

@@ -9,7 +9,6 @@ import csv
 import json
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TextIO
 
 import torch
@@ -67,7 +66,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "model": trained.network.model,
         "stages": summary.get("stages", trained.network.num_stages),
         "processes": trained.run.processes,
-        "epochs": trained.optimizer.epochs,
+        "epochs": trained.chosen.epochs,
         "seed": trained.run.seed,
         "task": task.kind,
         "metric": task.metrics[0],
@@ -91,7 +90,7 @@ def predict(config: PredictConfig, out: TextIO) -> None:
         DataError: before anything, if an input is missing; at the end, if some could not be read.
         InputError: for a flag that does not fit what the network predicts.
     """
-    folder, trained, network, description, device = _open_run(config)
+    folder, trained, network, description, device = _open_run(config, config.exit_threshold)
     task, classes = task_named(description), description["classes"]
     columns = task.columns(classes, config.top)
     if not 1 <= config.batch_size <= 1 << 16:
@@ -99,17 +98,23 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     set_threads(trained.run.threads, 1)
     precision = trained.optimizer.precision
     modality = modality_named(description)
+    exits = _Exits(network, config.exit_threshold)
     # A number may be called like what names an input.
     apart = {n: f"predicted {n}" if n in modality.COLUMNS else n for n in columns}
-    table = csv.DictWriter(out, [*modality.COLUMNS, *apart.values()], lineterminator="\n")
+    names_of = [*modality.COLUMNS, *apart.values()]
+    if config.exit_threshold is not None:
+        names_of.append("stages")
+    table = csv.DictWriter(out, names_of, lineterminator="\n")
     batches = modality.pending(config, folder, description)
     if not config.json:
         table.writeheader()
     for names, inputs in batches:
-        outputs = _compute_logits(partial(classify, network), inputs, device, precision)
+        outputs = _compute_logits(exits, inputs, device, precision)
         predicted = task.written(outputs, classes, config.top)
-        for name, values in zip(names, predicted, strict=True):
+        for number, (name, values) in enumerate(zip(names, predicted, strict=True)):
             row = {**name, **{apart[column]: value for column, value in values.items()}}
+            if exits.stages is not None:
+                row["stages"] = int(exits.stages[number]) + 1
             if config.json:
                 out.write(json.dumps(row) + "\n")
             else:
@@ -156,11 +161,15 @@ class _Exits:
     """A network whose samples leave at a threshold, and a count of where they left.
 
     Without a threshold, which is a probability, any network will do and all of it runs.
+
+    Attributes:
+        stages: At which stage each sample of the last batch left, from 0; None without a threshold.
     """
 
     def __init__(self, network: nn.Module, threshold: float | None) -> None:
         self._network, self._threshold = network, threshold
         self._left: list[int] = []
+        self.stages: Tensor | None = None
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Return logits ``[N, C]``."""
@@ -169,6 +178,7 @@ class _Exits:
         assert isinstance(self._network, ExitNetwork)
         found = self._network.leave_early(inputs, self._threshold)
         counts = found.stages.bincount(minlength=self._network.num_stages).tolist()
+        self.stages = found.stages
         self._left = [a + b for a, b in zip(self._left or [0] * len(counts), counts, strict=True)]
         return found.logits
 

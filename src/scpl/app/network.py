@@ -52,7 +52,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def describe_network(config: TrainConfig, data: DataSummary, parts: Partition) -> dict[str, Any]:
     """Say all that is needed to build the network again, without its data set."""
-    model, method = config.network.model, config.method.resolved()
+    model, method = config.network.model, config.suited.resolved()
     cut = {"stages": parts.num_stages, "cuts": list(parts.cuts)}
     own = {"model": model, "model_args": list(config.network.model_args)}
     return {

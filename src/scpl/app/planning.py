@@ -147,7 +147,7 @@ def _measure(
 ) -> Costs:
     options = StageOptions(
         optimizer_factory(config),
-        clip_norm=config.optimizer.clip_norm,
+        clip_norm=config.chosen.clip_norm or None,
         precision=precision_of(config),
     )
     device = choose_device(config.run.device)
@@ -157,7 +157,7 @@ def _measure(
             device,
             precision_of(config).compute,
         ),
-        build_method(config.method, config.rows),
+        build_method(config.suited, config.rows),
         options,
         num_stages=config.network.num_stages,
         batch=batch,

@@ -18,7 +18,7 @@ from scpl.engine.trainers.base import Trainer
 from scpl.engine.trainers.replicas import ReplicaTrainer
 from scpl.engine.trainers.stream import StreamTrainer
 from scpl.errors import InputError
-from scpl.methods import CutBackpropagation
+from scpl.methods import CutBackpropagation, DataParallel
 from scpl.methods.base import Method, Nothing, Objective, Site
 from scpl.partition import Partition
 from scpl.partition.balance import stages_per_rank
@@ -116,9 +116,15 @@ def build_trainer(
             precision=options.precision.compute,
             task=task,
         )
-    if isinstance(ranks, ManyRanks) and method.layout == "replicas":
+    if isinstance(ranks, ManyRanks) and isinstance(method, DataParallel):
         return ReplicaTrainer(
-            stages, outbox, timeline, ranks=ranks, seed=seed, clip_norm=options.clip_norm
+            stages,
+            outbox,
+            timeline,
+            method=method,
+            ranks=ranks,
+            seed=seed,
+            clip_norm=options.clip_norm,
         )
     if not graphs:
         return StreamTrainer(stages, outbox, timeline)
@@ -241,6 +247,7 @@ def build_objective(parts: Partition, method: Method, index: int, seed: int) -> 
         parts.feature_shapes[index],
         readout,
         parts.readings[index],
+        parts.following[index],
         parts.task,
     )
     random = RandomState(derive_seed(seed, "objective", index), torch.device("cpu"))

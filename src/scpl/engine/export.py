@@ -237,6 +237,20 @@ class ExitNetwork(nn.Module):
         logits: Tensor = reader(features)
         return logits
 
+    def every_exit(self, inputs: Any) -> list[Tensor]:
+        """Return the logits ``[N, C]`` of every exit, at least float32; all samples go to the end.
+
+        Args:
+            inputs: A batch, as the network takes it.
+        """
+        features: Tree = self._form.arrange(inputs)
+        found = []
+        for body, reader in zip(self._bodies, self._exits, strict=True):
+            features = body(features)
+            if reader is not None:
+                found.append(precise(reader(features)))
+        return found
+
     def leave_early(self, inputs: Any, threshold: float) -> EarlyExits:
         """Predict each sample at the first exit that is sure of it.
 

@@ -23,7 +23,8 @@ class StageParameters(list[nn.Parameter]):
         names: For each parameter its name in the user's network; those of heads, which are no part
             of it, begin with ``objective.``.
         in_objective: For each parameter whether it belongs to the stage's objective: to a head, or
-            on the last stage to the network's own classifier.
+            on the last stage to the network's own classifier. Copies of the network's layers in a
+            head do not count: they learn like the layers.
     """
 
     def __init__(

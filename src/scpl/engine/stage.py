@@ -22,6 +22,7 @@ from scpl.engine.randomness import RandomState
 from scpl.engine.transfer import LOOK_EVERY, answers_at_once
 from scpl.errors import CheckpointError, InputError, NonFiniteError, ScplError, StageError
 from scpl.methods.base import Objective, precise
+from scpl.partition.pieces import OwnCopy
 from scpl.partition.values import (
     TensorSpec,
     Tree,
@@ -179,7 +180,7 @@ class Stage:
         trained = [(named[p], p) for p in self.parameters if p.requires_grad]
         self._check_types([parameter for _, parameter in trained])
         self.optimizer = (
-            options.optimizer(StageParameters(index, trained, objective.parameters()))
+            options.optimizer(StageParameters(index, trained, _of_heads(objective)))
             if trained
             else None
         )
@@ -272,16 +273,18 @@ class Stage:
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, clip_norm: float | None) -> None:
+    def update(self, clip_norm: float | None, num_batches: int = 1) -> None:
         """Let the optimizer use the gradients that are there, and clear them.
 
         Args:
             clip_norm: Clip their norm to this first; None: they are fine.
+            num_batches: Of so many mini-batches they are; learning rates follow these.
         """
         if self.optimizer is None:
             return
         if self.descend(clip_norm):
-            self.advance()
+            for _ in range(num_batches):
+                self.advance()
         self.optimizer.zero_grad(set_to_none=True)
 
     def descend(self, clip_norm: float | None) -> bool:
@@ -459,6 +462,17 @@ def _lay_out_like_parameters(optimizer: Optimizer) -> None:
 
 def _detached(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in scalars.items()}
+
+
+def _of_heads(objective: Objective) -> list[nn.Parameter]:
+    """The parameters of an objective but for those that are copies of the network's layers."""
+    copies = {
+        id(parameter)
+        for module in objective.modules()
+        if isinstance(module, OwnCopy)
+        for parameter in module.parameters()
+    }
+    return [parameter for parameter in objective.parameters() if id(parameter) not in copies]
 
 
 def _version(tree: Tree) -> int:

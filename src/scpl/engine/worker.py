@@ -182,6 +182,7 @@ class Worker:
             case EpochEnds():
                 self._report(message.losses)
                 self._outbox.send(replace(message, losses=self._losses))
+                self._trainer.end_epoch()
                 for stage in self._trainer.stages:
                     stage.guard.look()
                 self.position.epoch += 1
@@ -235,9 +236,13 @@ class Worker:
         if self._writer is None:
             return
         self._writer.announce()
+        # What was computed since the last update is lost, so a run goes on from there.
+        pending = self._trainer.pending
+        mark = replace(mark, step=mark.step - pending, batch=mark.batch - pending)
         for stage in self._trainer.stages if self._trainer.saves else ():
             with self._trainer.timeline.during("snapshot", stage.index, mark.step):
-                self._writer.write(stage.index, mark, stage.snapshot(mark.step))
+                state = self._trainer.snapshot(stage, mark.step)
+                self._writer.write(stage.index, mark, state)
 
 
 def _ignore(report: Report) -> None:

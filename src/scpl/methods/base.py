@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scpl import heads
 from scpl.errors import InputError
 from scpl.losses.projections import precise
+from scpl.partition.pieces import Following, OwnCopy
 from scpl.partition.reading import ReadThen
 from scpl.partition.values import Tree, tree_map
 from scpl.tasks import TASKS, Classes, Task
@@ -47,6 +48,8 @@ class Site:
             stage has it.
         reading: How what the stage hands on becomes features, one tensor ``[N, *feature_shape]``;
             None if it is that tensor.
+        following: The layers behind the end of the stage, for objectives that read through a copy
+            of them; None on the last stage, and where they cannot be had alone.
         task: What the outputs mean: the form of targets, and the loss of outputs.
     """
 
@@ -56,16 +59,34 @@ class Site:
     feature_shape: tuple[int, ...]
     readout: nn.Module | None
     reading: Callable[[Tree], Tensor] | None = None
+    following: Following | None = None
     task: Task = field(default_factory=Classes)
 
     def head(self, build: heads.Head) -> nn.Module:
         """Build a head, or another module of features, that takes what the stage hands on."""
         return self.on_features(build(self.feature_shape))
 
+    def head_behind_next(self, build: heads.Head) -> nn.Module:
+        """Build a head that reads the features through an own copy of the layers that follow.
+
+        The copy begins with their weights and learns on its own. On the last stage, and where there
+        is no such piece, the head reads the features themselves.
+
+        Source:
+            Ma et al. 2024, "Scaling Supervised Local Learning with Augmented Auxiliary Networks"
+            (auxiliary networks like the layers that follow; these here begin as their copies).
+        """
+        unit = self.following
+        if unit is None:
+            return self.head(build)
+        return ReadThen(unit.own_copy(), build(unit.shape))
+
     def length(self, head: nn.Module) -> int:
         """Find the length of the projections of a head of this stage."""
-        plain = head.module if isinstance(head, ReadThen) else head
-        return heads.projection_length(plain, self.feature_shape)
+        if not isinstance(head, ReadThen):
+            return heads.projection_length(head, self.feature_shape)
+        unit = self.following if isinstance(head.reading, OwnCopy) else None
+        return heads.projection_length(head.module, unit.shape if unit else self.feature_shape)
 
     def on_features(self, module: nn.Module) -> nn.Module:
         """Let a module of features (a head, a classifier) take what the stage hands on."""

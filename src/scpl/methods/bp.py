@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from scpl.errors import InputError
 from scpl.methods.base import CrossEntropy, Layout, Method, Nothing, Objective, Site
@@ -123,3 +123,19 @@ class DataParallel(Backpropagation):
 
     name: ClassVar[str] = "ddp"
     layout: ClassVar[Layout] = "replicas"
+    compress_gradients: Literal["none", "bfloat16"] = "none"
+    """Type in which gradients are averaged; bfloat16 halves the traffic, and rounds as torch's own
+    hook does: each replica's share is rounded, and so is their sum."""
+    accumulation: int = 1
+    """Mini-batches whose gradients are averaged together before each update: traffic falls by this
+    factor, and what is learned from at once grows by it. The last mini-batches of an epoch make an
+    update of their own, however few are left. Rates follow the mini-batches, as without it."""
+
+    def __post_init__(self) -> None:
+        if self.compress_gradients not in ("none", "bfloat16"):
+            raise InputError(
+                "`compress_gradients` must be 'none' or 'bfloat16'",
+                f"Got {self.compress_gradients!r}",
+            )
+        if self.accumulation < 1:
+            raise InputError("`accumulation` must be at least 1", f"Got {self.accumulation}")

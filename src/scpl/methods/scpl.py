@@ -120,9 +120,10 @@ class ContrastiveMethod(Method):
     normalization: Literal["paper", "supcon"] = "paper"
     """Divide an anchor's loss by its positives + 1 (paper: the authors' code) or by its positives
     (supcon: Khosla et al. 2020)."""
-    head: Literal["conv", "pooled-mlp", "mlp", "linear", "identity"] | heads.Head = "conv"
-    """Projection head; conv: strided convolutions, then pooled-mlp; mlp: the paper's, on flattened
-    feature maps."""
+    head: Literal["conv", "next", "pooled-mlp", "mlp", "linear", "identity"] | heads.Head = "conv"
+    """Projection head; conv: strided convolutions, then pooled-mlp; next: a copy of the layer, or
+    part of a layer, that follows the stage, then pooled-mlp, the default of the command line for
+    hf:..., whose layers are trained already; mlp: the paper's, on flattened feature maps."""
     head_depth: int = 1
     """Convolutions of the conv head."""
     head_width: float = 1.0
@@ -144,8 +145,9 @@ class ContrastiveMethod(Method):
 
     def contrast(self, site: Site, weight: float = 1.0) -> Contrastive:
         """Build the contrastive loss of a stage, with its head."""
+        build = site.head_behind_next if self.head == "next" else site.head
         return Contrastive(
-            site.head(self._head_factory()),
+            build(self._head_factory()),
             self.temperature,
             self.normalization,
             weight=weight,
@@ -163,7 +165,7 @@ class ContrastiveMethod(Method):
             return self.head
         if self.head == "conv":
             return heads.Convolutional(self.head_depth, self.head_width)
-        return heads.by_name(self.head)
+        return heads.by_name("pooled-mlp" if self.head == "next" else self.head)
 
 
 @dataclass(frozen=True)

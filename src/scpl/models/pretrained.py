@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG",
+    "EMBEDDINGS",
     "PROCESSOR",
+    "SENTENCE_LIMIT",
     "ImageSettings",
     "config_text",
     "describe",
+    "embeddings_of",
     "image_settings",
     "inputs_of_texts",
     "is_pretrained",
@@ -35,6 +38,10 @@ __all__ = [
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+EMBEDDINGS = "embeddings"
+_SENTENCES = "sentence_bert_config.json"
+SENTENCE_LIMIT = f"max_seq_length in {_SENTENCES}"
+"""What says how many tokens of a text a network was trained on, though it has room for more."""
 _AUTO = {
     "text": "AutoModelForSequenceClassification",
     "image": "AutoModelForImageClassification",
@@ -142,12 +149,42 @@ def is_pretrained(network: nn.Module) -> bool:
     return library is not None and isinstance(network, library.PreTrainedModel)
 
 
-def inputs_of_texts(name: str) -> tuple[set[str], int | None]:
-    """Say what a classifier of texts takes: names of its arguments, and how many tokens at most."""
+def embeddings_of(network: Any) -> nn.Module:
+    """Return the layer that makes vectors of what a network of ``transformers`` reads.
+
+    With positions and normalisation where they are of one layer (BERT, ViT); else that of tokens.
+    """
+    whole: nn.Module | None = getattr(network.base_model, EMBEDDINGS, None)
+    return network.get_input_embeddings() if whole is None else whole
+
+
+def inputs_of_texts(name: str) -> tuple[set[str], dict[str, int]]:
+    """Say what a classifier of texts takes.
+
+    Returns:
+        The names of its arguments; and how many tokens of a text it reads at most, by the settings
+        of its files that say so.
+    """
     config = _read_config(name, {})
     network: Any = _auto("text", config, name)._model_mapping[type(config)]
-    most = getattr(config, "max_position_embeddings", None)
-    return set(inspect.signature(network.forward).parameters), most
+    found = {
+        "max_position_embeddings": getattr(config, "max_position_embeddings", None),
+        SENTENCE_LIMIT: _sentence_limit(name),
+    }
+    limits = {key: most for key, most in found.items() if isinstance(most, int) and most > 0}
+    return set(inspect.signature(network.forward).parameters), limits
+
+
+def _sentence_limit(name: str) -> int | None:
+    """How many tokens a checkpoint of ``sentence-transformers`` was trained on."""
+    try:
+        with _plainly(name):
+            path = _library().utils.cached_file(_place(name), _SENTENCES)
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        most = values.get("max_seq_length")
+    except (InputError, ValueError, AttributeError):
+        return None  # others have no such file
+    return most if isinstance(most, int) else None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from scpl.partition.layers import (
     last_with_parameters,
     summary_of,
 )
-from scpl.partition.pieces import Pieces, find_logits, hint, refuse_shared
+from scpl.partition.pieces import Following, Pieces, find_logits, hint, refuse_shared
 from scpl.partition.reading import Features, Reading, ReadThen
 from scpl.partition.values import Tree
 
@@ -115,7 +115,17 @@ def cut_chain(
         form=Form.whole(),
         logits=lambda result: find_logits(result, None),
         batch_dims=(None,) * len(bodies),
+        following=(*(_following(chain[at:end], features) for at in edges[1:-2]), None),
     )
+
+
+def _following(rest: Chain, features: Features | None) -> Following | None:
+    """Take the next layer that has matrices, and what follows it without any."""
+    heavy = [i for i, (_, layer) in enumerate(rest) if any(p.ndim > 1 for p in layer.parameters())]
+    unit = rest[: [*heavy, len(rest), len(rest)][1]]
+    if not heavy or any(nn.parameter.is_lazy(p) for _, layer in unit for p in layer.parameters()):
+        return None
+    return Following(ChainBody(unit), Reading(features) if features else summary_of(unit))
 
 
 def _check_cuts(

@@ -22,7 +22,7 @@ from scpl.partition.chain import chain_cuts, cut_chain, is_in_chain
 from scpl.partition.graph import BY_HAND, without_cache
 from scpl.partition.inputs import Form, beside, samples
 from scpl.partition.layers import is_chain
-from scpl.partition.pieces import Pieces, Read
+from scpl.partition.pieces import Following, Pieces, Read
 from scpl.partition.reading import Features, ReadThen
 from scpl.partition.traced import ROWS, cut_graph
 from scpl.partition.values import TensorSpec, Tree, tensors_of, tree_map
@@ -107,6 +107,7 @@ class Partition(Pieces):
             cuts=(),
             costs=(sum(self.costs),),
             batch_dims=self.batch_dims[-1:],
+            following=(None,),
         )
 
 
@@ -322,7 +323,8 @@ def _verified(model: nn.Module, pieces: Pieces, example: Tree, *, is_traced: boo
             accelerators may add up in another order each time).
     """
     rows = samples(example, ROWS)
-    seen, num_outputs = _look(model, pieces, rows)
+    seen, num_outputs, following = _look(model, pieces, rows)
+    pieces = replace(pieces, following=following)
     held = {id(t) for part in (*pieces.bodies, pieces.readout) for t in _tensors(part).values()}
     unused = tuple(name for name, tensor in _tensors(model).items() if id(tensor) not in held)
     rounding = ""
@@ -367,16 +369,20 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[list[TensorSpec], int]:
+def _look(
+    model: nn.Module, pieces: Pieces, batch: Tree
+) -> tuple[list[TensorSpec], int, tuple[Following | None, ...]]:
     """Run network and stages once, in evaluation mode.
 
     Returns:
-        For each stage one sample of what its objective reads; the number of logits.
+        For each stage one sample of what its objective reads; the number of logits; for each stage
+        the layers that follow, with the shape of what is read of them.
 
     Raises:
         PartitionError: if the network or a stage does not accept what it gets.
     """
     found: list[TensorSpec] = []
+    following: list[Following | None] = []
     with undisturbed(model), torch.no_grad():
         model.eval()
         run_network(model, pieces.form, batch)
@@ -385,6 +391,7 @@ def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[list[TensorSpe
             values = _run(body.eval(), values, f"{_CHAIN} (stage {index})")
             seen = _read(reading, values, index, len(tensors_of(batch)[0])) if reading else values
             found.append(_one_sample(seen, index))
+            following.append(_measured(pieces.following[index], values))
         summarised = isinstance(pieces.readout, ReadThen)
         rule = _READS_SUMMARY if summarised else f"{_CHAIN} (readout)"
         logits = _run(pieces.readout.eval(), values, rule)
@@ -394,7 +401,18 @@ def _look(model: nn.Module, pieces: Pieces, batch: Tree) -> tuple[list[TensorSpe
             f"Got {describe(logits)}",
             "If it has several outputs, name one with `output`",
         )
-    return found, logits.shape[1]
+    return found, logits.shape[1], tuple(following)
+
+
+def _measured(unit: Following | None, values: Tree) -> Following | None:
+    """Find the shape of what is read of the layers that follow; None if that is not one tensor."""
+    if unit is None:
+        return None
+    result = unit.body.eval()(tree_map(Tensor.clone, values))
+    seen = result if unit.reading is None else unit.reading(result)
+    if not isinstance(seen, Tensor) or seen.ndim < 2 or not seen.is_floating_point():
+        return None
+    return replace(unit, shape=tuple(seen.shape[1:]))
 
 
 def _run(module: nn.Module, inputs: Tree, rule: str) -> Tree:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 from torch import Tensor, fx, nn
 
@@ -16,6 +17,8 @@ from scpl.partition.values import Tree, tree_map
 __all__ = [
     "MIXED",
     "Dimensions",
+    "Following",
+    "OwnCopy",
     "Pieces",
     "Read",
     "find_logits",
@@ -27,6 +30,49 @@ __all__ = [
 Read: TypeAlias = Callable[[Tree], Tensor]
 Dimensions: TypeAlias = "tuple[int | None, ...] | None"
 MIXED = -1
+
+
+@final
+class OwnCopy(nn.Module):
+    """A copy of layers with weights of its own, read as one tensor with a row per sample.
+
+    Args:
+        body: What is copied.
+        reading: How its result is read; None: as it is.
+    """
+
+    def __init__(self, body: nn.Module, reading: Read | None) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(body)
+        self.reading = reading
+
+    def forward(self, values: Tree) -> Tensor:
+        """Compute ``[N, ...]`` of what comes in."""
+        result = self.body(values)
+        features: Tensor = result if self.reading is None else self.reading(result)
+        return features
+
+
+@dataclass(frozen=True)
+class Following:
+    """The layers that follow a cut, up to the next place where one could cut as well.
+
+    Of a Transformer that is the attention or the feed-forward part of the next layer.
+
+    Attributes:
+        body: Takes what the stage before hands on. It holds the network's own parameters, so it is
+            for copying: `own_copy`.
+        reading: How what it computes is read.
+        shape: Of one sample of that.
+    """
+
+    body: nn.Module
+    reading: Read | None
+    shape: tuple[int, ...] = ()
+
+    def own_copy(self) -> OwnCopy:
+        """Copy the layers as they are now."""
+        return OwnCopy(self.body, self.reading)
 
 
 @dataclass(frozen=True)
@@ -47,6 +93,8 @@ class Pieces:
         batch_dims: For each stage and each value that it hands on, in evaluation mode, the
             dimension that is the batch (None: it has none; MIXED: it cannot be told apart). Of a
             chain it is the first one everywhere.
+        following: For each stage the layers behind its end; None for the last one, and where they
+            cannot be had alone.
     """
 
     bodies: tuple[nn.Module, ...]
@@ -59,6 +107,7 @@ class Pieces:
     form: Form
     logits: Callable[[Any], Any]
     batch_dims: tuple[Dimensions, ...]
+    following: tuple[Following | None, ...]
 
     def run(self, values: Tree) -> Tensor:
         """Compute logits of an arranged batch, stage by stage.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,6 +37,7 @@ from scpl.partition.inputs import Form, samples
 from scpl.partition.pieces import (
     MIXED,
     Dimensions,
+    Following,
     Pieces,
     find_logits,
     hint,
@@ -54,6 +55,8 @@ from scpl.partition.verify import (
 )
 
 __all__ = ["cut_graph"]
+
+_Values: TypeAlias = tuple[fx.Node, ...]
 
 ROWS = 3
 """Samples of the example that are traced and compared."""
@@ -114,13 +117,18 @@ def cut_graph(
     for cuts in choices:
         try:
             _check_cuts(model, traces, cuts, head)
-            bodies, reads, dims = _bodies(model, traces, [*cuts, head], varying, form)
+            bodies, reads, dims, values = _bodies(model, traces, [*cuts, head], varying, form)
             break
         except PartitionError:  # a layer that is used twice, for instance, lies in one stage
             if cuts is choices[-1]:
                 raise
     edges = [0, *(_start(evaluated, name) for name in cuts), end, len(evaluated.body)]
     ranges = list(pairwise(edges))
+    ends = _unit_ends(evaluated, costs, cuts, head, Needs(evaluated, varying))
+    following = [
+        _following(model, traces, (cut, until), held, varying, form, features)
+        for cut, until, held in zip(cuts, ends, values, strict=False)
+    ]
     layers = [_layers(evaluated, a, b) for a, b in ranges]
     return Pieces(
         bodies=tuple(bodies[:-1]),
@@ -133,6 +141,7 @@ def cut_graph(
         form=form,
         logits=logits,
         batch_dims=dims,
+        following=(*following, None),
     )
 
 
@@ -386,8 +395,12 @@ def _bodies(
     names: Sequence[str],
     varying: Sequence[str],
     form: Form,
-) -> tuple[list[GraphBody], list[_Read], tuple[Dimensions, ...]]:
+) -> tuple[list[GraphBody], list[_Read], tuple[Dimensions, ...], list[dict[bool, _Values]]]:
     """Build a module for each stage and one for the classifier, and find what objectives read.
+
+    Returns:
+        The modules; what the objective of each stage reads; for each stage which dimensions of what
+        it hands on are the batch, and these values, in training and in evaluation mode.
 
     Args:
         model: The network.
@@ -397,6 +410,7 @@ def _bodies(
         form: Names the network's inputs.
     """
     codes: list[dict[bool, Code]] = [{} for _ in range(len(names) + 1)]
+    crossed: list[dict[bool, _Values]] = [{} for _ in names]
     reads: dict[bool, list[_Read]] = {}
     for mode, graph in sorted(traces.items(), reverse=True):  # evaluation mode last
         cuts = [_start(graph, name) for name in names]
@@ -416,6 +430,8 @@ def _bodies(
         for stage, (begin, end) in enumerate(pairwise([0, *cuts, len(graph.body)])):
             outputs = values[stage + 1] if stage < len(cuts) else (graph.logits,)
             codes[stage][mode] = piece(graph, graph.body[begin:end], values[stage], outputs)
+            if stage < len(cuts):
+                crossed[stage][mode] = outputs
     for one, other, name in zip(reads[True], reads[False], names, strict=True):
         if one.form != other.form:
             raise PartitionError(
@@ -426,7 +442,67 @@ def _bodies(
     # Only in evaluation mode samples are taken out of what crosses a cut; values are those of it.
     batches = _batches(traces[False])
     dims = tuple(tuple(_rows_of(node, batches) for node in each) for each in values[1:])
-    return _hold(model, codes, varying), reads[True], dims
+    return _hold(model, codes, varying), reads[True], dims, crossed
+
+
+def _unit_ends(
+    graph: Trace, costs: Sequence[float], cuts: Sequence[str], head: str, needs: Needs
+) -> list[str]:
+    """Name for each cut the layer that begins behind the next unit.
+
+    A unit is the smallest piece that multiplies matrices, and behind which no more values cross
+    than before it. What costs nothing and comes next (a normalisation, an activation) is part.
+    """
+    end = _start(graph, head)
+    live = [*_live(graph, end, needs), 1]
+    begins = {place: name for name, place in reversed(graph.first.items()) if name}
+    found: list[str] = []
+    for cut in cuts:
+        begin = _start(graph, cut)
+        until, busy = head, False
+        for place in range(begin + 1, end + 1):
+            busy |= costs[place - 1] > 0
+            if busy and place in begins and 0 < live[place] <= live[begin]:
+                until = head if place == end else begins[place]
+            if until is not head and costs[place] > 0:
+                break
+        found.append(until)
+    return found
+
+
+def _following(
+    model: nn.Module,
+    traces: Mapping[bool, Trace],
+    span: tuple[str, str],
+    values: Mapping[bool, _Values],
+    varying: Sequence[str],
+    form: Form,
+    features: Features | None,
+) -> Following | None:
+    """Build the layers from one name to another, as a piece that takes what crosses the first.
+
+    Returns:
+        None if they are not the same kind of piece in training and in evaluation mode.
+    """
+    codes: dict[bool, Code] = {}
+    reads: dict[bool, _Read] = {}
+    for mode, graph in traces.items():
+        begin, end = (graph.start(name) for name in span)
+        if begin is None or end is None or end <= begin:
+            return None
+        (crossed,) = crossing(graph, [end], graph.logits, Needs(graph, varying), [()])
+        try:
+            reads[mode] = _choose(graph, form, crossed, begin, end, span[1])
+        except PartitionError:
+            return None
+        inside = {*values[mode], *graph.body[begin:end]}
+        if not inside.issuperset(reads[mode].nodes):
+            return None
+        codes[mode] = piece(graph, graph.body[begin:end], values[mode], reads[mode].nodes)
+    if reads[True].form != reads[False].form:
+        return None
+    (body,) = _hold(model, [codes], varying)
+    return Following(body, reads[True].reading(features or summarized))
 
 
 def _hold(
@@ -440,7 +516,8 @@ def _hold(
         {id(every[name]): " = ".join(map(repr, names[id(every[name])])) for name in held}
         for held in ({n for code in modes.values() for n in code.tensors} for modes in codes)
     ]
-    stages = [*used[:-2], used[-2] | used[-1]]  # the classifier is part of the last stage
+    last = {key: name for held in used[-2:] for key, name in held.items()}
+    stages = [*used[:-2], last]  # the classifier is part of the last stage
     parameters = {id(parameter) for parameter in model.parameters()}
     changing = {id(every[name]) for name in varying}
     refuse_shared(

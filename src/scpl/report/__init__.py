@@ -11,6 +11,7 @@ from pathlib import Path
 from scpl.files import write_whole
 from scpl.report.comparison import Absent, Comparison
 from scpl.report.comparison_plots import comparison_panels
+from scpl.report.exit_plots import exits_picture
 from scpl.report.formats import text, throughput_table
 from scpl.report.pages import comparison_page, run_page
 from scpl.report.panels import Panel, can_draw, panels_png
@@ -20,6 +21,8 @@ from scpl.runs import RunRecord
 __all__ = [
     "Absent",
     "Comparison",
+    "can_draw",
+    "exits_picture",
     "throughput_table",
     "write_comparison_report",
     "write_run_report",

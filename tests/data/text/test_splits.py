@@ -218,6 +218,18 @@ class TestSplits:
             assert (splits.train.labels == splits.classes.index("rare")).sum() == 1
         assert "rare 1" in splits.notes[-1]
 
+    def test_the_texts_of_a_limited_test_are_the_same_in_every_run(self, tmp_path):
+        path = table(tmp_path, tickets(100))
+        whole, first, second = (
+            split(path, seed=seed, limit_test=limit).test
+            for seed, limit in ((0, None), (0, 8), (1, 8))
+        )
+        assert first.texts == second.texts
+        assert set(first.texts) < set(whole.texts)
+        assert first.labels.bincount().tolist() == [4, 4]
+        with pytest.raises(DataError, match="`limit_test`"):
+            split(path, limit_test=1)
+
     def test_many_classes_are_summed_up(self, tmp_path):
         rows = [{"body": f"text {n}", "queue": n % 12} for n in range(130)]
         notes = split(table(tmp_path, rows), test_share=0.1).notes
@@ -270,5 +282,5 @@ def test_nothing_is_lost_and_no_class_leaves_training(labels, share, seed):
     assert sorted(rest.texts + held.texts, key=int) == rows.texts
     assert set(rest.labels.tolist()) == set(labels)
     assert len(held) == round(len(rows) * share)
-    few = _limited(rest, SplitSettings(limit_train=len(set(labels)), seed=seed))
+    few = _limited(rest, len(set(labels)), seed, "limit_train")
     assert sorted(few.labels.tolist()) == sorted(set(labels))

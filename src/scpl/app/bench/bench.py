@@ -93,7 +93,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 processes=settings.run.processes,
                 threads=_threads(settings),
             ),
-            samples=config.steps * settings.data.batch_size,
+            samples=config.steps * settings.chosen.batch_size,
         )
         for method, settings in own.items()
     }
@@ -120,7 +120,7 @@ def _introduce(config: BenchConfig, methods: list[str], *, synthetic: bool) -> s
             images += f" ({base.data.data} is not here: name its folder with --data-dir)"
     return (
         f"{base.network.model} on {images}: {', '.join(methods)}; "
-        f"{config.repeats} rounds of {config.steps} timed steps, batch {base.data.batch_size}"
+        f"{config.repeats} rounds of {config.steps} timed steps, batch {base.chosen.batch_size}"
     )
 
 
@@ -141,7 +141,7 @@ def _result(
         "stages": len(contender.workers.cuts) + 1,
         "processes": own.run.processes,
         "threads": _threads(own),
-        "batch_size": own.data.batch_size,
+        "batch_size": own.chosen.batch_size,
         "samples_per_second": summary(contender.rates),
         "rounds": contender.rates,
         "ratio_to": {
@@ -193,8 +193,8 @@ def serve(connection: Connection, plan: BenchConfig) -> None:
     with sending_failures(connection, ranks):
         data, batches = _data(config, ranks, synthetic=plan.synthetic)
         parts = build_partition(config, data.inputs, data.num_classes, task=data.task)
-        method = build_method(config.method, config.rows)
-        total_steps = config.optimizer.epochs * data.steps
+        method = build_method(config.suited, config.rows)
+        total_steps = config.chosen.epochs * data.steps
         pipeline = build_pipeline(config, parts, method, total_steps, None, ranks)
         connection.send(pipeline.parts.cuts)
         block = Block.of(plan.steps, method, mesh.num_ranks, config.run.depth)
@@ -212,7 +212,7 @@ def _data(
         return data, itertools.cycle(synthetic_batches(config, data))
     batches: Iterator[Batch] = iter(())
     if ranks.mesh.is_first:
-        loaders, size = build_loaders(config), config.data.batch_size
+        loaders, size = build_loaders(config), config.chosen.batch_size
         if loaders.train.num_samples < size:
             raise DataError(
                 "A benchmark needs at least one full mini-batch",
@@ -244,7 +244,7 @@ def synthetic_data(config: TrainConfig) -> DataSummary:
         own, classes = config.data, texts.classes
         columns, label = own.text or texts.text[:1], own.label or ("label",)
         pretrained, sizes = pretrained_inputs(config), network_sizes(config)
-        drawn = TextInputs(own.vocab_size, own.max_tokens, columns, label, "", sizes)
+        drawn = TextInputs(own.vocab_size, config.chosen.max_tokens, columns, label, "", sizes)
         if pretrained is not None:
             drawn = replace(
                 drawn,
@@ -256,7 +256,7 @@ def synthetic_data(config: TrainConfig) -> DataSummary:
     else:
         config.check_samples("images")
         classes, inputs = _images(config)
-    samples = NUM_BATCHES * config.data.batch_size
+    samples = NUM_BATCHES * config.chosen.batch_size
     return DataSummary(config.data.data, classes, inputs, samples, 0, 0, steps=NUM_BATCHES)
 
 
@@ -266,7 +266,7 @@ def synthetic_batches(config: TrainConfig, data: DataSummary) -> list[Batch]:
     batches = []
     for _ in range(NUM_BATCHES):
         inputs = data.inputs.draw(config.rows, generator)
-        target = data.task.draw(config.data.batch_size, data.num_classes, generator)
+        target = data.task.draw(config.chosen.batch_size, data.num_classes, generator)
         batches.append((inputs, torch.cat([target] * config.data.views)))
     return batches
 

@@ -111,16 +111,20 @@ class Workers:
                 process.start()
         self.cuts = self._receive()[-1]
 
-    def train(self) -> list[Timing]:
-        """Have a block trained; return what it took on every rank. It raises as `start` does."""
-        self.wake()
+    def train(self, order: object = None) -> list[Timing]:
+        """Have a block trained; return what it took on every rank. It raises as `start` does.
+
+        Args:
+            order: What every process receives.
+        """
+        self.wake(order)
         return self._receive()
 
-    def wake(self) -> None:
+    def wake(self, order: object = None) -> None:
         """Send every process something."""
         for connection in self._connections:
             with suppress(ConnectionError):  # it has ended: what it sent before tells why
-                connection.send(None)
+                connection.send(order)
 
     def _receive(self) -> list[Any]:
         """Receive one thing from every process."""

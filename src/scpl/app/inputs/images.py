@@ -83,7 +83,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )
     notes += balanced_notes(chosen, task, source.classes)
     strata = drawn_from(chosen, task, train.labels)
-    given: dict[str, Any] = {"batch_size": chosen.batch_size, "device": device}
+    given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}
     return Loaders(
         source.name,
         tuple(source.classes),
@@ -189,7 +189,7 @@ def test_loader(
             f"{source.name} has {source.num_classes}",
             advice,
         )
-    batch_size = config.batch_size or trained.data.batch_size
+    batch_size = config.batch_size or trained.chosen.batch_size
     plain = data.Augmentation("none", inputs.mean, inputs.std)
     return data.Loader(source.test, plain, batch_size=batch_size)
 

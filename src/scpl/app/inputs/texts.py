@@ -15,7 +15,7 @@ from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
 from scpl.data import text
 from scpl.data.loader import Inputs
 from scpl.errors import DataError, InputError
-from scpl.models.pretrained import inputs_of_texts
+from scpl.models.pretrained import SENTENCE_LIMIT, inputs_of_texts
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 from scpl.tasks import TASKS
@@ -38,6 +38,7 @@ COLUMNS: tuple[str, ...] = ("source", "row")
 Batch = tuple[list[dict[str, Any]], Inputs]
 
 TOKENIZER = "tokenizer.json"
+TOKENIZER_LIMIT = "model_max_length of its tokenizer"
 _SIZES = {"hidden": "width", "layers": "depth", "dropout": "dropout", "heads": "heads"}
 
 
@@ -51,7 +52,7 @@ def loaders(config: TrainConfig) -> Loaders:
     chosen, seed = config.data, config.run.seed
     own = pretrained_inputs(config)
     sizes = {} if own else network_sizes(config)  # before any reading
-    most = own.max_tokens if own else chosen.max_tokens
+    most = own.max_tokens if own else config.chosen.max_tokens
     source = text.load_text(
         chosen.data,
         _settings_of(config, most),
@@ -76,7 +77,7 @@ def loaders(config: TrainConfig) -> Loaders:
         learnt, len(source.classes), balanced=chosen.class_weights == "balanced"
     )
     notes += balanced_notes(chosen, task, source.classes)
-    batches: dict[str, Any] = {"batch_size": chosen.batch_size, "padding": padding}
+    batches: dict[str, Any] = {"batch_size": config.chosen.batch_size, "padding": padding}
     strata = drawn_from(chosen, task, learnt)
 
     def initial() -> dict[str, Any]:
@@ -125,13 +126,17 @@ def pretrained_inputs(config: TrainConfig) -> PretrainedInputs | None:
     if models.origin_of(config.network.model) != "hf":
         return None
     name = config.network.model.partition(":")[2]
-    taken, room = inputs_of_texts(name)
+    taken, limits = inputs_of_texts(name)
     tokenizer = text.PretrainedTokenizer.open(name)
-    wanted = config.data.max_tokens
-    most = min(each for each in (wanted, room, tokenizer.most) if each is not None)
-    notes = tokenizer.notes
-    if most < wanted:
-        notes += (f"{most} tokens of a text are read, for the network has room for no more",)
+    if tokenizer.most is not None:
+        limits[TOKENIZER_LIMIT] = tokenizer.most
+    if config.data.max_tokens is not None:  # the user may know better than to stay below
+        limits.pop(SENTENCE_LIMIT, None)
+    limits["default"] = config.chosen.max_tokens
+    reason = min(limits, key=lambda name: limits[name])
+    most, notes = limits[reason], tokenizer.notes
+    if most != config.data.max_tokens:
+        notes += (f"{most} tokens of a text are read ({reason}; --max-tokens)",)
     return PretrainedInputs(tokenizer, tokenizer.padding(taken), most, notes)
 
 
@@ -142,6 +147,7 @@ def _settings_of(config: TrainConfig, max_tokens: int) -> text.TextSettings:
         test_share=chosen.test_share,
         validation=chosen.validation,
         limit_train=chosen.limit_train,
+        limit_test=chosen.limit_test,
         seed=derive_seed(config.run.seed, "texts"),
         task=chosen.task,
     )
@@ -190,7 +196,7 @@ def test_loader(
 ) -> text.TextLoader:
     """The test texts, in the numbers of the run's own tokenizer."""
     inputs, classes = TextInputs.of(description), tuple(description["classes"])
-    batch_size = config.batch_size or trained.data.batch_size
+    batch_size = config.batch_size or trained.chosen.batch_size
     tokenizer = _tokenizer(folder, inputs)
     if config.data is not None:
         columns = text.Columns(inputs.text_columns, inputs.label_columns)

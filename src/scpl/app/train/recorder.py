@@ -33,7 +33,7 @@ class Recorder:
         self._table: list[dict[str, Any]] = []  # finished epochs
         self._board: Any = None
         self._warned = set[int]()
-        epochs, samples, log = config.optimizer.epochs, data.train_samples, folder.append_log
+        epochs, samples, log = config.chosen.epochs, data.train_samples, folder.append_log
         self.progress = Progress(
             epochs, data.steps, samples, log,
             quiet=quiet, noun=data.noun, metric=metric_of(data.task.metrics[0]),

@@ -34,7 +34,7 @@ from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.worker import Report
 from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
-from scpl.methods import CutBackpropagation
+from scpl.methods import CutBackpropagation, DataParallel
 from scpl.pipeline import Pipeline
 from scpl.runs import RunFolder
 from scpl.runs.metrics import metric_of
@@ -118,7 +118,7 @@ def _train(
         ranks.share("finished", _finished(config))
     if (summary := ranks.fetch("finished")) is not None:
         return dict(summary) if mesh.is_last else None
-    method = build_method(config.method, config.rows)
+    method = build_method(config.suited, config.rows)
     loaders = build_loaders(config) if mesh.is_first else None
     if loaders is not None:
         ranks.share("data", DataSummary.of(loaders).to_json())
@@ -142,7 +142,7 @@ def _train(
         note=lambda: run.clock.note(in_epoch=True),
         before_saving=run.flush,
     )
-    steps = config.optimizer.epochs * data.steps
+    steps = config.chosen.epochs * data.steps
     return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
 
 
@@ -163,7 +163,8 @@ def _prepare_folder(
     # Where this run lies and what it shows is not for those that continue or repeat it.
     # The number of threads decides the last bit of a sum, so it is kept.
     shown = {"out": None, "force": False, "json": False, "quiet": False}
-    kept = config.resolved().changed(**shown, threads=threads)
+    read = {"max_tokens": description.get("max_tokens")}  # None for images
+    kept = config.resolved().changed(**shown, **read, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
     environment = describe_environment(choose_device(config.run.device), threads)
     folder.write_json(folder.environment, {**environment, "launcher": launcher()})
@@ -253,7 +254,7 @@ class _Run:
         self.clock = Clock(note)
         try:
             with self.stop:
-                while pipeline.epoch < self.config.optimizer.epochs:
+                while pipeline.epoch < self.config.chosen.epochs:
                     self._train_epoch()
             return self._finish()
         except Interrupted:
@@ -313,13 +314,13 @@ class _Run:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
         if recorder is not None:
             usage = self.meter.collect(epoch)
-            rate = _learning_rate(pipeline, self.config.learning_rate)
+            rate = _learning_rate(pipeline, self.config.chosen.lr)
             recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
         if self.config.run.checkpoint_every is None or self.stop.received:
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if self.stop.received and epoch < self.config.optimizer.epochs:
+        if self.stop.received and epoch < self.config.chosen.epochs:
             self._interrupt(self.stop.received)
 
     def _after_step(self, report: Report) -> None:
@@ -367,14 +368,14 @@ class _Run:
         folder.write_json(folder.timeline, events)
         if config.run.trace:
             folder.write_json(folder.trace, chrome_trace(events))
-        speed = self.data.train_samples * config.optimizer.epochs / clock.train_seconds()
+        speed = self.data.train_samples * config.chosen.epochs / clock.train_seconds()
         summary = {
             "method": config.method.method,
             "data": config.data.data,
             "model": config.network.model,
             "stages": pipeline.parts.num_stages,
             "processes": config.run.processes,
-            "epochs": config.optimizer.epochs,
+            "epochs": config.chosen.epochs,
             "seed": config.run.seed,
             "task": self.data.task.kind,
             "metric": self.data.task.metrics[0],
@@ -420,6 +421,12 @@ def _notes(pipeline: Pipeline, rows: int) -> list[str]:
     elif method.layout == "replicas":
         seen = rows // pipeline.mesh.num_ranks
         found.append(f"{seen} rows of each mini-batch on each replica")
+    if isinstance(method, DataParallel):
+        if method.compress_gradients != "none":
+            found.append(f"gradients averaged in {method.compress_gradients}")
+        if method.accumulation > 1:
+            together = method.accumulation * rows
+            found.append(f"{method.accumulation} mini-batches to an update: {together} rows")
     normalises = any(isinstance(m, _BatchNorm) for m in pipeline.parts.model.modules())
     if normalises and seen < rows:
         found.append(f"BatchNorm sees {seen} rows instead of {rows}, so the numbers differ from bp")
@@ -463,7 +470,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     config.check()
     set_threads(config.run.threads, config.run.processes)
-    method = build_method(config.method, config.rows)
+    method = build_method(config.suited, config.rows)
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
     notes = list(data.notes)
@@ -472,7 +479,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     parts = build_partition(
         config, data.inputs, data.num_classes, loaders.initial(), notes.append, data.task
     )
-    total_steps = config.optimizer.epochs * len(loaders.train)
+    total_steps = config.chosen.epochs * len(loaders.train)
     pipeline = build_pipeline(config, parts, method, total_steps, ranks=ranks)
     report = next(pipeline.steps(loaders.train))
     return {

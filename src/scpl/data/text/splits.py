@@ -280,6 +280,7 @@ class SplitSettings:
         test_share: Share of the rows that is tested on, where the files have no test split.
         validation: Share of the training texts that is held out, where they have no such split.
         limit_train: Use only this many training texts, before the validation split.
+        limit_test: Test on only this many.
         seed: Decides which texts validate and which stay; not which ones test.
         task: What is learnt, see `scpl.tasks.TASKS`.
     """
@@ -287,6 +288,7 @@ class SplitSettings:
     test_share: float = 0.2
     validation: float = 0.1
     limit_train: int | None = None
+    limit_test: int | None = None
     seed: int = 0
     task: str = Classes.kind
 
@@ -343,7 +345,8 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     filled = torch.tensor([bool(text) for text in train.texts], dtype=torch.bool)
     for _ in range(int((~filled).sum())):
         faults.add("training texts that are empty left out", files.train[0].name)
-    train = _limited(train.where(filled), settings)
+    train = _limited(train.where(filled), "limit_train", settings)
+    test = _limited(test, "limit_test", dataclasses.replace(settings, seed=_TEST_SEED))
     if valid is None and settings.validation > 0:
         train, valid = _hold_out(train, settings.validation, settings, "carve", "validation")
     targets.check_learnt(train.labels, classes)
@@ -396,17 +399,19 @@ def _hold_out(
     return rows.where(~chosen), rows.where(chosen)
 
 
-def _limited(rows: Texts, settings: SplitSettings) -> Texts:
-    if settings.limit_train is None or settings.limit_train >= len(rows):
+def _limited(rows: Texts, name: str, settings: SplitSettings) -> Texts:
+    """Keep so many texts, with the same share of every class, and at least one of each."""
+    limit: int | None = getattr(settings, name)
+    if limit is None or limit >= len(rows):
         return rows
     draws, strata = generator(settings.seed, "limit"), TASKS[settings.task].strata(rows.labels)
     chosen = one_per_class(strata, draws)
     others = torch.nonzero(~chosen)[:, 0]
-    count = settings.limit_train - int(chosen.sum())
+    count = limit - int(chosen.sum())
     if count < 0:
         raise DataError(
-            "`limit_train` must leave at least one text of every class",
-            f"Got {settings.limit_train} for {int(chosen.sum())} classes",
+            f"`{name}` must leave at least one text of every class",
+            f"Got {limit} for {int(chosen.sum())} classes",
         )
     chosen[others] = stratified(strata[others], count, draws)
     return rows.where(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -48,6 +48,19 @@ class Trainer(ABC):
         Returns:
             The losses of this rank's stages in this step.
         """
+
+    def end_epoch(self) -> None:
+        """Act where an epoch ends, after its mark has been passed on."""
+        return
+
+    @property
+    def pending(self) -> int:
+        """Mini-batches since the last update, which a checkpoint must not count as done."""
+        return 0
+
+    def snapshot(self, stage: Stage, step: int) -> dict[str, Any]:
+        """Copy the state of a stage as it was after its last update (see `Stage.snapshot`)."""
+        return stage.snapshot(step)
 
     def join_losses(self, earlier: Losses, own: Losses) -> Losses:
         """Put together what earlier ranks and this one know of the same step."""

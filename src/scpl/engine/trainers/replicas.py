@@ -1,16 +1,18 @@
 """Data parallelism: every rank holds the whole network and learns from a share of each batch.
 
 Batches travel from rank to rank as for every other method: the first rank reads them, each takes
-its share and sends the rest on. ``DistributedDataParallel`` averages the gradients.
+its share and sends the rest on. ``DistributedDataParallel`` averages the gradients, those of one
+mini-batch or of several together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import reduce
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -26,8 +28,9 @@ from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
 from scpl.errors import LinkError, ScplError
+from scpl.methods import DataParallel
 from scpl.methods.base import CrossEntropy, precise
-from scpl.partition.values import tree_map
+from scpl.partition.values import Tree, tree_map
 from scpl.seeding import derive_seed
 
 __all__ = ["ReplicaTrainer", "shares"]
@@ -52,6 +55,7 @@ class ReplicaTrainer(Trainer):
         stages: The network as one stage.
         outbox: Where the samples of later ranks go.
         timeline: Where it records what it does when.
+        method: In which type gradients are averaged, and of how many mini-batches.
         ranks: The ranks.
         seed: Seed of what is drawn.
         clip_norm: Clip the norm of the averaged gradient to this.
@@ -63,6 +67,7 @@ class ReplicaTrainer(Trainer):
         outbox: Outbox,
         timeline: Timeline,
         *,
+        method: DataParallel,
         ranks: ManyRanks,
         seed: int,
         clip_norm: float | None,
@@ -71,8 +76,8 @@ class ReplicaTrainer(Trainer):
         (self._stage,) = stages
         objective = self._stage.objective
         assert isinstance(objective, CrossEntropy)
+        self._method, self._mesh, self._seed, self._clip_norm = method, ranks.mesh, seed, clip_norm
         self._task = objective.task
-        self._mesh, self._seed, self._clip_norm = ranks.mesh, seed, clip_norm
         self.saves = ranks.mesh.is_first  # all replicas are the same
         self._group = ranks.new_group()
         self._network = nn.Sequential(self._stage.body, objective.classifier)
@@ -86,18 +91,24 @@ class ReplicaTrainer(Trainer):
         # Torch reads annotations of a hook, but not those that are strings; a lambda has none.
         self._replica.register_comm_hook(None, lambda state, bucket: self._average(bucket))
         self._gradients_ready = 0.0
-        self._averages: list[dist.Work] = []
+        self._averages: list[tuple[dist.Work, Tensor, Tensor]] = []
+        self._step = self._pending = 0
+        self._num_loads = self._stage.num_loads
+        self._buffers: list[Tensor] = []
 
     def train(self, batch: TrainBatch, earlier: Losses) -> Losses:
         """Take this rank's share, send the others on, and learn together with all ranks."""
         stage, step = self._stage, batch.step
+        self._step = step
         own, weight, rest = self._take_share(batch)
         if rest is not None:
             self.bytes_sent += self.outbox.send(replace(rest, losses=earlier))
         stage.set_mode(training=True)
-        try:
-            with stage.random.active():
-                torch.manual_seed(derive_seed(self._seed, "replica", self._mesh.rank, step))
+        self._begin_batch()
+        averaging = self._pending == self._method.accumulation
+        with self._naming_errors(own.features, step), stage.random.active():
+            torch.manual_seed(derive_seed(self._seed, "replica", self._mesh.rank, step))
+            with nullcontext() if averaging else self._replica.no_sync():
                 with self.timeline.during("forward", 0, step):
                     with stage.autocast():
                         logits = precise(self._replica(own.features))
@@ -105,23 +116,46 @@ class ReplicaTrainer(Trainer):
                 stage.guard.check(loss, logits, step)
                 begin = time.perf_counter()
                 stage.backward(loss)
-                # The replica waits for its futures, which in older versions of torch know nothing
-                # of the streams on which gloo brings averages back (pytorch/pytorch#155714).
-                while self._averages:
-                    self._averages.pop().wait()
+            if averaging:
+                self._finish_averages()
                 self._record_backward(begin, time.perf_counter(), step)
-        except ScplError:
-            raise  # it says enough by itself
-        except Exception as error:
-            if _is_lost(error):
-                raise LinkError(
-                    "All replicas must stay connected",
-                    f"Gradients of step {step} could not be averaged: {str(error).splitlines()[0]}",
-                ) from error
-            raise stage.explain(error, own.features, step) from error
-        with self.timeline.during("update", 0, step):
-            stage.update(self._clip_norm)
+            else:
+                self.timeline.add("backward", 0, step, begin, time.perf_counter())
+        if averaging:
+            self._update(step)
         return (LocalLoss({self._task.loss_name: loss.detach() / self._mesh.num_ranks}),)
+
+    def end_epoch(self) -> None:
+        """Learn from the mini-batches that are left, too few for an update of the usual kind."""
+        if not self._pending:
+            return
+        step, begin = self._step, time.perf_counter()
+        with self._naming_errors(None, step):
+            gradients = [p.grad for p in self._stage.parameters if p.grad is not None]
+            together = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            self._begin_average(together)
+            self._finish_averages()
+            parts = torch.split(together, [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        self.timeline.add("wait", 0, step, begin, time.perf_counter())
+        self._update(step)
+
+    @property
+    def pending(self) -> int:
+        """Mini-batches whose gradients wait to be averaged."""
+        return self._pending
+
+    def snapshot(self, stage: Stage, step: int) -> dict[str, Any]:
+        """Copy the state after the last update: only buffers (BatchNorm) have changed since."""
+        if not self._pending:
+            return stage.snapshot(step)
+        now = [buffer.clone() for buffer in self._network.buffers()]
+        self._set_buffers(self._buffers)
+        try:
+            return stage.snapshot(step)
+        finally:
+            self._set_buffers(now)
 
     def join_losses(self, earlier: Losses, own: Losses) -> Losses:
         """Add up what the ranks know of their shares."""
@@ -182,19 +216,71 @@ class ReplicaTrainer(Trainer):
         )
         return own, per_rank[rank] * num_ranks / whole, rest
 
+    def _begin_batch(self) -> None:
+        """Count a mini-batch; what a checkpoint has replaced meanwhile is no longer waited for."""
+        if self._num_loads != self._stage.num_loads:
+            self._num_loads, self._pending = self._stage.num_loads, 0
+            self._network.zero_grad(set_to_none=True)
+        if not self._pending and self._method.accumulation > 1:
+            self._buffers = [buffer.clone() for buffer in self._network.buffers()]
+        self._pending += 1
+
+    def _set_buffers(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self._network.buffers(), values, strict=True):
+            buffer.copy_(value)
+
     def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """Average a bucket of gradients, and count what a ring of ranks sends for it."""
-        ranks = self._mesh.num_ranks
-        self.bytes_sent += 2 * (ranks - 1) * bucket.buffer().nbytes // ranks
+        """Begin to average a bucket of gradients; it holds their average after the last one."""
         self._gradients_ready = time.perf_counter()
-        shared = bucket.buffer().div_(ranks)  # before they are added, which may overflow
-        work = dist.all_reduce(shared, group=self._group, async_op=True)
-        assert work is not None, "this rank is in the group"
-        self._averages.append(work)
-        averaged: torch.futures.Future[Tensor] = work.get_future().then(
-            lambda done: done.value()[0]
+        buffer = bucket.buffer()
+        averaged: torch.futures.Future[Tensor] = (
+            self._begin_average(buffer).get_future().then(lambda done: buffer)
         )
         return averaged
+
+    def _begin_average(self, gradients: Tensor) -> dist.Work:
+        """Begin to average gradients, and count what a ring of ranks sends for them."""
+        ranks, shared = self._mesh.num_ranks, gradients
+        if self._method.compress_gradients == "bfloat16":
+            shared = gradients.to(torch.bfloat16)
+        shared.div_(ranks * self._pending)  # before they are added, which may overflow
+        self.bytes_sent += 2 * (ranks - 1) * shared.nbytes // ranks
+        work: dist.Work | None = dist.all_reduce(shared, group=self._group, async_op=True)
+        assert work is not None, "this rank is in the group"
+        self._averages.append((work, shared, gradients))
+        return work
+
+    def _finish_averages(self) -> None:
+        """Wait until all averages are where the gradients were.
+
+        The replica waits for its futures, which in older versions of torch know nothing of the
+        streams on which gloo brings averages back (pytorch/pytorch#155714).
+        """
+        for work, shared, gradients in self._averages:
+            work.wait()
+            if shared is not gradients:
+                gradients.copy_(shared)
+        self._averages.clear()
+
+    def _update(self, step: int) -> None:
+        with self.timeline.during("update", 0, step):
+            self._stage.update(self._clip_norm, self._pending)
+        self._pending = 0
+
+    @contextmanager
+    def _naming_errors(self, features: Tree, step: int) -> Iterator[None]:
+        """Tell a lost connection from an error of the user's code."""
+        try:
+            yield
+        except ScplError:
+            raise  # it says enough by itself
+        except Exception as error:
+            if _is_lost(error):
+                raise LinkError(
+                    "All replicas must stay connected",
+                    f"Gradients of step {step} could not be averaged: {str(error).splitlines()[0]}",
+                ) from error
+            raise self._stage.explain(error, features, step) from error
 
     def _record_backward(self, begin: float, end: float, step: int) -> None:
         """Once the last bucket is full, a rank only waits for the average."""
