@@ -145,7 +145,7 @@ def every_stage(
     parts = split_everywhere(
         case.build(), num_stages=num_stages, readout=case.readout, example=batch[0]
     )
-    message = Source(parts.num_outputs, CPU, parts.form).to_train(1, batch)
+    message = Source(parts.num_outputs, parts.task, CPU, parts.form).to_train(1, batch)
     values = [message.features]
     with torch.no_grad():
         for body in parts.bodies:

@@ -146,7 +146,8 @@ def draw(out: Path) -> Path | None:
     Returns:
         The picture; None without results or matplotlib.
     """
-    from scpl.report.panels import Panel, can_draw, method_styles, panels_png, percent_axis
+    from scpl.report.panels import Panel, can_draw, method_styles, panels_png, score_axis
+    from scpl.runs.metrics import METRICS
 
     rows = rows_of(out)
     if not rows or not can_draw():
@@ -165,7 +166,7 @@ def draw(out: Path) -> Path | None:
                     look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": mark}
                     axes.plot(*zip(*points, strict=True), label=row.method, markersize=4, **look)
                 axes.set_xlabel(unit)
-                percent_axis(axes)
+                score_axis(axes, METRICS["accuracy"])
                 axes.legend()
 
             if lines:

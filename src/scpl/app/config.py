@@ -759,6 +759,8 @@ class TrainConfig:
             name = key.replace("-", "_")
             if name not in types:
                 raise unknown_name(f"A key of {origin}", key, types)
+            if name == "label" and isinstance(value, str):  # earlier versions had only one
+                value = (value,)
             accepted[name] = _convert(value, types[name], f"{key!r} in {origin}")
         return cls().changed(**accepted)
 
@@ -1136,8 +1138,6 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
         raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
     if kind is tuple:
         accepted = (float, int) if options[0] is float else options[:1]
-        if options[0] is str and isinstance(value, str):  # one name needs no brackets
-            return (value,)
         if isinstance(value, (list, tuple)) and all(type(each) in accepted for each in value):
             return tuple(map(options[0], value))
         raise InputError(f"{what} must be a list of {options[0].__name__}", f"Got {value!r}")
