@@ -93,7 +93,7 @@ def test_balanced_weights_make_classes_weigh_the_same():
     assert Classes.fitted(targets, 3).weights == ()
     labels = torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0]])
     assert MultiLabel.fitted(labels, 2, balanced=True).weights == (1 / 3, 3.0)
-    with pytest.raises(DataError, match=r"every label must be on a training sample"):
+    with pytest.raises(DataError, match=r"every label must be on some training samples"):
         MultiLabel.fitted(labels[:2], 2, balanced=True)
     with pytest.raises(InputError, match=r"must be classes or labels\. Got numbers"):
         Regression.fitted(torch.arange(4.0), 1, balanced=True)

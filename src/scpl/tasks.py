@@ -442,11 +442,12 @@ class MultiLabel(Task):
         if not balanced:
             return cls()
         sizes = (targets > 0.5).sum(0).double()
-        missing = (sizes == 0).nonzero().flatten().tolist()
-        if missing:
+        constant = ((sizes == 0) | (sizes == len(targets))).nonzero().flatten().tolist()
+        if constant:
             raise DataError(
-                "To be balanced, every label must be on a training sample",
-                f"Got none with label number {missing[0]}",
+                "To be balanced, every label must be on some training samples and not on others",
+                f"Label number {constant[0]} is on {int(sizes[constant[0]]):,} of {len(targets):,}",
+                "Leave the label out, or use more samples",
             )
         return cls(tuple(((len(targets) - sizes) / sizes).tolist()))
 
