@@ -152,6 +152,33 @@ def test_fine_tuning_over_a_cable():
         assert sent["ddp"] > 1.5 * sent["ddp bf16"] > sent["ddp bf16 x4"]
 
 
+def test_the_study_of_fine_tuning_compares_seeds_in_pairs(tmp_path):
+    study = load(BENCHMARKS / "fine-tune" / "study.py")
+    ends = {
+        ("2 stages-seed0", "bp"): 0.80, ("2 stages-seed0", "scpl"): 0.81,
+        ("2 stages-seed1", "bp"): 0.90, ("3 stages-seed1", "scpl"): 0.88,
+        ("3 stages-seed2", "scpl"): 0.50, ("from scratch-seed0", "bp"): 0.60,
+    }  # fmt: skip
+    for (folder, method), accuracy in ends.items():
+        run = tmp_path / "imdb" / folder / f"{method}-seed"
+        run.mkdir(parents=True)
+        found = {
+            "method": method,
+            "test_accuracy": accuracy,
+            "valid_accuracy": 0,
+            "train_seconds": 1,
+        }
+        (run / "summary.json").write_text(json.dumps(found))
+    lines = study.table(study.collect(tmp_path)).splitlines()
+    assert lines[0] == "| method | imdb | to bp |"
+    assert lines[2:] == [
+        "| `bp` | 85.00 ± 7.07 (2) |  |",
+        "| `scpl`, 2 stages | 81.00 ± 0.00 (1) | +1.00 |",
+        "| `scpl`, 3 stages | 69.00 ± 26.87 (2) | -2.00 |",  # seed 2 has no partner
+        "| `bp`, from scratch | 60.00 ± 0.00 (1) |  |",
+    ]
+
+
 def test_time_to_the_accuracy_of_backpropagation(tmp_path, monkeypatch):
     """What has the numbers of backpropagation has its curve; another one may never get there."""
     monkeypatch.setattr(sys, "path", [*sys.path])  # it adds to it
