@@ -321,7 +321,7 @@ def _truth(value: Any, column: str, place: str) -> bool:
     text = text.removesuffix(".0")
     if text not in _YES | _NO:
         raise DataError(
-            f"A column of one label must hold 0 or 1 (or {', '.join(sorted(_YES | _NO))})",
+            "A column of one label must hold 0 or 1 (or no and yes, or false and true)",
             f"Got {value!r:.60} in column {column!r}, {place}",
             "Correct it, or name one column that lists the labels of each row",
         )
