@@ -5,7 +5,9 @@ usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--cl
 """
 
 import argparse
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -82,13 +84,18 @@ def train(out, name, ranks, options):
     logits = pipeline.predict([inputs for inputs, _ in batches])
     exported = pipeline.export().state_dict()
     pipeline.close()
+    events, bytes_per_step = pipeline.timeline.events(), pipeline.bytes_per_step
+    weight = weakref.ref(next(model.parameters()))
+    del pipeline, parts, model
+    gc.collect()
+    assert weight() is None, f"{name} keeps its network when nobody else does"
     return {
         "losses": losses,
         "evaluations": results,
         "logits": logits,
         "exported": exported,
-        "bytes": pipeline.bytes_per_step,
-        "events": pipeline.timeline.events(),
+        "bytes": bytes_per_step,
+        "events": events,
     }
 
 

@@ -8,11 +8,12 @@ mini-batch or of several together.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import reduce
-from typing import Any, TypeVar, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,7 @@ from scpl.seeding import derive_seed
 __all__ = ["ReplicaTrainer", "shares"]
 
 Batch = TypeVar("Batch", TrainBatch, EvalBatch)
+Average: TypeAlias = Callable[[GradBucket], torch.futures.Future[Tensor]]
 
 
 def shares(rows: int, num_ranks: int) -> list[int]:
@@ -88,8 +90,11 @@ class ReplicaTrainer(Trainer):
             process_group=self._group,
             gradient_as_bucket_view=True,
         )
-        # Torch reads annotations of a hook, but not those that are strings; a lambda has none.
-        self._replica.register_comm_hook(None, lambda state, bucket: self._average(bucket))
+        # Torch holds the hook where the garbage collector does not look: with a hook that holds the
+        # replica, it and its network would never be freed. Torch reads annotations of a hook, but
+        # not those that are strings; a lambda has none.
+        average = weakref.WeakMethod(self._average)
+        self._replica.register_comm_hook(None, lambda state, bucket: _alive(average)(bucket))
         self._gradients_ready = 0.0
         self._averages: list[tuple[dist.Work, Tensor, Tensor]] = []
         self._step = self._pending = 0
@@ -286,6 +291,12 @@ class ReplicaTrainer(Trainer):
         """Once the last bucket is full, a rank only waits for the average."""
         self.timeline.add("backward", 0, step, begin, self._gradients_ready)
         self.timeline.add("wait", 0, step, self._gradients_ready, end)
+
+
+def _alive(method: weakref.WeakMethod[Any]) -> Average:
+    found: Average | None = method()
+    assert found is not None, "the replica calls its hook, so it is there"
+    return found
 
 
 def _sums(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
