@@ -148,7 +148,7 @@ class TestTexts:
         def stage(*arguments):
             config = TrainConfig.of(
                 model=f"hf:{root / 'bert'}", data=str(root / "tickets.csv"), text=("body",),
-                label="queue", stages=2, device="cpu", threads=1, model_args=arguments,
+                label=("queue",), stages=2, device="cpu", threads=1, model_args=arguments,
             )  # fmt: skip
             loaders = build_loaders(config)
             parts = build_partition(config, loaders.inputs, len(loaders.classes))

@@ -282,5 +282,6 @@ def test_nothing_is_lost_and_no_class_leaves_training(labels, share, seed):
     assert sorted(rest.texts + held.texts, key=int) == rows.texts
     assert set(rest.labels.tolist()) == set(labels)
     assert len(held) == round(len(rows) * share)
-    few = _limited(rest, len(set(labels)), seed, "limit_train")
+    settings = SplitSettings(seed=seed, limit_train=len(set(labels)))
+    few = _limited(rest, "limit_train", settings)
     assert sorted(few.labels.tolist()) == sorted(set(labels))
