@@ -137,11 +137,9 @@ def table(rows: list[dict[str, object]]) -> str:
             own = _accuracies(rows, name, settings, method)
             base = _accuracies(rows, name, "", "bp")
             pairs = [100 * (own[seed] - base[seed]) for seed in own if seed in base]
-            spread = statistics.stdev(own.values()) if len(own) > 1 else 0.0
-            mean = statistics.fmean(own.values()) if own else 0.0
-            cells.append(
-                f"{100 * mean:.2f} ± {100 * spread:.2f} ({len(own)})" if own else "not run"
-            )
+            spread = f" ± {100 * statistics.stdev(own.values()):.2f}" if len(own) > 1 else ""
+            mean = f"{100 * statistics.fmean(own.values()):.2f}" if own else ""
+            cells.append(f"{mean}{spread} ({len(own)})" if own else "not run")
             cells.append(f"{statistics.fmean(pairs):+.2f}" if pairs and method != "bp" else "")
         kind = f"`{method}`" + (f", {settings}" if settings else "")
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
@@ -150,7 +148,7 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def _order(kind: tuple[str, str]) -> tuple[bool, str, str]:
     settings, method = kind
-    return settings == "from scratch", settings, method
+    return settings.startswith("from scratch"), settings, method
 
 
 def _accuracies(
