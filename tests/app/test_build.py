@@ -69,7 +69,7 @@ class TestLearning:
 
     @pytest.mark.parametrize("warmup", [0.0, 0.1])
     def test_heads_may_have_a_higher_rate_along_the_same_schedule(self, warmup):
-        pipeline, _ = small(lr=0.1, head_lr=0.4, end_lr=0.0, warmup=warmup, lr_factors=(0.5, 1.0))
+        pipeline, _ = small(lr=0.1, head_lr=0.4, end_lr=0.001, warmup=warmup, lr_factors=(0.5, 1.0))
         for stage, factor in zip(pipeline.stages, (0.5, 1.0), strict=True):
             layers, heads = stage.optimizer.param_groups
             assert {id(p) for p in layers["params"]} == {id(p) for p in stage.body.parameters()}

@@ -8,9 +8,12 @@ from cli_runs import TINY, refused, scpl, train
 from scpl.app.bench.bench import config_for
 from scpl.app.build import build_method
 from scpl.app.config import (
+    FREE_IN_A_COMPARISON,
+    BenchConfig,
     CompareConfig,
     MethodConfig,
     TrainConfig,
+    changed_settings,
     in_flags,
     method_options,
     write_toml,
@@ -353,3 +356,35 @@ class TestTraining:
     def test_factors_may_be_whole_numbers_in_a_recipe(self):
         config = TrainConfig.from_dict({"lr-factors": [1, 0.5]}, "x")
         assert config.optimizer.lr_factors == (1.0, 0.5)
+
+
+def test_a_comparison_goes_on_without_a_wish_for_tokens():
+    """A run keeps how many were read; whoever did not ask for a number has not changed it."""
+    asked = TrainConfig.of(model="lstm", data="sst2")
+    kept = asked.resolved().changed(max_tokens=350)
+    assert changed_settings(kept, asked, FREE_IN_A_COMPARISON) == []
+    other = changed_settings(kept, asked.changed(max_tokens=20), FREE_IN_A_COMPARISON)
+    assert other == ["--max-tokens 20 (was 350)"]
+
+
+def test_blocks_are_whole_groups_of_accumulated_batches():
+    def check(accumulation):
+        options = MethodConfig("ddp", {"accumulation": accumulation})
+        BenchConfig(TrainConfig(method=options), "ddp").check()
+
+    check(5)
+    with pytest.raises(InputError, match="--steps must be a multiple of --accumulation"):
+        check(4)
+    check(0)  # which the method refuses
+
+
+def test_trained_networks_get_the_head_for_them_unless_another_is_asked_for():
+    def head(**options):
+        suited = TrainConfig.of(model="hf:x", data="sst2", **options).suited
+        return suited.options.get("head")
+
+    assert head() == "next"
+    assert head(method="bp") is None
+    assert head(head="linear") == "linear"
+    assert head(head_depth=3) is None  # of the default head, which has one
+    assert TrainConfig.of(model="vgg8").suited.options == {}

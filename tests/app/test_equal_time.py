@@ -115,3 +115,8 @@ def test_measured_by_the_benchmark(actors, tmp_path):  # noqa: F811
     }  # fmt: skip
     kept = json.loads((tmp_path / "equal_time.json").read_text())["ratio_to_bp"]
     assert kept == {"early-exit": 1.25, "bp": 1.0}
+
+
+def test_accumulated_batches_are_measured_in_whole_groups(measured, tmp_path):
+    base = BASE.changed(accumulation=4)
+    assert epochs_in_equal_time(base, ["scpl", "bp"], tmp_path)["scpl"] == 13

@@ -120,6 +120,19 @@ def test_of_a_chain_it_is_the_next_layer_with_matrices_and_what_belongs_to_it():
     assert last is None
 
 
+def test_features_of_the_user_need_not_fit_what_no_stage_hands_on():
+    def features(value, mask):
+        assert value.ndim != 3
+        return value.flatten(1)
+
+    model = nn.Sequential(
+        nn.Linear(8, 6), nn.Linear(6, 6), nn.Unflatten(1, (2, 3)), nn.Linear(3, 3), nn.Flatten(),
+        nn.Linear(6, 6), nn.Linear(6, 3),
+    )  # fmt: skip
+    parts = scpl.split(model, before=["1", "5"], features=features, example=torch.randn(4, 8))
+    assert parts.following[0] is None  # ends in [N, 2, 3]
+
+
 def test_end_to_end_there_is_nothing_to_follow():
     assert cut(encoder(), ["layers.1"]).merged().following == (None,)
 

@@ -263,7 +263,8 @@ def schedule(
         shape: Whether it falls along a cosine or in a straight line.
     """
     rising = round(warmup * steps)
-    if not rising and shape == "cosine":
+    alike = len({group["lr"] for group in optimizer.param_groups}) == 1
+    if not rising and shape == "cosine" and alike:
         return CosineAnnealingLR(optimizer, max(steps, 1), end_lr)
     lowest: float = end_lr / optimizer.defaults["lr"]
 

@@ -272,7 +272,10 @@ def epochs_in_equal_time(base: TrainConfig, methods: Sequence[str], out: Path) -
 def _measured(base: TrainConfig, methods: Sequence[str]) -> Mapping[str, float]:
     """Measure samples per second against bp, in turns; methods that cannot run are left out."""
     plain = base.changed(resume=None, dry_run=False)
-    results = bench(BenchConfig(plain, ",".join(dict.fromkeys(methods))))["results"]
+    together = max(plain.method.options.get("accumulation", 1), 1)
+    steps = -(-BenchConfig.steps // together) * together
+    names = ",".join(dict.fromkeys(methods))
+    results = bench(BenchConfig(plain, names, steps=steps))["results"]
     ratios = {one["method"]: one["ratio_to"].get(BASELINE) for one in results}
     return {**{name: ratio["median"] for name, ratio in ratios.items() if ratio}, BASELINE: 1.0}
 

@@ -521,7 +521,9 @@ class TrainConfig:
         """The method, with the head that suits the network where the user names none."""
         method, origin = self.method, models.origin_of(self.network.model)
         has_head = any(option.name == "head" for option in _options_of(method.method))
-        if origin != "hf" or not has_head or "head" in method.options:
+        # Who asks for a depth or a width asks for the head that has one.
+        named = {"head", "head_depth", "head_width"} & method.options.keys()
+        if origin != "hf" or not has_head or named:
             return method
         return replace(method, options={"head": "next", **method.options})
 
@@ -821,8 +823,8 @@ def changed_settings(
         for name in sorted(new.keys() | old.keys())
         if name not in ignored
         and new.get(name) != old.get(name)
-        # Without a wish for a number of threads, that of the run is as good as any.
-        and not (name == "threads" and name not in new)
+        # Without a wish for a number of threads or of tokens, that of the run is as good as any.
+        and not (name in ("threads", "max_tokens") and name not in new)
     ]
 
 
@@ -942,7 +944,7 @@ class BenchConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1", f"Got {getattr(self, name)}")
         accumulation = self.train.method.options.get("accumulation", 1)
-        if self.steps % accumulation:
+        if accumulation > 0 and self.steps % accumulation:  # else the method says what is wrong
             raise InputError(
                 "--steps must be a multiple of --accumulation, or blocks would have unequal work",
                 f"Got {self.steps} and {accumulation}",

@@ -408,8 +408,11 @@ def _measured(unit: Following | None, values: Tree) -> Following | None:
     """Find the shape of what is read of the layers that follow; None if that is not one tensor."""
     if unit is None:
         return None
-    result = unit.body.eval()(tree_map(Tensor.clone, values))
-    seen = result if unit.reading is None else unit.reading(result)
+    try:  # a user's `features` are for what stages hand on, which this is not
+        result = unit.body.eval()(tree_map(Tensor.clone, values))
+        seen = result if unit.reading is None else unit.reading(result)
+    except Exception:
+        return None
     if not isinstance(seen, Tensor) or seen.ndim < 2 or not seen.is_floating_point():
         return None
     return replace(unit, shape=tuple(seen.shape[1:]))

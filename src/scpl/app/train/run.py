@@ -163,7 +163,8 @@ def _prepare_folder(
     # Where this run lies and what it shows is not for those that continue or repeat it.
     # The number of threads decides the last bit of a sum, so it is kept.
     shown = {"out": None, "force": False, "json": False, "quiet": False}
-    read = {"max_tokens": description.get("max_tokens")}  # None for images
+    wish = config.data.max_tokens
+    read = {"max_tokens": description.get("max_tokens") if wish is None else wish}
     kept = config.resolved().changed(**shown, **read, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
     environment = describe_environment(choose_device(config.run.device), threads)
