@@ -601,18 +601,14 @@ def tables(found: Mapping[str, Any]) -> Iterator[str]:
 
 def draw(times: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw accuracy against wall-clock time, a panel for each network."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses windows
 
     networks = list(dict.fromkeys(row["network"] for row in times))
     names = list(dict.fromkeys(row["method"] for row in times))
     looks = {name: (f"C{i % 10}", "osD^vP*X<>"[i % 10]) for i, name in enumerate(names)}
     alone = [row for row in times if row["method"] in ALONE]
-    figure, axes = pyplot.subplots(
-        1, len(networks), figsize=(4.2 * len(networks), 4.2), sharey=True, squeeze=False
-    )
+    figure = Figure(figsize=(4.2 * len(networks), 4.2))
+    axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)
     for network, axis in zip(networks, axes[0], strict=True):
         rows = [row for row in times if row["network"] == network and row not in alone]
         for row in [*rows, *alone]:
