@@ -184,8 +184,6 @@ class TextInputs:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TextInputs:
         """Rebuild from `describe`."""
-        if "label_column" in values:  # earlier versions had only one
-            values = {**values, "label_columns": [values["label_column"]]}
         own = {
             each.name: values[each.name]
             for each in fields(cls)
