@@ -378,13 +378,15 @@ def test_blocks_are_whole_groups_of_accumulated_batches():
     check(0)  # which the method refuses
 
 
-def test_trained_networks_get_the_head_for_them_unless_another_is_asked_for():
-    def head(**options):
-        suited = TrainConfig.of(model="hf:x", data="sst2", **options).suited
-        return suited.options.get("head")
+def test_trained_networks_get_the_options_for_them_unless_others_are_asked_for():
+    def suited(**options):
+        return TrainConfig.of(model="hf:x", data="sst2", **options).suited.options
 
-    assert head() == "next"
-    assert head(method="bp") is None
-    assert head(head="linear") == "linear"
-    assert head(head_depth=3) is None  # of the default head, which has one
+    assert suited() == {"head": "next", "cross_entropy": 1.0}
+    assert suited(method="bp") == {}
+    assert suited(method="dascpl") == {"head": "next"}  # which has no share of cross-entropy
+    assert suited(head="linear") == {"head": "linear", "cross_entropy": 1.0}
+    assert suited(cross_entropy=0.8) == {"head": "next", "cross_entropy": 0.8}
+    # Of the head that networks from scratch have.
+    assert suited(head_depth=3) == {"head_depth": 3, "cross_entropy": 1.0}
     assert TrainConfig.of(model="vgg8").suited.options == {}

@@ -389,6 +389,9 @@ FINE_TUNING = Chosen(
 )
 """The defaults where layers are trained already, networks of ``transformers``."""
 
+FINE_TUNING_OPTIONS: Mapping[str, Any] = {"head": "next", "cross_entropy": 1.0}
+"""Options of methods there: without contrast, which slows the first hundred steps down."""
+
 SGD_RATE = 0.05
 
 
@@ -518,14 +521,16 @@ class TrainConfig:
 
     @property
     def suited(self) -> MethodConfig:
-        """The method, with the head that suits the network where the user names none."""
-        method, origin = self.method, models.origin_of(self.network.model)
-        has_head = any(option.name == "head" for option in _options_of(method.method))
-        # Who asks for a depth or a width asks for the head that has one.
-        named = {"head", "head_depth", "head_width"} & method.options.keys()
-        if origin != "hf" or not has_head or named:
+        """The method, with the options that suit the network where the user gives none."""
+        method = self.method
+        if models.origin_of(self.network.model) != "hf":
             return method
-        return replace(method, options={"head": "next", **method.options})
+        known = {option.name for option in _options_of(method.method)}
+        usual = {k: v for k, v in FINE_TUNING_OPTIONS.items() if k in known}
+        # Who asks for a depth or a width asks for the head that has one.
+        if {"head_depth", "head_width"} & method.options.keys():
+            usual.pop("head", None)
+        return replace(method, options={**usual, **method.options})
 
     @cached_property
     def chosen(self) -> Chosen:

@@ -181,8 +181,9 @@ class SCPL(ContrastiveMethod):
 
     cross_entropy: float = 0.8
     """Share w of cross-entropy (labels, numbers: of their loss), beside contrast, in a stage's
-    loss: 0 (the paper's) to 1 (no contrast). Where the network's own classifier teaches the last
-    stage, it takes the place of the local one, with weight 1."""
+    loss: 0 (the paper's) to 1 (no contrast, the default of the command line for hf:...). Where the
+    network's own classifier teaches the last stage, it takes the place of the local one, with
+    weight 1."""
     classifier_gradient: bool = True
     """Let the network's own classifier teach the last stage's layers. In the paper it does not: its
     input is detached, and every layer learns from contrast alone."""
