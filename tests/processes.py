@@ -24,7 +24,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from unittest import mock
 
-from torch.distributed import TCPStore
+from scpl.engine.local import local_ranks
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = [
@@ -118,9 +118,8 @@ def environment(**more):
 def run_forked(num_ranks, *arguments, timeout, to_end=TO_END):
     """Run ``python ARGUMENTS`` in forked processes, alone or as ranks.
 
-    Ranks find what torch's elastic launcher would give them: variables and a store to meet at.
-    Unlike there, those that are left when one has failed get ``to_end`` seconds to end by
-    themselves.
+    Ranks find what the launcher would give them: variables and a store to meet at. Unlike there,
+    those that are left when one has failed get ``to_end`` seconds to end by themselves.
 
     Returns:
         As `subprocess.run`: the status of the first process that failed, or 0, and what all of
@@ -130,25 +129,16 @@ def run_forked(num_ranks, *arguments, timeout, to_end=TO_END):
         subprocess.TimeoutExpired: if one takes longer than ``timeout`` seconds. No process is
             left in any case.
     """
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    launched = {
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
     processes = []
-    try:
-        for rank in range(num_ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), **launched}
-            variables = environment(**place) if num_ranks > 1 else environment()
-            processes.append(Forked(arguments, variables))
-        status = _first_failure(processes, timeout, to_end)
-    finally:
-        for process in processes:
-            process.end()
+    with local_ranks(num_ranks) as places:
+        try:
+            for place in places:
+                variables = environment(**place) if num_ranks > 1 else environment()
+                processes.append(Forked(arguments, variables))
+            status = _first_failure(processes, timeout, to_end)
+        finally:
+            for process in processes:
+                process.end()
     outs, errs = zip(*(process.written() for process in processes), strict=True)
     return subprocess.CompletedProcess(arguments, status, "".join(outs), "".join(errs))
 

@@ -76,7 +76,13 @@ class LinkError(ScplError, ConnectionError):
 
 
 class RemoteError(ScplError, RuntimeError):
-    """Another rank failed first; its cause is told there."""
+    """Another rank ended first; its cause is told there.
+
+    Attributes:
+        status: With which exit status this process is to follow it.
+    """
+
+    status: int = 1
 
 
 class Interrupted(ScplError):

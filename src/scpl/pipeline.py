@@ -272,9 +272,14 @@ class Pipeline:
         """Bytes that this rank has sent to others per mini-batch of training, on average."""
         return self._worker.bytes_per_step
 
-    def stop(self, reason: str) -> None:
-        """End the run early: other ranks finish what is under way and raise Interrupted."""
-        self._worker.stop(reason)
+    def stop(self, reason: str, signal: int = 0) -> None:
+        """End the run early: other ranks finish what is under way and raise Interrupted.
+
+        Args:
+            reason: Why, for people.
+            signal: Number of the signal that asked for it, if one did.
+        """
+        self._worker.stop(reason, signal)
 
     def close(self) -> None:
         """Wait until everything is sent and written, and part from the other ranks.

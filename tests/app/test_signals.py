@@ -24,7 +24,7 @@ def test_the_first_signal_is_remembered_and_told():
         send()
         send(signal.SIGINT)  # a terminal and a launcher both send Ctrl-C on: one event
     assert stop.received is signal.SIGTERM
-    assert told == ["SIGTERM"]
+    assert told == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -3,8 +3,14 @@ import os
 import re
 import shutil
 import signal
+import socket
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from torch.distributed import PrefixStore, TCPStore
 
 from cli_runs import (
     COMPLETE,
@@ -205,12 +211,19 @@ class TestInterruptions:
 
     @pytest.mark.slow
     @pytest.mark.timeout(90)
-    @pytest.mark.parametrize(("number", "status"), SIGNALS)
-    def test_several_processes_are_interrupted_together(self, whole, tmp_path, number, status):
+    @pytest.mark.parametrize(
+        ("rank", "number", "status"),
+        [(None, signal.SIGINT, 130), (0, signal.SIGTERM, 143), (1, signal.SIGTERM, 143)],
+    )
+    def test_several_processes_are_interrupted_together(
+        self, whole, tmp_path, rank, number, status
+    ):
+        """By a signal to any of them: a second machine that was to be switched off promised to
+        save, and trained to the end."""
         folder = tmp_path / "run"
         process = fork("train", *MANY, "--out", folder, "--processes", 2)
         wait_for_steps(folder, NUM_STEPS, process)
-        process.send_signal(number)
+        os.kill(process.pid if rank is None else rank_of(process.pid, rank), number)
         found = finish(process)
         assert found.status == status, found.err
         assert found.err.count(f"scpl train --resume {folder}") == 1
@@ -218,6 +231,89 @@ class TestInterruptions:
         # On one process now: the stages may be spread anew.
         assert scpl("train", "--resume", folder, "--processes", 1).status == 0
         assert result(folder) == result(whole)
+
+
+class TestStrangers:
+    @pytest.mark.slow
+    @pytest.mark.timeout(90)
+    def test_who_reaches_the_ports_of_a_run_changes_nothing(self, tmp_path):
+        """A stranger named a process in the store, and the first rank killed it."""
+        folder, victim, long = tmp_path / "run", os.getpid(), [*MANY, "--epochs", 15]
+        assert scpl("train", *long, "--out", tmp_path / "undisturbed").status == 0
+        process = fork("train", *long, "--out", folder, "--processes", 2)
+        ours = [process.pid, found_rank(process, 0), found_rank(process, 1)]
+        while len(listening(ours[2])) < 4:  # process groups, which have met then
+            assert process.poll() is None
+        sockets = {where for one in ours for where in listening(one)}
+        assert len(sockets) >= 5
+        assert {address for address, _ in sockets} == {"127.0.0.1"}
+        idle = [socket.create_connection(where, 5) for where in sockets]
+        for where in sockets:
+            with socket.create_connection(where, 5) as garbage:
+                garbage.sendall(os.urandom(5000))
+        store = TCPStore(
+            "127.0.0.1", port_of(ours[1]), wait_for_workers=False, timeout=timedelta(seconds=5)
+        )
+        written = PrefixStore("scpl/0", store)
+        for rank in range(2):
+            written.set(f"host/{rank}", json.dumps([socket.gethostname(), victim]))
+            written.set(f"beat/{rank}", "x")
+        for name in ("failure", "stop"):
+            written.set(name, json.dumps({"rank": 0, "text": "gone", "silent": 1}))
+        found = finish(process, 80)
+        for one in idle:
+            one.close()
+        assert found.status == 0, found.err
+        assert result(folder) == result(tmp_path / "undisturbed")
+
+    @pytest.mark.timeout(60)
+    def test_a_launcher_that_is_killed_leaves_no_rank_that_waits(self, tmp_path):
+        """Ranks that had not met yet waited for nearly two minutes."""
+        process = fork("train", *MANY, "--out", tmp_path / "run", "--processes", 2)
+        rank = found_rank(process, 1)
+        process.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while alive(rank) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive(rank)
+        process.communicate()
+
+
+def found_rank(process, rank):
+    """The process of a rank, as soon as the launcher has started it."""
+    while process.poll() is None:
+        with suppress(IndexError):
+            return rank_of(process.pid, rank)
+    raise AssertionError("the launcher ended before that")
+
+
+def listening(process):
+    """Addresses and ports at which a process listens."""
+    own, found = set(), set()
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed by now
+            own.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    for file in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{file}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in own:
+                address, port = fields[1].split(":")
+                known = {"0100007F": "127.0.0.1"}.get(address, address)
+                found.add((known, int(port, 16)))
+    return found
+
+
+def port_of(rank):
+    """The port of the store of a run."""
+    variables = Path(f"/proc/{rank}/environ").read_text().split("\0")
+    return next(int(v.partition("=")[2]) for v in variables if v.startswith("MASTER_PORT="))
+
+
+def alive(process):
+    try:
+        return "(zombie)" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 class TestRestarts:

@@ -19,13 +19,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def pair(monkeypatch):
+def store():
+    return HashStore()
+
+
+@pytest.fixture
+def pair(monkeypatch, store):
     """Two ranks; their watchdogs are asked to end the process only after minutes."""
     monkeypatch.setattr(module.dist, "new_group", lambda **_: object())
     monkeypatch.setattr("scpl.engine.watchdog.GRACE", 300.0)
     monkeypatch.setattr("scpl.engine.watchdog.PERIOD", 0.02)
     monkeypatch.setattr(module, "BLAME", 0.3)
-    store = HashStore()
     made = [
         ManyRanks(Mesh(rank, 2), CPU, 2, lambda: PrefixStore("test", store), 60.0)
         for rank in range(2)
@@ -55,6 +59,21 @@ def test_an_exchange_gives_everyone_all_values_in_the_order_of_the_ranks(pair):
     for thread in threads:
         thread.join(20)
     assert found == {(r, t): [[0, t], [1, t]] for r in range(2) for t in range(3)}
+
+
+def test_nothing_is_left_that_all_have_read(pair, store):
+    """The store kept a note more for every epoch and rank."""
+    first, last = pair
+    counts = []
+    for turn in range(4):
+        other = threading.Thread(target=last.exchange, args=["key", turn])
+        other.start()
+        first.exchange("key", turn)
+        other.join(20)
+        last.share(f"usage/{turn}", turn)
+        assert first.take(f"usage/{turn}") == turn
+        counts.append(len([key for key in store.list_keys() if "value" in key]))
+    assert counts[-1] == counts[-2] == counts[-3]
 
 
 def test_the_first_cause_wins_and_interrupts_who_waits(pair):

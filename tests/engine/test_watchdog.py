@@ -1,12 +1,19 @@
 """A rank that nobody is linked to at the moment must be missed all the same."""
 
+import json
+import socket
 import time
 
 import pytest
 from torch.distributed import DistNetworkError, HashStore, PrefixStore
 
 from scpl.engine import watchdog as module
+from scpl.engine.notes import Notes
 from scpl.engine.watchdog import Watchdog
+
+
+def notes(store=None):
+    return Notes(PrefixStore("test", store or HashStore()), "secret")
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def wait_for(event, seconds=5.0):
 def test_a_silent_rank_is_missed_sooner_in_a_hurry(monkeypatch, ended, capsys):
     """While the last rank was killed, the first one waited for a fact: it stood for 30 seconds."""
     monkeypatch.setattr(module, "HURRIED_SILENCE", 0.2)
-    watchdog = Watchdog(0, 2, PrefixStore("test", HashStore()), silence=30.0)
+    watchdog = Watchdog(0, 2, notes(), silence=30.0)
     time.sleep(0.5)
     assert not watchdog.failed.is_set()
     watchdog.hurry()
@@ -41,16 +48,16 @@ def test_a_silent_rank_is_missed_sooner_in_a_hurry(monkeypatch, ended, capsys):
 
 
 def test_the_first_cause_wins(ended):
-    store = PrefixStore("test", HashStore())
-    watchdog = Watchdog(0, 1, store, silence=30.0)
-    assert watchdog.claim(store, "the cause")
-    assert not watchdog.claim(store, "a consequence")
+    own = notes()
+    watchdog = Watchdog(0, 1, own, silence=30.0)
+    assert watchdog.claim(own, "the cause")
+    assert not watchdog.claim(own, "a consequence")
     assert watchdog.failure["text"] == "the cause"
     watchdog.close()
 
 
 def test_a_rank_that_ends_well_is_not_ended(ended):
-    watchdog = Watchdog(0, 1, PrefixStore("test", HashStore()), silence=30.0)
+    watchdog = Watchdog(0, 1, notes(), silence=30.0)
     time.sleep(0.2)
     watchdog.close()
     time.sleep(0.2)
@@ -70,7 +77,7 @@ class LostStore:
 def test_a_lost_store_is_told(ended, capsys):
     """Two machines, the cable cut: the far rank ended without a word, and late."""
     store = LostStore()
-    watchdog = Watchdog(1, 2, store, silence=6.0)
+    watchdog = Watchdog(1, 2, Notes(store, "secret"), silence=6.0)
     assert wait_for(lambda: ended == [1])
     assert store.timeout.total_seconds() == 6.0
     told = capsys.readouterr().err
@@ -78,3 +85,33 @@ def test_a_lost_store_is_told(ended, capsys):
     assert "(timed out)" in told
     assert "long story" not in told
     watchdog.close()
+
+
+def test_strangers_decide_neither_who_failed_nor_who_is_killed(ended, monkeypatch, capsys):
+    """Whoever reached the store's port named a process there, and had it killed within a second."""
+    killed = []
+    monkeypatch.setattr("os.kill", lambda *of: killed.append(of))
+    store = HashStore()
+    written = PrefixStore("test", store)
+    written.set("host/1", json.dumps([socket.gethostname(), 1]))
+    for text in ("{}", "x" * 1000, "\0", json.dumps({"rank": 1, "text": "gone", "silent": 1})):
+        written.set("failure", text)
+    watchdog = Watchdog(0, 2, notes(store), silence=0.4)
+    time.sleep(0.2)
+    assert not watchdog.failed.is_set()
+    assert wait_for(lambda: ended == [1])  # for rank 1 is silent indeed
+    assert "(process ? on ?)" in capsys.readouterr().err
+    assert killed == []
+    watchdog.close()
+
+
+def test_a_signal_to_any_rank_reaches_the_first(ended):
+    """A second machine that was to be switched off promised to save, and trained to the end."""
+    store = HashStore()
+    first, last = (Watchdog(rank, 2, notes(store), silence=30.0) for rank in range(2))
+    assert first.asked_to_stop is None
+    last.ask_to_stop(15)
+    assert wait_for(lambda: first.asked_to_stop == 15)
+    for watchdog in (first, last):
+        watchdog.close()
+    assert ended == []

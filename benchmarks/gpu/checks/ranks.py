@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rank_job import Job
-from torch.distributed import TCPStore
 
 import scpl
 from checks.base import Differs, Setup, Skipped, check, distance, require
+from scpl.engine.local import local_ranks
 
 FILE = Path(__file__).parents[1] / "rank_job.py"
 TO_END = 5.0
@@ -157,17 +157,8 @@ def run_ranks(job: Job, setup: Setup, *, torchrun: bool = False) -> dict[str, An
 
 def start_ranks(job: Job, setup: Setup) -> list[tuple[int, str]]:
     """Start two ranks as a launcher would, but faster; returns how each ended, and what it said."""
-    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    variables = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **variables} for rank in range(2)]
-    return _run([[sys.executable, str(FILE)]] * 2, places, job, setup)
+    with local_ranks(2) as places:
+        return _run([[sys.executable, str(FILE)]] * 2, places, job, setup)
 
 
 def launch_ranks(job: Job, setup: Setup) -> list[tuple[int, str]]:

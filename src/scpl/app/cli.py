@@ -29,6 +29,7 @@ from scpl.app.config import (
     in_flags,
     method_options,
 )
+from scpl.app.signals import die_with_launcher
 from scpl.errors import (
     Interrupted,
     LinkError,
@@ -47,6 +48,7 @@ Config = TypeVar("Config")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    die_with_launcher()
     status = run(list(sys.argv[1:] if arguments is None else arguments))
     if status and "RANK" in os.environ:
         # A rank that ends early may have threads blocked in a receive that nothing will answer.
@@ -76,8 +78,8 @@ def run(arguments: list[str]) -> int:
     except Interrupted as error:
         sys.stderr.write(f"{error}\n")
         return 128 + error.signal
-    except RemoteError:
-        return 1  # the rank that failed has said why
+    except RemoteError as error:
+        return error.status  # the rank that ended first has said why
     except ScplError as error:
         if isinstance(error, StageError) and error.__cause__ is not None:
             import traceback

@@ -1,13 +1,22 @@
-"""Start several processes on this machine, and again if one is lost: torch's elastic launcher."""
+"""Start several processes on this machine, and again if one is lost.
+
+torch's elastic launcher is for several machines: it meets at a store that listens to everybody, and
+looks up the name of this machine, which may take a minute.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
+import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Sequence
 
 from scpl.app.config import TrainConfig
+from scpl.app.signals import LAUNCHER, end_signals
+from scpl.engine.local import local_ranks
 from scpl.engine.ranks import Ranks
 from scpl.errors import InputError
 from scpl.runs import RunFolder
@@ -16,6 +25,9 @@ __all__ = ["after_restart", "is_rank", "launch", "launcher"]
 
 BAD_INPUT = 2
 INTERRUPTED = (130, 143)
+SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_TO_END = 10.0
+"""What a rank gets to end once another one has failed; they learn of that from each other."""
 
 
 def is_rank() -> bool:
@@ -52,34 +64,57 @@ def launch(arguments: list[str], processes: int, max_restarts: int) -> int:
 
 def _run_ranks(arguments: list[str], processes: int, run_id: str) -> tuple[int, bool]:
     """Run all ranks once; returns the exit status, and whether another attempt may help."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    command = [sys.executable, "-m", "scpl", *arguments]
+    ranks: list[subprocess.Popen[bytes]] = []
+    received: list[signal.Signals] = []
 
-    # Our ranks tell the first cause themselves; the launcher would tell each consequence.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=run_id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(settings, sys.executable)("-m", "scpl", *arguments)
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        if BAD_INPUT in codes:
-            return BAD_INPUT, False
-        if all(code in INTERRUPTED for code in codes):
-            return codes[0], False
-        return 1, True
-    except SignalException as error:
-        return 128 + int(error.sigval), False
-    return 0, False
+    def pass_on(number: signal.Signals) -> None:  # the ranks save and end by themselves
+        received.append(number)
+        for rank in ranks:
+            rank.send_signal(number)
+
+    with local_ranks(processes, run_id) as places, end_signals(pass_on):
+        try:
+            for place in places:
+                environment = {**os.environ, **place, LAUNCHER: str(os.getpid())}
+                ranks.append(subprocess.Popen(command, env=environment))
+                if received:
+                    ranks[-1].send_signal(received[0])
+            codes = _first_codes(ranks)
+        finally:
+            _end(ranks)
+    # Before it could hear signals, a rank may have been ended by one that was passed on.
+    failed = [128 - code if -code in received else code for code in codes if code]
+    if BAD_INPUT in failed:
+        return BAD_INPUT, False
+    if not failed:
+        return 0, False
+    if all(code in INTERRUPTED for code in failed):
+        return failed[0], False
+    return 1, True
+
+
+def _first_codes(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait until all ranks have ended, or one has failed; the exit codes that are known then."""
+    while True:
+        codes = [code for rank in ranks if (code := rank.poll()) is not None]
+        if len(codes) == len(ranks) or any(code not in (0, *INTERRUPTED) for code in codes):
+            return codes
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the ranks that are left: those that do not end when they are asked to are killed."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + SECONDS_TO_END
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
 
 
 def launcher() -> str:

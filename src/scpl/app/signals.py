@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-__all__ = ["GracefulStop", "end_signals"]
+__all__ = ["LAUNCHER", "GracefulStop", "die_with_launcher", "end_signals", "outlive_launcher"]
+
+LAUNCHER = "SCPL_LAUNCHER"
+"""The environment variable with the process number of the launcher of this process."""
+_SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 @contextmanager
@@ -61,14 +67,14 @@ class GracefulStop:
 
     def __init__(self, on_arrival: Callable[[], None] | None = None) -> None:
         self.received: signal.Signals | None = None
-        self._callbacks: list[Callable[[str], None]] = []
+        self._callbacks: list[Callable[[signal.Signals], None]] = []
         self._active = ExitStack()
         self._depth = 0
         self._time = 0.0
         self._on_arrival = on_arrival
 
-    def on_signal(self, callback: Callable[[str], None]) -> None:
-        """Have ``callback`` called with the signal's name when the first one comes."""
+    def on_signal(self, callback: Callable[[signal.Signals], None]) -> None:
+        """Have ``callback`` called with the first signal when it comes."""
         self._callbacks.append(callback)
 
     def __enter__(self) -> GracefulStop:
@@ -89,7 +95,7 @@ class GracefulStop:
         if self.received is None:
             self.received, self._time = received, now
             for callback in self._callbacks:
-                callback(received.name)
+                callback(received)
         elif now - self._time > SAME_EVENT:
             raise KeyboardInterrupt
 
@@ -114,3 +120,26 @@ def _on_arrival(act: Callable[[], None]) -> Iterator[None]:
         os.close(write)
         thread.join()
         os.close(read)
+
+
+def die_with_launcher() -> None:
+    """Have this process killed if its launcher dies while it starts.
+
+    Until it has met the other ranks it would not notice, and wait for them for minutes. Does
+    nothing without a launcher of ours, and on systems other than Linux.
+    """
+    launcher = os.environ.get(LAUNCHER, "")
+    if launcher and sys.platform == "linux":
+        _on_parents_death(signal.SIGKILL)
+        if os.getppid() != int(launcher):  # it died before that
+            os._exit(1)
+
+
+def outlive_launcher() -> None:
+    """End what `die_with_launcher` began: from now on the ranks watch over each other."""
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        _on_parents_death(0)
+
+
+def _on_parents_death(number: int) -> None:
+    ctypes.CDLL(None).prctl(_SET_SIGNAL_OF_PARENTS_DEATH, number)

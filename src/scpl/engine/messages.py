@@ -178,9 +178,11 @@ class Stop(Message):
 
     Attributes:
         reason: Why the stream ends early; empty at a good end.
+        signal: Number of the signal that asked for it, if one did.
     """
 
     reason: str = ""
+    signal: int = 0
 
 
 def encode(message: Message) -> tuple[bytes, list[Tensor]]:

@@ -1,12 +1,11 @@
 """The ranks of a run: how they find each other, what they tell each other, how they end together.
 
-Everything here goes through the key-value store that the launcher provides, or through a process
-group of its own, so it never gets in the way of the batches.
+Everything here goes by notes in the key-value store that the launcher provides, or through a
+process group of its own, so it never gets in the way of the batches.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -21,7 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from scpl.engine.local import host_store
 from scpl.engine.mesh import Mesh
+from scpl.engine.notes import NOTHING, SECRET, Notes
 from scpl.engine.transfer import use_device
 from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog
 from scpl.errors import InputError, LinkError, RemoteError, unknown_name
@@ -65,6 +66,10 @@ class Ranks(ABC):
         """
 
     @abstractmethod
+    def take(self, key: str) -> Any:
+        """Learn what a rank shared with this one alone, once; otherwise as `fetch`."""
+
+    @abstractmethod
     def exchange(self, key: str, value: Any) -> list[Any]:
         """Share a JSON value and learn those of all ranks, in their order; all must call it.
 
@@ -83,6 +88,15 @@ class Ranks(ABC):
     @abstractmethod
     def hurry(self) -> None:
         """Something may have died: notice a silent rank sooner."""
+
+    @property
+    @abstractmethod
+    def asked_to_stop(self) -> int | None:
+        """On the first rank: the number of a signal by which another one was asked to end."""
+
+    @abstractmethod
+    def ask_to_stop(self, number: int) -> None:
+        """Let the first rank end the run, as if it had received this signal itself."""
 
     @abstractmethod
     def fail(self, error: BaseException, text: str) -> bool:
@@ -128,6 +142,9 @@ class OneRank(Ranks):
     def fetch(self, key: str) -> Any:  # noqa: D102
         return self._values[key]
 
+    def take(self, key: str) -> Any:  # noqa: D102
+        return self._values.pop(key)
+
     def exchange(self, key: str, value: Any) -> list[Any]:  # noqa: D102
         return [value]
 
@@ -136,6 +153,14 @@ class OneRank(Ranks):
 
     def hurry(self) -> None:
         """Do nothing: nobody else can be silent."""
+
+    @property
+    def asked_to_stop(self) -> int | None:
+        """None: there is no other rank."""
+        return None
+
+    def ask_to_stop(self, number: int) -> None:
+        """Do nothing: this is the first rank."""
 
     def fail(self, error: BaseException, text: str) -> bool:  # noqa: D102
         return True
@@ -176,11 +201,11 @@ class ManyRanks(Ranks):
     ) -> None:
         super().__init__(mesh, device, depth)
         self.staged = device.type == "cuda" and backend == "gloo"
-        self._store = store()
-        self._exchanges = 0
+        self._notes = Notes(store())
+        self._exchanges, self._last_exchange = 0, ""
         self._closed = False
-        self._store.set(f"host/{mesh.rank}", json.dumps([socket.gethostname(), os.getpid()]))
-        self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, store(), timeout)
+        self._notes.write(f"host/{mesh.rank}", [socket.gethostname(), os.getpid()])
+        self._watchdog = Watchdog(mesh.rank, mesh.num_ranks, Notes(store()), timeout)
         # A slow stage is no failure: who waits too long is for the watchdog to say.
         self.headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
         self._links = self.new_group(), self.new_group()
@@ -200,19 +225,29 @@ class ManyRanks(Ranks):
         return self._links[sender % 2]
 
     def share(self, key: str, value: Any) -> None:  # noqa: D102
-        self._store.set(f"value/{key}", json.dumps(value))
+        self._notes.write(f"value/{key}", value)
 
     def fetch(self, key: str) -> Any:  # noqa: D102
-        while not self._store.check([f"value/{key}"]):
+        while not self._notes.exists(f"value/{key}"):
             self.check()
             time.sleep(0.02)
-        return json.loads(self._store.get(f"value/{key}"))
+        return believed(self._notes, f"value/{key}")
+
+    def take(self, key: str) -> Any:  # noqa: D102
+        value = self.fetch(key)
+        self._notes.remove(f"value/{key}")
+        return value
 
     def exchange(self, key: str, value: Any) -> list[Any]:  # noqa: D102
         self._exchanges += 1
-        name = f"{key}/{self._exchanges}"
+        name, before = f"{key}/{self._exchanges}", self._last_exchange
         self.share(f"{name}/{self.mesh.rank}", value)
-        return [self.fetch(f"{name}/{rank}") for rank in range(self.mesh.num_ranks)]
+        values = [self.fetch(f"{name}/{rank}") for rank in range(self.mesh.num_ranks)]
+        # Who has shared its value now has read those of the time before: nobody needs them.
+        if before:
+            self._notes.remove(f"value/{before}/{self.mesh.rank}")
+        self._last_exchange = name
+        return values
 
     def broadcast(self, tensor: Tensor, owner: int) -> None:  # noqa: D102
         try:
@@ -239,6 +274,13 @@ class ManyRanks(Ranks):
         """
         self._watchdog.hurry()
 
+    @property
+    def asked_to_stop(self) -> int | None:  # noqa: D102
+        return self._watchdog.asked_to_stop
+
+    def ask_to_stop(self, number: int) -> None:  # noqa: D102
+        self._watchdog.ask_to_stop(number)
+
     def fail(self, error: BaseException, text: str) -> bool:
         """Tell all ranks why this one ends; False if another one was first.
 
@@ -256,10 +298,11 @@ class ManyRanks(Ranks):
                 # What the error says is told to people as well, so it must carry the verdict.
                 error.args = (self._gone(error.peer),)
                 text = error.args[0]
-        return self._watchdog.claim(self._store, text)
+        return self._watchdog.claim(self._notes, text)
 
     def _gone(self, rank: int) -> str:
-        host, process = json.loads(self._store.get(f"host/{rank}"))
+        known = self._notes.read(f"host/{rank}")
+        host, process = ("?", "?") if known is NOTHING else known
         return (
             "Every rank must stay until the end. "
             f"Rank {rank} (process {process} on {host}) left without a word: it was "
@@ -273,11 +316,12 @@ class ManyRanks(Ranks):
         self._closed = True
         self.exchange("end", True)
         self._watchdog.close()
-        self._store.add("left", 1)
+        self._notes.write(f"left/{self.mesh.rank}", True)
         # Whoever hosts the store leaves last, or the others would see it vanish.
+        everyone = [f"left/{rank}" for rank in range(self.mesh.num_ranks)]
         deadline = time.monotonic() + 5.0
         while self.mesh.is_first and time.monotonic() < deadline:
-            if self._store.add("left", 0) >= self.mesh.num_ranks:
+            if all(map(self._notes.exists, everyone)):
                 break
             time.sleep(0.02)
         dist.destroy_process_group()
@@ -354,14 +398,21 @@ def connect(
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher
 
-    def store(*, is_master: bool = False) -> PrefixStore:
-        client = TCPStore(host, port, is_master=is_master, wait_for_workers=False, timeout=patience)
+    def store(*, is_host: bool = False) -> PrefixStore:
+        client = (
+            host_store(host, port, patience)
+            if is_host
+            else TCPStore(host, port, wait_for_workers=False, timeout=patience)
+        )
         return PrefixStore(f"scpl/{attempt}", client)
 
     try:
-        meeting = store(is_master=mesh.is_first and not hosted)
-        meeting.set(f"device/{mesh.rank}", json.dumps(_identity(device)))
-        devices = [json.loads(meeting.get(f"device/{rank}")) for rank in range(mesh.num_ranks)]
+        meeting = store(is_host=mesh.is_first and not hosted)
+        notes = Notes(meeting)
+        notes.write(f"device/{mesh.rank}", _identity(device))
+        names = [f"device/{rank}" for rank in range(mesh.num_ranks)]
+        meeting.wait(names)
+        devices = [believed(notes, name) for name in names]
         chosen = choose_backend(devices, backend)
         # Without a `device_id`: with one all ranks share a communicator of NCCL, where what is
         # received and what is sent wait for each other. So every two neighbours make their own.
@@ -373,12 +424,29 @@ def connect(
             timeout=patience,
         )
         return ManyRanks(mesh, device, depth, store, timeout, chosen)
-    except (RuntimeError, DistError) as error:
+    except (RuntimeError, DistError, OSError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",
             f"Got: {str(error).splitlines()[0]}",
             "Check the address, the port and the firewall (scpl doctor)",
         ) from error
+
+
+def believed(notes: Notes, name: str) -> Any:
+    """Read a note that is there.
+
+    Raises:
+        InputError: if no rank of this run wrote it.
+    """
+    value = notes.read(name)
+    if value is NOTHING:
+        raise InputError(
+            f"All ranks must seal their notes with the same secret ({SECRET})",
+            f"Got {name!r} with another seal: that variable differs between machines, or somebody "
+            "else writes into the store",
+            "Set it to the same on every machine, and let no stranger into their network",
+        )
+    return value
 
 
 def _identity(device: torch.device) -> list[str]:

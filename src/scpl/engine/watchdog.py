@@ -3,23 +3,21 @@
 The rank that fails writes the cause into the launcher's store; the first one wins. The watchdog
 looks there, and shows a sign of life there. When it finds a failure, or misses another rank's sign
 of life for too long, it gives its own rank a moment to end by itself and then ends it. So nothing
-hangs, whatever the main thread is blocked in.
+hangs, whatever the main thread is blocked in. A rank that hears nothing, because it was stopped, is
+ended by who started it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import socket
 import sys
 import threading
 import time
-from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import DistError
+
+from scpl.engine.notes import NOTHING, Notes
 
 __all__ = ["GRACE", "HURRIED_SILENCE", "Watchdog"]
 
@@ -35,37 +33,46 @@ class Watchdog:
     Args:
         rank: This rank.
         num_ranks: How many there are.
-        store: A connection of its own to the launcher's store.
+        notes: Notes of the run, by a connection of its own.
         silence: Seconds without a sign of life after which a rank counts as lost.
+
+    Attributes:
+        failure: The first cause, once it is known.
+        failed: Set as soon as it is.
+        asked_to_stop: On the first rank: the number of a signal that another one was sent.
     """
 
-    def __init__(self, rank: int, num_ranks: int, store: PrefixStore, silence: float) -> None:
+    def __init__(self, rank: int, num_ranks: int, notes: Notes, silence: float) -> None:
         self.failure: dict[str, Any] | None = None
         self.failed = threading.Event()
+        self.asked_to_stop: int | None = None
         self._rank, self._num_ranks = rank, num_ranks
-        self._store, self._silence = store, silence
-        # A link that is cut answers nothing, not even that it is cut.
-        self._store.set_timeout(timedelta(seconds=silence))
+        self._notes, self._silence = notes, silence
+        self._notes.limit(silence)
+        self._received: int | None = None
         self._closing = threading.Event()
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._seen: dict[int, tuple[Any, float]] = {}
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
 
-    def claim(self, store: PrefixStore, text: str, silent: int | None = None) -> bool:
+    def claim(self, notes: Notes, text: str) -> bool:
         """Name a cause; returns whether it is the first one.
 
         Args:
-            store: The caller's own connection.
+            notes: By the caller's own connection.
             text: The verdict for people.
-            silent: The rank that shows no sign of life, if that is the cause.
         """
-        record = json.dumps({"rank": self._rank, "text": text, "silent": silent})
+        record = {"rank": self._rank, "text": text}
         try:
-            winner = store.compare_set("failure", "", record).decode()
+            winner = notes.claim("failure", record)
         except (RuntimeError, DistError):  # the store is gone: nobody to tell
             return not self.failed.is_set()
-        self._know(json.loads(winner))
+        self._know(winner)
         return bool(winner == record)
+
+    def ask_to_stop(self, number: int) -> None:
+        """Tell the first rank, soon, that a signal asked this one to end the run."""
+        self._received = number
 
     def hurry(self) -> None:
         """Wait less long for a sign of life from now on."""
@@ -81,10 +88,11 @@ class Watchdog:
         while not self._closing.wait(PERIOD):
             count += 1
             try:
-                self._store.set(f"beat/{self._rank}", str(count))
-                if self._store.check(["failure"]):
-                    self._know(json.loads(self._store.get("failure")))
+                self._notes.write(f"beat/{self._rank}", count)
+                if (failure := self._notes.read("failure")) is not NOTHING:
+                    self._know(failure)
                     break
+                self._pass_on_signals()
                 silent = self._silent_rank()
                 if silent is not None:
                     self._blame(silent)
@@ -94,8 +102,6 @@ class Watchdog:
                     return
                 self._lost_store(error)
                 break
-        if self.failed.is_set():
-            self._end_silent_neighbour()
         if self.failed.is_set() and not self._closing.wait(GRACE):
             sys.stderr.flush()
             sys.stdout.flush()
@@ -105,13 +111,19 @@ class Watchdog:
         self.failure = failure
         self.failed.set()
 
+    def _pass_on_signals(self) -> None:
+        if self._received is not None:
+            self._notes.claim("stop", self._received)
+            self._received = None
+        if self._rank == 0 and (asked := self._notes.read("stop")) is not NOTHING:
+            self.asked_to_stop = int(asked)
+
     def _silent_rank(self) -> int | None:
         now = time.monotonic()
         for rank in range(self._num_ranks):
             if rank == self._rank:
                 continue
-            key = f"beat/{rank}"
-            beat = self._store.get(key) if self._store.check([key]) else b"none yet"
+            beat = self._notes.read(f"beat/{rank}")
             if rank not in self._seen or self._seen[rank][0] != beat:
                 self._seen[rank] = (beat, now)
             elif now - self._seen[rank][1] > self._silence:
@@ -119,27 +131,15 @@ class Watchdog:
         return None
 
     def _blame(self, rank: int) -> None:
-        known = self._store.check([f"host/{rank}"])
-        host, process = json.loads(self._store.get(f"host/{rank}")) if known else ("?", "?")
+        known = self._notes.read(f"host/{rank}")
+        host, process = ("?", "?") if known is NOTHING else known
         text = (
             f"Every rank must show a sign of life within {self._silence:g} s. "
             f"Rank {rank} (process {process} on {host}) did not. Check its machine and its link, "
             "then continue from the newest checkpoint."
         )
-        if self.claim(self._store, text, silent=rank):
+        if self.claim(self._notes, text):
             sys.stderr.write(f"scpl: {text}\n")
-
-    def _end_silent_neighbour(self) -> None:
-        """A process that hears nothing cannot end itself; one of the same machine can end it."""
-        silent = (self.failure or {}).get("silent")
-        if silent is None:
-            return
-        with suppress(RuntimeError, DistError, OSError):
-            if not self._store.check([f"host/{silent}"]):
-                return
-            host, process = json.loads(self._store.get(f"host/{silent}"))
-            if host == socket.gethostname():
-                os.kill(process, signal.SIGKILL)
 
     def _lost_store(self, error: Exception) -> None:
         """The store is gone, and with it the rank or launcher that hosts it."""

@@ -146,7 +146,9 @@ class Worker:
             done = self._inbox.receive()
             self.process(done)
             if isinstance(done, Stop):
-                raise Interrupted("The first rank ended the run", done.reason)
+                error = Interrupted("The first rank ended the run", done.reason)
+                error.signal = done.signal or error.signal
+                raise error
             yield
 
     def process(self, message: Message) -> None:
@@ -195,9 +197,9 @@ class Worker:
                 self._outbox.send(message)
                 self.stopped = True
 
-    def stop(self, reason: str = "") -> None:
+    def stop(self, reason: str = "", signal: int = 0) -> None:
         """End the stream: the last message of all."""
-        self.process(Stop(self.position.step, reason))
+        self.process(Stop(self.position.step, reason, signal))
 
     def close(self) -> None:
         """End the stream, or wait for its end; then wait until everything has left."""

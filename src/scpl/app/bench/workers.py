@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from scpl.engine.local import variables
 from scpl.errors import LinkError, ScplError, StageError
 
 if TYPE_CHECKING:
@@ -78,13 +79,7 @@ class Workers:
         self.name = name
         self.cuts: tuple[str, ...] = ()
         self._serve, self._plan, self._num_processes = serve, plan, processes
-        self._environment = {
-            "OMP_NUM_THREADS": str(threads),
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-        }
+        self._environment = {"OMP_NUM_THREADS": str(threads)}
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
 
@@ -98,9 +93,8 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         with socket.socket() as probe:
             probe.bind(("", 0))
-            self._environment["MASTER_PORT"] = str(probe.getsockname()[1])
-        for rank in range(self._num_processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            port = probe.getsockname()[1]
+        for place in variables(self._num_processes, port):
             ours, theirs = context.Pipe()
             arguments = (self._serve, theirs, self._plan)
             process = context.Process(target=_run, args=arguments, daemon=True)

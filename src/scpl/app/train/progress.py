@@ -218,8 +218,8 @@ class Meter:
 
     def collect(self, epoch: int) -> Usage:
         """On the last rank: put together what all ranks measured in an epoch."""
-        fetch, mesh = self._pipeline.ranks.fetch, self._pipeline.mesh
-        self._others = [fetch(f"usage/{epoch}/{rank}") for rank in range(mesh.num_ranks - 1)]
+        take, mesh = self._pipeline.ranks.take, self._pipeline.mesh
+        self._others = [take(f"usage/{epoch}/{rank}") for rank in range(mesh.num_ranks - 1)]
         return self._together(self._own)
 
     def live(self) -> Usage:

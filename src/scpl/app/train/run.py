@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -25,7 +26,7 @@ from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import after_restart, is_rank, launcher
 from scpl.app.network import check_named, describe_network, save_exits, save_network
 from scpl.app.planning import balanced
-from scpl.app.signals import GracefulStop
+from scpl.app.signals import GracefulStop, outlive_launcher
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints, intact_steps
@@ -93,16 +94,21 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     ranks = connect_ranks(config)
     # A launcher that sees one rank die sends the others SIGTERM: they must outlive it for the
     # moment that it takes to agree on the cause.
+    outlive_launcher()
     stop = GracefulStop(ranks.hurry)
+    if not mesh.is_first:  # the one that decides where the run ends
+        stop.on_signal(lambda received: ranks.ask_to_stop(received))
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
             summary = _train(after_restart(config, ranks), ranks, threads, stop)
             ranks.close()
-        except Interrupted:
+        except Interrupted as error:
             ranks.close()
             if mesh.is_first:
                 raise
-            raise RemoteError("The first rank ended the run", "It has said why") from None
+            remote = RemoteError("The first rank ended the run", "It has said why")
+            remote.status = 128 + error.signal
+            raise remote from None
         except Exception as error:
             if ranks.fail(error, f"Rank {mesh.rank}: {error}"):
                 raise
@@ -294,10 +300,10 @@ class _Run:
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
 
-    def _notify(self, name: str) -> None:
+    def _notify(self, received: signal.Signals) -> None:
         if self.recorder is not None and not self.config.run.quiet:
             say = self.recorder.progress.say
-            say(f"{name}: finishing this step and saving; once more to end at once")
+            say(f"{received.name}: finishing this step and saving; once more to end at once")
 
     def _train_epoch(self) -> None:
         pipeline, recorder = self.pipeline, self.recorder
@@ -319,10 +325,11 @@ class _Run:
             recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
-        if self.config.run.checkpoint_every is None or self.stop.received:
+        received = self._received()
+        if self.config.run.checkpoint_every is None or received:
             pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if self.stop.received and epoch < self.config.chosen.epochs:
-            self._interrupt(self.stop.received)
+        if received and epoch < self.config.chosen.epochs:
+            self._interrupt(received)
 
     def _after_step(self, report: Report) -> None:
         if self.recorder is not None:
@@ -330,12 +337,16 @@ class _Run:
             if time.perf_counter() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
                 self.recorder.flush(self.meter.live())
                 self._flushed = time.perf_counter()
-        if self.pipeline.mesh.is_first and self.stop.received:
+        if self.pipeline.mesh.is_first and (received := self._received()):
             self.pipeline.checkpoint(**self.clock.note(in_epoch=True))
-            self._interrupt(self.stop.received)
+            self._interrupt(received)
+
+    def _received(self) -> int | None:
+        """The number of a signal to end, sent to this rank or to another one."""
+        return self.stop.received or self.pipeline.ranks.asked_to_stop
 
     def _interrupt(self, number: int) -> None:
-        self.pipeline.stop(f"after step {self.pipeline.step}")
+        self.pipeline.stop(f"after step {self.pipeline.step}", number)
         error = Interrupted(
             f"Interrupted after step {self.pipeline.step}; everything is saved",
             fix=f"Continue with: scpl train --resume {self.folder.path}",
