@@ -183,8 +183,8 @@ class CheckpointWriter:
             return
         self._told_full = True
         self._checkpoints.tell(
-            f"The disk of {self._directory} is nearly full: {missing} more checkpoints of "
-            f"{size:,} bytes come before one is removed, {free:,} bytes are free"
+            f"The disk of {self._directory} is nearly full: before one is removed it must "
+            f"hold {missing} more of {size:,} bytes, and {free:,} bytes are free"
         )
 
     def _write(self, index: int, mark: CheckpointMark, state: dict[str, Any]) -> None:
@@ -196,7 +196,6 @@ class CheckpointWriter:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with replacing(data, durable=True) as draft:
                 _save(state, draft)
-                # As it will be read: a tuple is a list by then.
                 manifest = {
                     "format": FORMAT,
                     "run": mark.run,
@@ -279,9 +278,11 @@ def survey(
         CheckpointError: if intact parts are of a network with another number of stages.
     """
     wanted = list(stages)
-    return [
-        _find(directory, _step_of(f), wanted, num_stages, run) for f in _step_folders(directory)
-    ]
+    try:
+        folders = _step_folders(directory)
+    except OSError as error:
+        raise CheckpointError("Checkpoints must be readable", f"{directory}: {error}") from error
+    return [_find(directory, _step_of(f), wanted, num_stages, run) for f in folders]
 
 
 def _find(
@@ -294,6 +295,8 @@ def _find(
         except CheckpointError as error:
             damaged = not isinstance(error, _Unfinished)
             return Finding(step, fault=f"stage {index} {error.got}", damaged=damaged)
+        except OSError as error:
+            return Finding(step, fault=f"stage {index} cannot be read: {error}", damaged=True)
         runs.add(manifest["run"])
         if len(runs) > 1 or (run is not None and manifest["run"] != run):
             return Finding(step, fault=f"stage {index} is of another run", damaged=True)
@@ -493,7 +496,8 @@ def _part(directory: Path, step: int, index: int) -> Path:
 def _step_folders(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
-    folders = [f for f in directory.iterdir() if re.fullmatch(r"step-\d{9,}", f.name)]
+    named = [f for f in directory.iterdir() if re.fullmatch(r"step-\d{9,}", f.name)]
+    folders = [f for f in named if f == _folder(directory, _step_of(f)) and f.is_dir()]
     return sorted(folders, key=_step_of)
 
 
