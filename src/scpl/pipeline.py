@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -103,6 +104,7 @@ class Pipeline:
         if isinstance(checkpoints, (str, Path)):
             checkpoints = Checkpoints(checkpoints)
         self._checkpoints = checkpoints
+        self._run = (checkpoints.run if checkpoints else None) or uuid.uuid4().hex
         self._writer = CheckpointWriter(checkpoints, self.parts.num_stages) if checkpoints else None
         inbox, outbox = open_channels(self.ranks, self.timeline, hosted)
         trainer = build_trainer(
@@ -205,10 +207,12 @@ class Pipeline:
             CheckpointError: if an earlier one could not be written.
             NonFiniteError: if weights are not finite; earlier checkpoints are kept.
         """
-        self._checkpoint_folder()
+        self._checkpoint_settings()
         if self.mesh.is_first:
             self._source.look()
-            self._worker.process(CheckpointMark(self.step, self.epoch, self.batch, note))
+            self._worker.process(
+                CheckpointMark(self.step, self.epoch, self.batch, note, run=self._run)
+            )
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Continue from a checkpoint, on any number of ranks; called on all of them.
@@ -217,16 +221,19 @@ class Pipeline:
             step: Which one; default: the newest of which every rank can read its stages' parts.
 
         Returns:
-            Its step, epoch, batch and the notes given to `checkpoint`; None if there is none.
+            Its step, epoch, batch and the notes given to `checkpoint`; None if there is none, or
+            not even the first was finished. `Checkpoints.tell` hears on the last rank why newer
+            ones are not used.
 
         Raises:
-            CheckpointError: if it is damaged or of another network.
+            CheckpointError: if there are some but none is intact, or it is of another network.
         """
-        folder = self._checkpoint_folder()
+        checkpoints = self._checkpoint_settings()
         if self._writer is not None:
             self._writer.wait()
-        note = recover(self.stages, folder, self._owners, self.ranks, step)
+        note = recover(self.stages, checkpoints, self._owners, self.ranks, step)
         if note is not None:
+            self._run = note["run"]
             self._worker.position = Position(note["step"], note["epoch"], note["batch"])
         return note
 
@@ -347,10 +354,10 @@ class Pipeline:
         self._source.look()
         worker.process(EvaluationEnds(self.step))
 
-    def _checkpoint_folder(self) -> Path:
+    def _checkpoint_settings(self) -> Checkpoints:
         if self._checkpoints is None:
             raise InputError("`checkpoints` must name a folder to save or restore", "Got none")
-        return Path(self._checkpoints.folder)
+        return self._checkpoints
 
 
 def _device_of(model: nn.Module) -> torch.device:

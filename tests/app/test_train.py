@@ -4,6 +4,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -390,6 +392,39 @@ class TestResume:
         found = scpl("train", "--resume", half)
         assert found.status == 0
         assert result(half) == result(whole)
+        told = [line for line in (half / "log.txt").read_text().splitlines() if "Warning" in line]
+        assert len(told) == 1
+        assert f"Going on from step {2 * NUM_STEPS}" in told[0]
+        assert f"{newest.name}/stage-2.pt" in told[0]
+
+    def test_another_version_is_told(self, half, monkeypatch):
+        monkeypatch.setattr("scpl.engine.checkpoint.__version__", "9.9.9")
+        assert scpl("train", "--resume", half).status == 0
+        assert "this is scpl 9.9.9" in (half / "log.txt").read_text()
+
+    def test_checkpoints_of_another_seed_are_refused(self, half, tmp_path):
+        """The same network, and all files intact: other weights, and nobody would notice."""
+        other = tmp_path / "other"
+        scpl("train", *MANY, "--seed", 1, "--out", other)
+        shutil.rmtree(half / "checkpoints")
+        shutil.copytree(other / "checkpoints", half / "checkpoints")
+        before = tree(half)
+        refused(scpl("train", "--resume", half), "intact checkpoint", "is of another run")
+        assert tree(half) == before
+
+    def test_a_run_that_goes_on_elsewhere_is_left_alone(self, half):
+        before = tree(half)
+        code = "import sys; from pathlib import Path; from scpl.runs.lock import RunLock;"
+        code += "held = RunLock(Path(sys.argv[1])); print(1, flush=True); sys.stdin.read()"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, half], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as owner:
+            owner.stdout.read(1)
+            refused(scpl("train", "--resume", half), f"in use by process {owner.pid}")
+            refused(scpl("train", *MANY, "--out", half, "--force"), "in use by process")
+            owner.kill()
+        (half / ".lock").write_bytes(before[half / ".lock"])
+        assert tree(half) == before
 
     def test_no_intact_checkpoint_loses_nothing(self, half):
         for path in (half / "checkpoints").glob("*/stage-1.pt"):
@@ -411,6 +446,7 @@ class TestResume:
         shutil.rmtree(half / "checkpoints")
         assert scpl("train", "--resume", half).status == 0
         assert result(half) == result(whole)
+        assert "No checkpoint yet: beginning with the first step" in (half / "log.txt").read_text()
 
     def test_the_configuration_is_damaged(self, half):
         (half / "config.toml").write_text("epochs = ")

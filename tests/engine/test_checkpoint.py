@@ -1,17 +1,21 @@
+import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from scpl.engine import checkpoint
 from scpl.engine.checkpoint import (
+    MANIFEST,
     Checkpoints,
     CheckpointWriter,
-    intact_steps,
     read_manifest,
     read_part,
+    survey,
 )
 from scpl.engine.messages import CheckpointMark
 from scpl.errors import CheckpointError, InputError
@@ -21,23 +25,42 @@ ALL = range(STAGES)
 
 
 def state(step, index):
-    return {"body": {"w": torch.full((4,), float(step))}, "index": index}
+    """What a stage would save."""
+    return {
+        "layers": [f"layer{index}"],
+        "body": {"w": torch.full((4,), float(step))},
+        "objective": {},
+        "optimizer": {"state": {}, "param_groups": [{"params": [0], "lr": 0.1}]},
+        "scheduler": None,
+        "scaler": None,
+        "random": {"cpu": torch.Generator().manual_seed(0).get_state()},
+    }
 
 
-def write(folder, *steps, keep=9, stages=ALL):
+def write(folder, *steps, keep=9, stages=ALL, run="a run"):
     writer = CheckpointWriter(Checkpoints(folder, keep=keep), STAGES)
     for step in steps:
         for index in stages:
-            writer.write(index, mark(step), state(step, index))
+            writer.write(index, mark(step, run), state(step, index))
     writer.close()
 
 
-def mark(step, **note):
-    return CheckpointMark(step, step // 10, 0, note)
+def mark(step, run="a run", **note):
+    return CheckpointMark(step, step // 10, 0, note, run=run)
+
+
+def intact_steps(folder, stages, run=None):
+    return [one.step for one in survey(folder, stages, STAGES, run) if not one.fault]
 
 
 def newest(folder):
-    return max(intact_steps(folder, ALL, STAGES), default=None)
+    return max(intact_steps(folder, ALL), default=None)
+
+
+def fault(folder, step, run=None):
+    """What keeps a step from being used, and whether that is damage."""
+    found = {one.step: one for one in survey(folder, ALL, STAGES, run)}[step]
+    return found.fault, found.damaged
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
@@ -46,7 +69,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     for index in ALL:
         found = read_part(tmp_path, 7, index)
         assert torch.equal(found["body"]["w"], torch.full((4,), 7.0))
-        assert found["index"] == index
+        assert found["layers"] == [f"layer{index}"]
         manifest = read_manifest(tmp_path, 7, index)
         assert (manifest["step"], manifest["stage"], manifest["num_stages"]) == (7, index, STAGES)
     assert sorted(p.suffix for p in (tmp_path / "step-000000007").iterdir()) == [
@@ -67,7 +90,8 @@ def test_other_files_in_the_folder_are_ignored(tmp_path):
     (tmp_path / "step-12").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "step-000000009").write_text("a file")
-    assert newest(tmp_path) == 3
+    (tmp_path / "step-0000000009").mkdir()
+    assert [one.step for one in survey(tmp_path, ALL, STAGES)] == [3]
 
 
 def delete(path):
@@ -98,31 +122,129 @@ def as_draft(path):
 def test_a_damaged_part_makes_an_older_checkpoint_count(tmp_path, damage, suffix, index):
     write(tmp_path, 10, 20)
     path = tmp_path / "step-000000020" / f"stage-{index}{suffix}"
-    before = path.read_bytes()
     damage(path)
-    if damage is flip and suffix == ".json" and is_same_manifest(before, path.read_bytes()):
-        pytest.skip("the bit lies in a note")
     assert newest(tmp_path) == 10
+    told, damaged = fault(tmp_path, 20)
+    assert f"stage {index} " in told
+    assert path.with_suffix("").name in told
+    # A file that is not there may never have been finished; one without a manifest has lost it.
+    assert damaged == (suffix == ".json" or damage not in (delete, as_draft))
     with pytest.raises(CheckpointError, match="stage-"):
         read_part(tmp_path, 20, index)
 
 
-def is_same_manifest(before, after):
-    try:
-        keys = ("format", "bytes", "sha256")
-        return all(json.loads(before)[key] == json.loads(after)[key] for key in keys)
-    except (ValueError, KeyError, TypeError):
-        return False
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    """A flipped bit is found, or changes nothing: a blank became another blank."""
+    write(tmp_path, 10)
+    path = tmp_path / "step-000000010" / "stage-1.json"
+    whole, said = path.read_bytes(), json.loads(path.read_text())
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        if newest(tmp_path) == 10:
+            assert json.loads(path.read_text()) == said, bit
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "3", "{}", '{"format": 1}', "{"])
+VALUES = [None, True, -1, 0, 10**6, 1.5, "", "x", [], {}, {"torch": 3}, float("nan")]
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_an_odd_value_in_a_manifest_is_a_fault_even_if_the_checksum_is_right(tmp_path, name):
+    write(tmp_path, 10)
+    path = tmp_path / "step-000000010" / "stage-1.json"
+    said = json.loads(path.read_text())
+    del said["sha256"]
+    for value in VALUES:
+        odd = {**said, name: value}
+        odd.setdefault("sha256", checkpoint._checksum(odd, path.with_suffix(".pt")))
+        path.write_text(json.dumps(odd))
+        if (name, value) in (("epoch", 0), ("epoch", 10**6), ("batch", 0), ("batch", 10**6)):
+            continue  # as good as any
+        if (name, value) == ("versions", {}):
+            continue  # of nobody knows which
+        if (name, value) == ("num_stages", 10**6):
+            with pytest.raises(CheckpointError, match="Got 1000000 in"):
+                newest(tmp_path)
+            continue
+        assert newest(tmp_path) is None, value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "null", "3", "{}", '{"format": 1}', "{", "[" * 100_000, "9" * 5000, " " * (2 << 20)],
+    ids=lambda text: text[:14],
+)
 def test_a_manifest_of_the_wrong_kind_is_a_damaged_part(tmp_path, text):
     write(tmp_path, 10, 20)
     (tmp_path / "step-000000020" / "stage-1.json").write_text(text)
     assert newest(tmp_path) == 10
-    if not text.startswith("{") or text == "{":
-        with pytest.raises(CheckpointError, match="readable manifest"):
-            read_manifest(tmp_path, 20, 1)
+    assert fault(tmp_path, 20)[1]
+    with pytest.raises(CheckpointError, match="readable manifest"):
+        read_manifest(tmp_path, 20, 1)
+
+
+@pytest.mark.parametrize("suffixes", [[".pt", ".json"], [".pt"], [".json"]])
+def test_a_part_of_another_step_is_not_believed(tmp_path, suffixes):
+    write(tmp_path, 10, 20)
+    for suffix in suffixes:
+        old, new = (tmp_path / f"step-{s:09d}" / f"stage-1{suffix}" for s in (10, 20))
+        shutil.copy(old, new)
+    assert newest(tmp_path) == 10
+    assert fault(tmp_path, 20)[1]
+
+
+def test_a_part_of_another_stage_is_not_believed(tmp_path):
+    write(tmp_path, 10, 20)
+    for suffix in (".pt", ".json"):
+        step = tmp_path / "step-000000020"
+        shutil.copy(step / f"stage-0{suffix}", step / f"stage-1{suffix}")
+    assert newest(tmp_path) == 10
+    assert "it is that of stage 0 at step 20" in fault(tmp_path, 20)[0]
+
+
+def test_a_part_of_another_run_is_not_believed(tmp_path):
+    """Same flags, another seed: all else fits."""
+    write(tmp_path / "mine", 10, 20)
+    write(tmp_path / "other", 20, run="another run")
+    for suffix in (".pt", ".json"):
+        part = Path("step-000000020") / f"stage-2{suffix}"
+        shutil.copy(tmp_path / "other" / part, tmp_path / "mine" / part)
+    assert newest(tmp_path / "mine") == 10
+    assert fault(tmp_path / "mine", 20) == ("stage 2 is of another run", True)
+
+
+def test_a_whole_step_of_another_run_is_not_believed_by_a_run_with_a_name(tmp_path):
+    write(tmp_path, 10)
+    write(tmp_path, 20, run="another run")
+    assert intact_steps(tmp_path, ALL, "a run") == [10]
+    assert fault(tmp_path, 20, "a run") == ("stage 0 is of another run", True)
+
+
+def test_what_another_run_left_does_not_replace_ours(tmp_path):
+    """A run that begins in the folder of an older one keeps as many of its own."""
+    write(tmp_path, 5, 15, run="an older run")
+    write(tmp_path, 10, keep=2)
+    write(tmp_path, 20, keep=2)
+    assert intact_steps(tmp_path, ALL, "a run") == [10, 20]
+
+
+KINDS = ["layers", "body", "objective", "optimizer", "scheduler", "scaler", "random"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_part_that_is_no_state_of_a_stage_is_told(tmp_path, name):
+    """With the right checksum: somebody, or another program, wrote it so."""
+    for odd in (3, "x", [3], {3: 4}, {"param_groups": 3}, {"cpu": torch.zeros(3)}):
+        written = {**state(5, 0), name: odd}
+        free = name in ("body", "objective", "scheduler", "scaler")
+        if free and isinstance(odd, dict) and 3 not in odd:
+            continue  # any names may be there
+        writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+        writer.write(0, mark(5), written)
+        writer.close()
+        with pytest.raises(CheckpointError, match="must hold the state of a stage"):
+            read_part(tmp_path, 5, 0)
 
 
 def test_a_run_killed_between_parts_leaves_the_older_checkpoint(tmp_path):
@@ -142,14 +264,14 @@ def test_a_kill_at_any_part_never_costs_the_last_checkpoint(tmp_path, keep, part
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_only_the_newest_are_kept(tmp_path, keep):
     write(tmp_path, *range(1, 8), keep=keep)
-    assert intact_steps(tmp_path, ALL, STAGES) == list(range(8 - keep, 8))
+    assert intact_steps(tmp_path, ALL) == list(range(8 - keep, 8))
     assert len(list(tmp_path.iterdir())) == keep
 
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_ranks_with_their_own_disks_keep_as_many(tmp_path, keep):
     write(tmp_path, *range(1, 8), keep=keep, stages=[1, 2])
-    assert intact_steps(tmp_path, [1, 2], STAGES) == list(range(8 - keep, 8))
+    assert intact_steps(tmp_path, [1, 2]) == list(range(8 - keep, 8))
     assert len(list(tmp_path.iterdir())) == keep
 
 
@@ -161,7 +283,7 @@ def test_two_ranks_on_one_disk_keep_as_many(tmp_path):
                 writer.write(index, mark(step), state(step, index))
     for writer in writers:
         writer.close()
-    assert set(intact_steps(tmp_path, ALL, STAGES)) >= {6, 7}
+    assert set(intact_steps(tmp_path, ALL)) >= {6, 7}
 
 
 def test_a_folder_removed_by_a_rank_far_ahead_is_made_again(tmp_path, monkeypatch):
@@ -208,7 +330,7 @@ def test_going_back_past_a_damaged_checkpoint_keeps_what_comes_after(tmp_path, k
 
 def test_steps_are_ordered_as_numbers(tmp_path):
     write(tmp_path, 999_999_999, 1_000_000_000)
-    assert intact_steps(tmp_path, ALL, STAGES) == [999_999_999, 1_000_000_000]
+    assert intact_steps(tmp_path, ALL) == [999_999_999, 1_000_000_000]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("full")])
@@ -226,9 +348,131 @@ def test_a_full_disk_is_told_and_costs_no_older_checkpoint(tmp_path, monkeypatch
         writer.close()
     monkeypatch.undo()
     assert newest(tmp_path) == 10
-    assert not list((tmp_path / "step-000000020").iterdir())
+    assert not (tmp_path / "step-000000020").exists()
     write(tmp_path, 30, keep=1)
-    assert intact_steps(tmp_path, ALL, STAGES) == [30]
+    assert intact_steps(tmp_path, ALL) == [30]
+
+
+def test_a_disk_that_fills_while_torch_writes_is_called_full(tmp_path):
+    """Torch raises an error of its own over that of the disk: "unexpected pos 897472"."""
+    write(tmp_path, 10)
+    draft = tmp_path / "step-000000020" / f".stage-0.pt.{os.getpid()}.tmp"
+    draft.parent.mkdir()
+    draft.symlink_to("/dev/full")
+    writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+    writer.write(0, mark(20), {**state(20, 0), "body": {"w": torch.zeros(300_000)}})
+    with pytest.raises(CheckpointError) as caught:
+        writer.close()
+    assert re.search(
+        r"step-000000020/stage-0\.pt: No space left on device "
+        r"\(1,2\d\d,\d{3} bytes needed, [\d,]+ bytes free\)",
+        str(caught.value),
+    )
+    assert newest(tmp_path) == 10
+    assert not draft.parent.exists()
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "free_space", lambda path: 3_999)
+    monkeypatch.setattr("scpl.files.free_space", lambda path: 3_999)
+    monkeypatch.setattr(checkpoint, "_save", None)
+    writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+    writer.write(0, mark(20), {"body": [{"w": torch.zeros(1000)}]})
+    with pytest.raises(CheckpointError, match=r"4,000 bytes needed, 3,999 bytes free"):
+        writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [3.5, 2.5])
+def test_a_disk_that_will_be_full_is_told_once_before_it_is(tmp_path, monkeypatch, room):
+    """Two are kept, and a third one is there while it is written."""
+
+    def used():
+        return sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+
+    write(tmp_path / "example", 1)
+    disk = int(room * used())
+    shutil.rmtree(tmp_path / "example")
+    monkeypatch.setattr(checkpoint, "free_space", lambda path: disk - used())
+    heard = []
+    writer = CheckpointWriter(Checkpoints(tmp_path / "run", tell=heard.append), STAGES)
+
+    def save(*steps):
+        for step in steps:
+            for index in ALL:
+                writer.write(index, mark(step), state(step, index))
+            writer.wait()
+
+    save(1)
+    if room > 3:
+        save(*range(2, 6))
+        assert heard == []
+    else:
+        writer.write(0, mark(2), state(2, 0))
+        assert len(heard) == 1
+        assert "nearly full: before one is removed it must hold 2 more" in heard[0]
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            save(2, 3)
+        assert newest(tmp_path / "run") == 2
+        assert len(heard) == 1
+    writer._pool.shutdown()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_why_a_disk_takes_nothing_is_told(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(torch, "save", refuse)
+    writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+    writer.write(0, mark(20), state(20, 0))
+    with pytest.raises(CheckpointError, match=rf"stage-0\.pt: {os.strerror(number)}"):
+        writer.close()
+
+
+@pytest.mark.parametrize("note", [{"x": object()}, {"x": "y" * 600_000}])
+def test_a_note_that_cannot_be_read_back_is_refused_at_once(tmp_path, note):
+    writer = CheckpointWriter(Checkpoints(tmp_path), STAGES)
+    with pytest.raises(CheckpointError, match="A note must"):
+        writer.write(0, mark(1, **note), state(1, 0))
+    writer.close()
+
+
+@pytest.mark.parametrize("name", [".pt", ".json"])
+def test_a_kill_between_the_two_files_of_a_part_is_no_damage(tmp_path, monkeypatch, name):
+    """So a run that was killed in its first checkpoint may begin anew."""
+    replace = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(f"stage-1{name}"):
+            raise RuntimeError("killed")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(CheckpointError, match="killed"):
+        write(tmp_path, 10)
+    monkeypatch.undo()
+    assert not fault(tmp_path, 10)[1]
+    assert "stage 1 is missing" in fault(tmp_path, 10)[0]
+
+
+def test_names_are_on_the_disk_before_older_ones_go(tmp_path, monkeypatch):
+    """A power cut takes back what was not synced: the new part must be safe before the old goes."""
+    order, unlink, remove = [], checkpoint.sync_folder, checkpoint._remove
+    sync = lambda path: (order.append(f"sync {path.name}"), unlink(path))  # noqa: E731
+    monkeypatch.setattr("scpl.files.sync_folder", sync)
+    monkeypatch.setattr(checkpoint, "sync_folder", sync)
+    monkeypatch.setattr(
+        checkpoint, "_remove", lambda *what: (order.append("remove"), remove(*what))
+    )
+    write(tmp_path / "kept", 1, 2, keep=1, stages=[0])
+    step = ["sync step-00000000{}"] * 2  # the manifest, the part
+    first = [*step, "sync kept", f"sync {tmp_path.name}"]
+    assert order == [
+        *(each.format(1) for each in first),
+        *(each.format(2) for each in [*step, "sync kept"]),
+        "remove",
+    ]
 
 
 def test_a_failure_is_told_at_the_next_write(tmp_path, monkeypatch):
@@ -277,7 +521,7 @@ def test_a_note_cannot_pose_as_the_manifest(tmp_path):
 def test_a_checkpoint_of_another_number_of_stages_is_refused(tmp_path):
     write(tmp_path, 5)
     with pytest.raises(CheckpointError, match=r"Got 3 in .*, 4 here"):
-        intact_steps(tmp_path, [0], 4)
+        survey(tmp_path, [0], 4)
 
 
 @pytest.mark.parametrize("keep", [0, -1])

@@ -66,6 +66,7 @@ FIELDS = {
     "epoch": st.integers(0, 99),
     "batch": st.integers(0, 99),
     "note": NOTES,
+    "run": st.text(max_size=40),
     "reason": st.text(),
 }
 KINDS = tuple(module._KINDS.values())

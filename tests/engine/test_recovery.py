@@ -1,5 +1,7 @@
 """Where a run continues: the newest checkpoint that every rank can read."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -7,8 +9,10 @@ import torch
 
 from networks import assert_same_state, mlp, rows, states
 from scpl import SCPL, Pipeline, split
-from scpl.engine.checkpoint import recover
+from scpl.engine import checkpoint
+from scpl.engine.checkpoint import Checkpoints, CheckpointWriter, read_part, recover
 from scpl.engine.mesh import Mesh
+from scpl.engine.messages import CheckpointMark
 from scpl.engine.ranks import OneRank
 from scpl.errors import CheckpointError
 
@@ -16,14 +20,16 @@ STEPS = (1, 2, 3)
 
 
 class Told(OneRank):
-    """One of several ranks, which hears what the others can read."""
+    """The last of several ranks, which hears what the others can read."""
 
-    def __init__(self, mesh, others):
-        super().__init__(mesh=mesh)
-        self.others = others
+    def __init__(self, *others, run):
+        super().__init__(mesh=Mesh(1, 2))
+        self.steps, self.run = others, run
 
     def exchange(self, key, value):
-        return [value, *self.others]
+        if key == "read":
+            return ["", value]
+        return [[(step, self.run, "", False) for step in self.steps], value]
 
 
 def build(folder=None):
@@ -49,49 +55,188 @@ def bodies(pipeline):
     return [one["body"] for one in states(pipeline)]
 
 
-def test_the_newest_is_taken(tmp_path, saved):
+@pytest.fixture
+def heard():
+    return []
+
+
+@pytest.fixture
+def restore(tmp_path, heard):
+    """Recover what was saved, into these stages of a fresh pipeline or a given one."""
+
+    def call(pipeline, step=None, ranks=None, stages=slice(None), run=None):
+        ranks = ranks or OneRank()
+        owners = [0, 0, 0] if ranks.mesh.num_ranks == 1 else [0, 0, 1]
+        kept = Checkpoints(tmp_path, run=run, tell=heard.append)
+        return recover(pipeline.stages[stages], kept, owners, ranks, step)
+
+    return call
+
+
+def part(folder, step, stage, suffix=".pt"):
+    return folder / f"step-{step:09d}" / f"stage-{stage}{suffix}"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def run_of(folder):
+    return json.loads(part(folder, 3, 0, ".json").read_text())["run"]
+
+
+def test_the_newest_is_taken(saved, restore, heard):
     pipeline = build()
-    note = recover(pipeline.stages, tmp_path, [0, 0, 0], OneRank(), None)
+    note = restore(pipeline)
     assert (note["step"], note["mark"]) == (3, 3.0)
     assert_same_state(bodies(pipeline), saved[3])
+    assert heard == []
 
 
 @pytest.mark.parametrize(("others", "step"), [([1, 2], 2), ([1], 1), ([2, 9], 2)])
-def test_ranks_agree_on_the_newest_that_all_can_read(tmp_path, saved, others, step):
+def test_ranks_agree_on_the_newest_that_all_can_read(tmp_path, saved, restore, heard, others, step):
     """Each machine has a disk of its own, and one of them may be ahead of another."""
     pipeline = build()
-    ranks = Told(Mesh(0, 2), [others])
-    note = recover(pipeline.stages[:2], tmp_path, [0, 0, 1], ranks, None)
+    ranks = Told(*others, run=run_of(tmp_path))
+    note = restore(pipeline, ranks=ranks, stages=slice(2, 3))
     assert note["step"] == step
-    assert_same_state(bodies(pipeline)[:2], saved[step][:2])
+    assert_same_state(bodies(pipeline)[2:], saved[step][2:])
+    assert len(heard) == 1
+    assert "step 3: is not on all machines" in heard[0]
 
 
-def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved):
+def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved, restore, heard):
     pipeline = build()
     before = [{k: v.clone() for k, v in one.items()} for one in bodies(pipeline)]
-    assert recover(pipeline.stages, tmp_path, [0, 0, 0], Told(Mesh(0, 2), [[7]]), None) is None
+    ranks = Told(7, run=run_of(tmp_path))
+    assert restore(pipeline, ranks=ranks, stages=slice(2, 3)) is None
     assert_same_state(bodies(pipeline), before)
+    assert "begins with the first step" in heard[0]
 
 
-def test_a_damaged_part_sends_everyone_back(tmp_path, saved):
-    part = tmp_path / "step-000000003" / "stage-1.pt"
-    part.write_bytes(part.read_bytes()[:-1])
+def test_parts_of_another_run_on_another_machine_are_not_mixed_with_ours(saved, restore):
+    with pytest.raises(CheckpointError, match=r"step 3: has parts of several runs"):
+        restore(build(), ranks=Told(*STEPS, run="another"), stages=slice(2, 3))
+
+
+def test_a_damaged_part_sends_everyone_back_and_is_told_once(tmp_path, saved, restore, heard):
+    cut(part(tmp_path, 3, 1))
     pipeline = build()
-    assert recover(pipeline.stages, tmp_path, [0, 0, 0], OneRank(), None)["step"] == 2
+    assert restore(pipeline)["step"] == 2
     assert_same_state(bodies(pipeline), saved[2])
+    assert len(heard) == 1
+    assert heard[0].startswith("Going on from step 2")
+    assert f"step 3: stage 1 is damaged, {part(tmp_path, 3, 1)}: it has" in heard[0]
 
 
-def test_a_step_that_is_asked_for_must_be_there(tmp_path, saved):
+def test_an_unfinished_step_is_passed_over_and_told(tmp_path, saved, restore, heard):
+    for suffix in (".json", ".pt"):
+        part(tmp_path, 3, 2, suffix).unlink()
+    assert restore(build())["step"] == 2
+    assert "step 3: stage 2 is missing" in heard[0]
+
+
+def test_a_part_that_misleads_sends_everyone_back(tmp_path, saved, restore, heard):
+    """Its checksum is right: somebody has made it, so only reading it tells."""
+    writer = CheckpointWriter(Checkpoints(tmp_path, keep=9), 3)
+    writer.write(1, CheckpointMark(3, 0, 3, run=run_of(tmp_path)), {"body": 3})
+    writer.close()
+    pipeline = build()
+    assert restore(pipeline)["step"] == 2
+    assert_same_state(bodies(pipeline), saved[2])
+    assert "step 3: a part holds no state of a stage" in heard[0]
+
+
+def test_values_that_an_optimizer_refuses_are_told(tmp_path, saved, restore):
+    state = read_part(tmp_path, 3, 1)
+    state["optimizer"]["state"] = {0: {"exp_avg": "x"}, "y": {"step": []}}
+    state["scheduler"], state["optimizer"]["param_groups"][0]["params"] = None, [{}]
+    writer = CheckpointWriter(Checkpoints(tmp_path, keep=9), 3)
+    writer.write(1, CheckpointMark(3, 0, 3, run=run_of(tmp_path)), state)
+    writer.close()
+    with pytest.raises(CheckpointError, match="stage 1"):
+        restore(build())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".json"])
+def test_damage_in_all_steps_is_an_error_not_a_beginning(tmp_path, saved, restore, suffix):
+    """All manifests of a stage are gone, or all its files are damaged."""
+    for step in STEPS:
+        path = part(tmp_path, step, 1, suffix)
+        cut(path) if suffix == ".pt" else path.unlink()
+    with pytest.raises(CheckpointError, match=r"intact checkpoint.*step 3: stage 1.*step 2: stage"):
+        restore(build())
+
+
+def test_a_first_checkpoint_that_was_never_finished_is_told(tmp_path, saved, restore, heard):
+    for step in STEPS:
+        for suffix in (".json", ".pt"):
+            part(tmp_path, step, 2, suffix).unlink()
+    assert restore(build()) is None
+    assert len(heard) == 1
+    assert "all begins with the first step" in heard[0]
+    assert "stage 2 is missing" in heard[0]
+
+
+def test_no_checkpoint_at_all_is_nothing_to_tell(restore, heard):
+    assert restore(build()) is None
+    assert heard == []
+
+
+def test_a_step_that_is_asked_for_must_be_there(tmp_path, saved, restore):
     shutil.rmtree(tmp_path / "step-000000002")
     with pytest.raises(CheckpointError, match="step-000000002"):
-        recover(build().stages, tmp_path, [0, 0, 0], OneRank(), 2)
+        restore(build(), step=2)
+    cut(part(tmp_path, 3, 1))
+    with pytest.raises(CheckpointError, match=r"must be there and intact.*stage 1 is dam"):
+        restore(build(), step=3)
 
 
-def test_all_stages_change_or_none(tmp_path, saved):
+def test_an_older_step_that_is_asked_for_is_taken_without_a_word(saved, restore, heard):
+    assert restore(build(), step=1)["step"] == 1
+    assert heard == []
+
+
+def test_steps_of_several_runs_in_one_folder_are_refused(tmp_path, saved, restore, heard):
+    """Which one goes on is for the user to say: the newest step may be of the older run."""
+    first = run_of(tmp_path)
+    with build(tmp_path) as pipeline:
+        next(pipeline.steps(rows()))
+        pipeline.checkpoint()
+    with pytest.raises(CheckpointError, match=r"of one run.*2 runs: steps 1, 2, 3"):
+        restore(build())
+    assert restore(build(), run=first)["step"] == 3
+    assert restore(build(), step=1)["run"] != first
+
+
+def test_a_run_keeps_its_name_when_it_goes_on(tmp_path, saved):
+    first = run_of(tmp_path)
+    with build(tmp_path) as pipeline:
+        pipeline.restore()
+        pipeline.checkpoint()
+    assert run_of(tmp_path) == first
+
+
+def test_other_versions_are_named_in_one_line(tmp_path, saved, restore, heard, monkeypatch):
+    versions = {"scpl": "9.9.9", "torch": str(torch.__version__)}
+    monkeypatch.setattr(checkpoint, "_versions", lambda: versions)
+    assert restore(build())["step"] == 3
+    assert len(heard) == 1
+    assert re.search(r"was written by scpl \S+; this is scpl 9\.9\.9: .*bits may differ", heard[0])
+    assert "torch" not in heard[0]
+
+
+def test_without_a_listener_it_is_a_warning(tmp_path, saved):
+    cut(part(tmp_path, 3, 1))
+    with pytest.warns(UserWarning, match="Going on from step 2"), build(tmp_path) as pipeline:
+        pipeline.restore()
+
+
+def test_all_stages_change_or_none(saved, restore):
     """The last stage's part does not fit: the first stages must not have been loaded by then."""
     parts = split(mlp(), before=["linear1", "relu1"], example=rows()[0][0])
     pipeline = Pipeline(parts, SCPL(), torch.optim.Adam)
     before = [{k: v.clone() for k, v in one.items()} for one in bodies(pipeline)]
     with pytest.raises(CheckpointError, match="same network, cuts and method"):
-        recover(pipeline.stages, tmp_path, [0, 0, 0], OneRank(), None)
+        restore(pipeline)
     assert_same_state(bodies(pipeline), before)

@@ -5,6 +5,7 @@ import pytest
 
 from scpl.errors import CheckpointError, InputError
 from scpl.runs import RunFolder
+from scpl.runs.lock import LOCK_FILE
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ class TestCreate:
         with pytest.raises(InputError, match=f"`resume` {tmp_path}.*`force`"):
             RunFolder.create(tmp_path, "a", force=False)
         RunFolder.create(tmp_path, "a", force=True)
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
     def test_one_that_cannot_be_made_is_named(self, tmp_path):
         (tmp_path / "file").write_text("")

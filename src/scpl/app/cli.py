@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -135,10 +136,16 @@ def _launch(config: TrainConfig, arguments: list[str]) -> int:
     from scpl.runs import RunFolder
 
     config.check()
+    folder = None
     if config.run.resume is None and config.run.out is None:
-        folder = RunFolder.free_name(Path("runs") / config.run_name)
+        folder = RunFolder.reserve(Path("runs") / config.run_name).path
         arguments = [*arguments, "--out", str(folder)]
-    return launch(["train", *arguments], config.run.processes, config.run.max_restarts)
+    try:
+        return launch(["train", *arguments], config.run.processes, config.run.max_restarts)
+    finally:
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()  # if the run was refused before it wrote anything
 
 
 def _train_config(arguments: list[str]) -> TrainConfig:

@@ -164,12 +164,14 @@ class CheckpointMark(Message):
         batch: Mini-batches of the current epoch done.
         note: What the caller wants to find again: numbers and text by name.
         losses: Of all earlier stages in the last step.
+        run: The name of the run.
     """
 
     epoch: int
     batch: int
     note: Mapping[str, Any] = field(default_factory=dict)
     losses: Losses = ()
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ __all__ = [
     "broken_values",
     "copy_to_cpu",
     "differences",
+    "is_state",
 ]
 
 OptimizerFactory: TypeAlias = Callable[[StageParameters], Optimizer]
@@ -361,9 +362,20 @@ class Stage:
         """Continue from a saved state that fits.
 
         Raises:
-            CheckpointError: if it does not; nothing was changed.
+            CheckpointError: if it does not; nothing was changed, unless an optimizer or schedule
+                of the user's refuses what it was given.
         """
         self.check_state_dict(state)
+        try:
+            self._load(state)
+        except Exception as error:
+            raise CheckpointError(
+                f"A checkpoint must hold values that fit (stage {self.index})",
+                f"{type(error).__name__}: {error}",
+                "Resume from another, with the configuration the run was started with",
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.body.load_state_dict(state["body"])
         self.objective.load_state_dict(state["objective"])
         if self.optimizer and state["optimizer"]:
@@ -511,6 +523,45 @@ def broken_values(state: State, parameters: set[str]) -> list[str]:
     ]
 
 
+def is_state(value: Any) -> bool:
+    """Whether a value read from a file is built like the saved state of a stage, of any network."""
+    if not isinstance(value, dict) or not value.keys() >= _PARTS:
+        return False
+    layers, tables = value["layers"], [value["body"], value["objective"]]
+    optional = [value[name] for name in ("optimizer", "scheduler", "scaler")]
+    named = [*tables, *(table for table in optional if table is not None), value["random"]]
+    if not (isinstance(layers, list) and all(isinstance(name, str) for name in layers)):
+        return False
+    if not all(
+        isinstance(table, dict) and all(isinstance(k, str) for k in table) for table in named
+    ):
+        return False
+    return _is_optimizer(value["optimizer"]) and _is_random(value["random"])
+
+
+_PARTS = {"layers", "body", "objective", "optimizer", "scheduler", "scaler", "random"}
+
+
+def _is_optimizer(value: State | None) -> bool:
+    if value is None:
+        return True
+    groups, kept = value.get("param_groups"), value.get("state")
+    return (
+        isinstance(groups, list)
+        and all(isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups)
+        and isinstance(kept, dict)
+        and all(isinstance(entry, dict) for entry in kept.values())
+    )
+
+
+def _is_random(value: State) -> bool:
+    try:
+        torch.Generator().set_state(value["cpu"])
+    except (KeyError, TypeError, RuntimeError):
+        return False
+    return isinstance(value.get("accelerator", value["cpu"]), Tensor)
+
+
 def differences(mine: State, other: State) -> list[str]:
     """List everything that keeps a stage from continuing from a saved state."""
     return [
@@ -532,8 +583,11 @@ def _tensors(prefix: str, mine: State, other: State) -> Iterator[str]:
     yield from (f"{prefix}{key} is missing" for key in mine if key not in other)
     yield from (f"{prefix}{key} is unknown here" for key in other if key not in mine)
     for key, value in mine.items():
-        if isinstance(value, Tensor) and key in other and other[key].shape != value.shape:
-            yield f"{prefix}{key} is {tuple(other[key].shape)} there and {tuple(value.shape)} here"
+        if isinstance(value, Tensor) and key in other:
+            there = getattr(other[key], "shape", None)
+            if there != value.shape:
+                kind = type(other[key]).__name__ if there is None else tuple(there)
+                yield f"{prefix}{key} is {kind} there and {tuple(value.shape)} here"
 
 
 def _optimizers(mine: State | None, other: State | None) -> Iterator[str]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from scpl.errors import CheckpointError, InputError
-from scpl.files import write_whole
+from scpl.files import reason, sync_folder, write_whole
 from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
+from scpl.runs.lock import LOCK_FILE, RunLock
 from scpl.runs.metrics import METRICS, Metric, metric_of
 
 __all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord", "as_number", "as_numbers"]
@@ -48,10 +49,11 @@ class RunFolder:
         self.trace = path / "trace.json"
         self.log = path / "log.txt"
         self.environment = path / "env.json"
+        self._lock: RunLock | None = None
 
     @classmethod
     def create(cls, wanted: Path | None, default_name: str, *, force: bool) -> RunFolder:
-        """Make a new run folder.
+        """Make a new run folder, and lock it: of several that start at once, one gets it.
 
         Args:
             wanted: Where; by default ``runs/<default_name>``, numbered if it exists.
@@ -60,26 +62,83 @@ class RunFolder:
 
         Raises:
             InputError: if `wanted` exists, or cannot be made.
+            CheckpointError: if another run is writing into it.
         """
-        path = wanted or cls.free_name(Path("runs") / default_name)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not force:
-                raise InputError(
-                    "A run folder must not exist yet",
-                    f"Got {path}",
-                    f"Choose another with `out`, continue it with `resume` {path}, or overwrite "
-                    "it with `force`",
-                )
-            if not (path / "config.toml").is_file():
-                raise InputError(
-                    "`force` overwrites run folders only",
-                    f"{path} is none: it holds no config.toml",
-                    "Choose another folder with `out`",
-                )
-            shutil.rmtree(path)
-        folder = cls(path)
+        folder = cls(wanted) if wanted else cls.reserve(Path("runs") / default_name)
+        if folder._is_used():
+            folder._check_overwrites(force)
         folder.ensure()
+        lock = folder.lock()
+        try:
+            # Looked at again, now that nobody else can begin here. Where a disk has no locks, it is
+            # the run that made the file of the lock.
+            if folder._is_used() or not (lock.works or lock.is_new):
+                folder._check_overwrites(force)
+                folder._empty()
+            with _writing(folder.path):
+                sync_folder(folder.path.absolute().parent)
+        except BaseException:
+            folder.unlock()
+            raise
         return folder
+
+    def _is_used(self) -> bool:
+        """Whether there is anything but the lock of a run that never began."""
+        with _writing(self.path):
+            if not self.path.is_dir():
+                return self.path.exists()
+            return any(entry.name != LOCK_FILE for entry in self.path.iterdir())
+
+    def _check_overwrites(self, force: bool) -> None:
+        if not force:
+            raise InputError(
+                "A run folder must not exist yet",
+                f"Got {self.path}",
+                f"Choose another with `out`, continue it with `resume` {self.path}, or overwrite "
+                "it with `force`",
+            )
+        if not self.config.is_file():
+            raise InputError(
+                "`force` overwrites run folders only",
+                f"{self.path} is none: it holds no config.toml",
+                "Choose another folder with `out`",
+            )
+
+    def _empty(self) -> None:
+        """Remove all but the lock; what makes it a run folder goes last."""
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+        with _writing(self.path):
+            for entry in sorted(entries, key=lambda entry: entry == self.config):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+
+    def lock(self, rank: int = 0) -> RunLock:
+        """Have no other run write here until `unlock` or the end of this process.
+
+        Raises:
+            CheckpointError: if another run is writing here, or this process may not.
+        """
+        with _writing(self.path):
+            self._lock = RunLock(self.path, rank)
+        return self._lock
+
+    @property
+    def run(self) -> str | None:
+        """The name of the run, which no other run has; None if its files do not say it."""
+        name = self.read_json(self.environment, optional=True).get("run")
+        return name if isinstance(name, str) else None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether other runs are kept out: not if the disk has no locks."""
+        return self._lock is not None and self._lock.works
+
+    def unlock(self) -> None:
+        """Let others write here again."""
+        if self._lock is not None:
+            self._lock.release()
 
     def ensure(self) -> None:
         """Make the folder itself, if it is not there.
@@ -91,16 +150,26 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             rule, fix = "A run folder must be writable", "Choose another with `out`"
-            raise InputError(rule, f"{self.path}: {error}", fix) from error
+            raise InputError(rule, f"{self.path}: {reason(error, self.path)}", fix) from error
 
-    @staticmethod
-    def free_name(path: Path) -> Path:
-        """Return ``path``, numbered if it exists."""
+    @classmethod
+    def reserve(cls, path: Path) -> RunFolder:
+        """Make a folder that nobody else has made: ``path``, numbered if it exists.
+
+        Raises:
+            InputError: if it cannot be made.
+        """
+        cls(path.parent).ensure()
         number, candidate = 1, path
-        while candidate.exists():
-            number += 1
-            candidate = path.with_name(f"{path.name}-{number}")
-        return candidate
+        while True:
+            try:
+                candidate.mkdir()  # making it decides whose it is
+                return cls(candidate)
+            except FileExistsError:
+                number += 1
+                candidate = path.with_name(f"{path.name}-{number}")
+            except OSError:
+                cls(candidate).ensure()  # says what is wrong
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -141,7 +210,7 @@ class RunFolder:
     def write_bytes(self, path: Path, content: bytes) -> None:
         """Write a file whole or not at all."""
         with _writing(path):
-            write_whole(path, content)
+            write_whole(path, content, durable=True)
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file whole or not at all."""
@@ -292,7 +361,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            "A run folder must be writable", f"{path}: {error}", "Free some space"
+            "A run folder must be writable", f"{path}: {reason(error, path)}", "Free some space"
         ) from error
 
 

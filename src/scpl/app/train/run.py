@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -29,7 +31,7 @@ from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop, outlive_launcher
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
-from scpl.engine.checkpoint import Checkpoints, intact_steps
+from scpl.engine.checkpoint import Checkpoints
 from scpl.engine.mesh import Mesh
 from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
@@ -135,11 +137,21 @@ def _train(
     parts = build_partition(config, data.inputs, data.num_classes, initial, told.append, data.task)
     if loaders is not None:
         description = describe_network(config, data, parts)
-        made = _prepare_folder(config, description, loaders.files, threads)
-        ranks.share("folder", {"path": str(made.path), "files": made.read_about(loaders.files)})
+        folder = _prepare_folder(config, description, loaders.files, threads)
+        about = {
+            "path": str(folder.path),
+            "files": folder.read_about(loaders.files),
+            "run": folder.run,
+            "locked": folder.is_locked,
+        }
+        ranks.share("folder", about)
     shared = ranks.fetch("folder")
-    folder = RunFolder(Path(shared["path"]))
-    folder.complete_about(shared["files"])
+    if not mesh.is_first:
+        folder = RunFolder(Path(shared["path"]))
+        folder.complete_about(shared["files"])
+        folder.lock(mesh.rank)
+    if not shared["locked"]:
+        told.append(f"Warning: no locks on the disk of {folder.path}: start no other run there")
     run = _Run(config, data, folder, loaders, stop, told, plan)
     checkpoints = Checkpoints(
         folder.checkpoints,
@@ -147,9 +159,14 @@ def _train(
         keep=config.run.keep,
         note=lambda: run.clock.note(in_epoch=True),
         before_saving=run.flush,
+        run=shared["run"],
+        tell=run.warn,
     )
     steps = config.chosen.epochs * data.steps
-    return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
+    try:
+        return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
+    finally:
+        folder.unlock()
 
 
 def _finished(config: TrainConfig) -> dict[str, Any] | None:
@@ -164,6 +181,7 @@ def _prepare_folder(
     if config.run.resume is not None:
         folder = RunFolder.open(config.run.resume)
         _check_same_data(folder, description, files)
+        folder.lock()
         return folder
     folder = RunFolder.create(config.run.out, config.run_name, force=config.run.force)
     # Where this run lies and what it shows is not for those that continue or repeat it.
@@ -174,7 +192,9 @@ def _prepare_folder(
     kept = config.resolved().changed(**shown, **read, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
     environment = describe_environment(choose_device(config.run.device), threads)
-    folder.write_json(folder.environment, {**environment, "launcher": launcher()})
+    folder.write_json(
+        folder.environment, {**environment, "launcher": launcher(), "run": uuid.uuid4().hex}
+    )
     for file, content in files.items():
         folder.write_text(folder.path / file, content)
     folder.write_json(folder.description, description)
@@ -197,32 +217,6 @@ def _check_same_data(
             f"Changed: {', '.join(changed)}",
             "Put the old data back, or start a new run",
         )
-
-
-def _restore(pipeline: Pipeline, folder: RunFolder) -> dict[str, Any] | None:
-    """Load the newest intact checkpoint, and return its note; all ranks call it.
-
-    There is none if the run was interrupted before its first one. If there are some, but none is
-    intact, that is an error: to begin anew is not what ``--resume`` asks for.
-    """
-    note = pipeline.restore()
-    if note is not None:
-        return note
-    stages = [stage.index for stage in pipeline.stages]
-    intact = set(intact_steps(folder.checkpoints, stages, pipeline.parts.num_stages))
-    complete = {
-        path
-        for path in folder.checkpoints.glob("step-*")
-        if all((path / f"stage-{stage}.json").exists() for stage in stages)
-    }
-    damaged = sorted(path for path in complete if int(path.name[len("step-") :]) not in intact)
-    if damaged:
-        raise CheckpointError(
-            "A run must have an intact checkpoint to go on from",
-            f"Damaged: {', '.join(map(str, damaged))}",
-            "Put the files back, or start a new run",
-        )
-    return None
 
 
 class _Run:
@@ -254,7 +248,7 @@ class _Run:
             quiet = self.config.run.quiet
             self.recorder = Recorder(self.config, self.data, self.folder, quiet=quiet)
             self.stop.on_signal(self._notify)
-        note = _restore(pipeline, self.folder) if self.config.run.resume is not None else None
+        note = pipeline.restore() if self.config.run.resume is not None else None
         lines = pipeline.ranks.exchange("stages", describe_stages(pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
@@ -281,6 +275,13 @@ class _Run:
         if self.recorder is not None:
             self.recorder.flush()
 
+    def warn(self, line: str) -> None:
+        """Tell what is to be known but ends nothing."""
+        if self.recorder is not None:
+            self.recorder.progress.say(f"Warning: {line}")
+        elif not self.config.run.quiet:
+            sys.stderr.write(f"scpl: Warning: {line}\n")
+
     def _introduce(self, recorder: Recorder, stages: list[str]) -> None:
         config, data, pipeline = self.config, self.data, self.pipeline
         if config.run.resume is not None:
@@ -299,6 +300,8 @@ class _Run:
             say(f"Cut by measurement: processes are expected to wait {waits} of the time")
         if pipeline.step:
             say(f"Continuing after step {pipeline.step}")
+        elif config.run.resume is not None:
+            say("No checkpoint yet: beginning with the first step")
 
     def _notify(self, received: signal.Signals) -> None:
         if self.recorder is not None and not self.config.run.quiet:
