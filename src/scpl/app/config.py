@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -37,6 +36,7 @@ from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
 from scpl.models.own import read_arguments
+from scpl.outside import LARGEST_TOML, parse_toml, read_text
 
 __all__ = [
     "FREE_IN_A_COMPARISON",
@@ -1112,12 +1112,6 @@ def method_names(text: str) -> list[str]:
     return methods
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
@@ -1125,12 +1119,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: if it is missing, unreadable or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_text(path, LARGEST_TOML))
     except FileNotFoundError as error:
         raise InputError(
             "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
 
 

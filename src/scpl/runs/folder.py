@@ -21,6 +21,7 @@ from typing import Any
 
 from scpl.errors import CheckpointError, InputError
 from scpl.files import write_whole
+from scpl.outside import parse_json, read_text
 from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
 from scpl.runs.metrics import METRICS, Metric, metric_of
 
@@ -124,7 +125,7 @@ class RunFolder:
         """
         others = (self.path / name for name in files)
         paths = (self.config, self.environment, self.description, *others)
-        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+        return {path.name: self.read_text(path) for path in paths if path.is_file()}
 
     def complete_about(self, files: Mapping[str, str]) -> None:
         """Write the files of `read_about` that are not here, so that this machine can resume."""
@@ -167,10 +168,10 @@ class RunFolder:
             CheckpointError: if it is no text.
         """
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise _damaged(path, "readable UTF-8 text", str(error)) from error
 
     def read_value(self, path: Path) -> Any:
@@ -181,7 +182,7 @@ class RunFolder:
         """
         text = self.read_text(path)
         try:
-            return json.loads(text) if text.strip() else None
+            return parse_json(text) if text.strip() else None
         except ValueError as error:
             raise _damaged(path, "valid JSON", str(error)) from error
 
@@ -216,7 +217,7 @@ class RunFolder:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 if number == len(lines):
                     return
