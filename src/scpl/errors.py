@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = [
     "CheckpointError",
     "DataError",
+    "ImageWarning",
     "InputError",
     "Interrupted",
     "LinkError",
@@ -59,6 +60,10 @@ class CheckpointError(InputError):
 
 class NonFiniteError(ScplError, ArithmeticError):
     """A loss became NaN or infinite; the message names stage and step."""
+
+
+class ImageWarning(ScplError, UserWarning):
+    """A decoder had doubts about images that it read; the message counts them."""
 
 
 class StageError(ScplError, RuntimeError):

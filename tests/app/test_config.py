@@ -14,6 +14,7 @@ from scpl.app.config import (
     MethodConfig,
     TrainConfig,
     changed_settings,
+    flag,
     in_flags,
     method_options,
     write_toml,
@@ -390,3 +391,30 @@ def test_trained_networks_get_the_options_for_them_unless_others_are_asked_for()
     # Of the head that networks from scratch have.
     assert suited(head_depth=3) == {"head_depth": 3, "cross_entropy": 1.0}
     assert TrainConfig.of(model="vgg8").suited.options == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threads", 100_000),  # a segmentation fault
+        ("image_size", 1_000_000),  # an allocator's traceback
+        ("processes", 10**6),  # as many processes
+        ("batch_size", 10**12),
+        ("depth", 10**9),
+        ("hidden", 10**9),
+        ("layers", 10**9),
+        ("stages", 10**9),
+        ("vocab_size", 10**12),
+        ("max_tokens", 10**12),
+        ("epochs", 10**12),
+        ("timeout", 1e300),  # an OverflowError of timedelta
+        ("width", float("nan")),
+        ("dropout", float("nan")),
+        ("head_width", 10**12),
+    ],
+)
+def test_nothing_is_made_in_numbers_that_no_machine_has(name, value):
+    with pytest.raises(InputError, match=f"{flag(name)} must"):
+        TrainConfig.of(**{name: value}).check()
+    with pytest.raises(InputError, match=f"{flag(name)} must"):  # as a run folder's is used
+        TrainConfig.from_dict({name: value}, "a recipe")

@@ -609,3 +609,51 @@ class TestExport:
         assert json.loads(capsys.readouterr().out)["keys"] > 5
         assert cli(arguments) == 2
         assert "--force" in capsys.readouterr().err
+
+
+class TestAFolderFromSomeoneElse:
+    """What ``model.json`` says decides neither time nor memory before it is compared."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"width": 500}, {"image_size": 1_000_000}, {"in_channels": 10**9, "mean": [0.0] * 9}],
+    )
+    def test_a_network_is_not_built_larger_than_its_weights(self, tmp_path, change):
+        _, description = made_run(tmp_path / "run")
+        (tmp_path / "run" / "model.json").write_text(json.dumps({**description, **change}))
+        with pytest.raises(CheckpointError, match=r"takes more than|must be|need one"):
+            load_network(RunFolder(tmp_path / "run"))
+
+    def test_layers_without_end_end(self, tmp_path):
+        pytest.importorskip("transformers")
+        bert = {
+            "model_type": "bert", "hidden_size": 64, "num_attention_heads": 1, "vocab_size": 9,
+            "intermediate_size": 64, "num_hidden_layers": 10**9, "num_labels": 3,
+        }  # fmt: skip
+        text = {
+            "kind": "text", "vocab_size": 9, "max_tokens": 4, "text_columns": ["text"],
+            "label_columns": ["label"], "fingerprint": "", "sizes": {},
+        }  # fmt: skip
+        made_run(tmp_path / "run")
+        path = tmp_path / "run" / "model.json"
+        described = {"model": "hf:x", "num_classes": 3, "classes": list("abc"), **text}
+        path.write_text(json.dumps({**described, "config": bert}))
+        with pytest.raises(CheckpointError, match="takes more than"):
+            load_network(RunFolder(tmp_path / "run"))
+
+    @pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf"), 1e999, "x", None])
+    def test_pixels_are_not_divided_by_nothing(self, tmp_path, std):
+        """Every prediction was NaN, or one class."""
+        _, description = made_run(tmp_path / "run")
+        description["std"][1] = std
+        (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+        with pytest.raises(CheckpointError):
+            load_network(RunFolder(tmp_path / "run"))
+
+    def test_settings_of_its_config_have_bounds_too(self, tmp_path):
+        """100,000 threads, which `scpl eval` took from there, were a segmentation fault."""
+        made_run(tmp_path / "run")
+        config = tmp_path / "run" / "config.toml"
+        config.write_text(config.read_text().replace("threads = 1", "threads = 100000"))
+        with pytest.raises(InputError, match=r"--threads must be more than 0 and at most 1,024"):
+            evaluate(EvalConfig(tmp_path / "run", data="digits"))

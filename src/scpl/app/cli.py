@@ -6,11 +6,12 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TextIO, TypeVar, get_type_hints
 
 import tyro
 
@@ -75,7 +76,9 @@ def run(arguments: list[str]) -> int:
         command = COMMANDS.get(arguments[0])
         if command is None:
             raise unknown_name("A command", arguments[0], COMMANDS, "See `scpl --help`")
-        return command(arguments[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            return command(arguments[1:])
     except Interrupted as error:
         sys.stderr.write(f"{error}\n")
         return 128 + error.signal
@@ -97,10 +100,34 @@ def run(arguments: list[str]) -> int:
         # would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (MemoryError, RuntimeError) as error:
+        # Torch has no exception of its own for the memory of the CPU.
+        if not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        reason = str(error).partition("DefaultCPUAllocator: ")[2] or str(error) or "too little"
+        sys.stderr.write(
+            f"scpl: What is asked for must have room in memory. Got: {reason.splitlines()[0]}. "
+            "Choose a smaller network, mini-batch or image.\n"
+        )
+        return 2
     except OSError as error:
         # A full disk, a folder without rights: everywhere else a user's mistake like the others.
         sys.stderr.write(f"scpl: Files must be readable and writable. Got: {error}.\n")
         return 2
+
+
+def _tell(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning of ours as a sentence; where in the source it was made is of no use here."""
+    ours = isinstance(message, ScplError)
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(f"scpl: {in_flags(str(message))}\n" if ours else text)
 
 
 def _train(arguments: list[str]) -> int:

@@ -33,6 +33,7 @@ from scpl.app.signals import end_signals
 from scpl.data import is_here
 from scpl.errors import InputError, Interrupted, ScplError
 from scpl.files import write_whole
+from scpl.outside import parse_json, read_text
 from scpl.report import Absent, Comparison, write_comparison_report
 from scpl.report.groups import BASELINE
 from scpl.runs import RunFolder
@@ -283,7 +284,7 @@ def _measured(base: TrainConfig, methods: Sequence[str]) -> Mapping[str, float]:
 def _kept(file: Path, base: TrainConfig) -> dict[str, float]:
     """Read what was measured before; nothing if nothing was."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = parse_json(read_text(file))
         ratios = {str(method): float(ratio) for method, ratio in kept["ratio_to_bp"].items()}
         if not all(ratio > 0 for ratio in ratios.values()):
             raise ValueError("a ratio is not above 0")

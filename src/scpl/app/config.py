@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -37,6 +36,7 @@ from scpl.errors import InputError, unknown_name
 from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
 from scpl.models.own import read_arguments
+from scpl.outside import LARGEST_TOML, parse_toml, read_text
 
 __all__ = [
     "FREE_IN_A_COMPARISON",
@@ -87,9 +87,25 @@ SHARE = Range("must be a share, from 0 to below 1", lambda value: 0 <= value < 1
 PROPER_SHARE = Range("must be a share, above 0 and below 1", lambda value: 0 < value < 1)
 SEED = Range("must lie in 0 .. 2**63 - 1", lambda value: 0 <= value < 2**63)
 TWO_OR_MORE = Range(
-    "must be at least 2: one mini-batch is worked on while the next travels",
-    lambda value: value >= 2,
+    "must lie in 2 .. 1024: one mini-batch is worked on while the next travels",
+    lambda value: 2 <= value <= 1024,
 )
+
+
+def up_to(most: int) -> Range:
+    """Numbers of which the machine makes as many as the user, or a file, says: never too many.
+
+    The bounds lie far above what anyone needs, and below what ends in an allocator's or the
+    system's own words, or does not end.
+    """
+    return Range(f"must be more than 0 and at most {most:,}", lambda value: 0 < value <= most)
+
+
+_THREADS, _PROCESSES, _LAYERS = up_to(1024), up_to(1024), up_to(1024)
+_WIDTH, _PIXELS, _BATCH = up_to(1 << 16), up_to(1 << 12), up_to(1 << 20)
+_TOKENS, _WORDS, _PASSES = up_to(1 << 20), up_to(1 << 24), up_to(10**6)
+_WEEK = up_to(7 * 24 * 3600)
+_MOST_OPTION = 1 << 20  # of what methods count: features, layers, samples
 
 
 def setting(
@@ -132,7 +148,7 @@ class DataConfig:
     """Use only this many training samples (before the validation split), equally per class."""
     validation: float = setting(0.1, SHARE)
     """Share of the training samples that is held out to validate on."""
-    batch_size: int | None = setting(None, POSITIVE)
+    batch_size: int | None = setting(None, _BATCH)
     """Samples per mini-batch; default: 64, and 32 for hf:..."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: the losses of classifiers weigh rare classes (or rare labels that are there) more,
@@ -140,7 +156,7 @@ class DataConfig:
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: an epoch holds every sample once; balanced: it draws equally often from each class,
     from rare ones several times. For labels a class is the rarest label of a sample."""
-    image_size: int | None = setting(None, POSITIVE, samples="images")
+    image_size: int | None = setting(None, _PIXELS, samples="images")
     """images: resize them to this many pixels."""
     augmentation: Literal["none", "basic", "strong"] = setting("none", samples="images")
     """images: none; basic: random crop and flip; strong: basic with colour jitter and random
@@ -164,9 +180,9 @@ class DataConfig:
     tokens: Literal["words", "paper-words", "subwords"] = setting("words", samples="texts")
     """texts: words; words cut as the paper's code does; or byte-pair encoding. A network of
     transformers has its own tokenizer."""
-    vocab_size: int = setting(30_000, POSITIVE, samples="texts")
+    vocab_size: int = setting(30_000, _WORDS, samples="texts")
     """texts: at most so many tokens are known, the most common ones of the training texts."""
-    max_tokens: int | None = setting(None, POSITIVE, samples="texts")
+    max_tokens: int | None = setting(None, _TOKENS, samples="texts")
     """texts: so many tokens of a text are read; default: 350; for hf:... what its files say, and at
     most 512."""
     vectors: Path | None = setting(None, samples="texts", ours=True)
@@ -184,19 +200,19 @@ class NetworkConfig:
     model_args: tuple[str, ...] = ()
     """For a network of your own: what the function gets besides num_classes and, if it asks for
     them, in_channels, image_size or vocab_size, e.g. width=32; hf: settings of its config."""
-    width: float = setting(1.0, POSITIVE, samples="images", ours=True)
+    width: float = setting(1.0, _LAYERS, samples="images", ours=True)
     """images: factor on the channels of the network (hidden features of mlp)."""
-    hidden: int | None = setting(None, POSITIVE, samples="texts", ours=True)
+    hidden: int | None = setting(None, _WIDTH, samples="texts", ours=True)
     """texts: width of the layers; default: 300."""
-    layers: int | None = setting(None, POSITIVE, samples="texts", ours=True)
+    layers: int | None = setting(None, _LAYERS, samples="texts", ours=True)
     """texts: layers between embedding and classifier; default: 3."""
-    dropout: float | None = setting(None, samples="texts", ours=True)
+    dropout: float | None = setting(None, SHARE, samples="texts", ours=True)
     """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
-    heads: int | None = setting(None, POSITIVE, samples="texts", model="transformer")
+    heads: int | None = setting(None, _WIDTH, samples="texts", model="transformer")
     """transformer: attention heads, which share the width equally; default: the most of up to 6."""
     hand_over: bool = setting(False, samples="texts", model="lstm")
     """lstm: begin each layer in the final state of the one before, as the paper does."""
-    stages: int | None = setting(None, POSITIVE)
+    stages: int | None = setting(None, _LAYERS)
     """How many stages the network is cut into; default: 4, for hf:... 2; lstm, transformer: as
     --layers."""
     cuts: tuple[str, ...] = ()
@@ -286,7 +302,7 @@ def method_options() -> dict[str, list[tuple[str, Option]]]:
 class OptimizerConfig:
     """How long and how fast it learns."""
 
-    epochs: int | None = setting(None, POSITIVE)
+    epochs: int | None = setting(None, _PASSES)
     """Passes over the training samples; default: 10, and 3 for hf:..."""
     optimizer: OptimizerName | None = None
     """Each stage has its own; sgd has momentum 0.9. Default: adam, and adamw for hf:..."""
@@ -414,20 +430,20 @@ class RunConfig:
 
     seed: int = setting(0, SEED)
     """Seed of everything that is drawn: weights, order, augmentation, dropout."""
-    processes: int = setting(1, POSITIVE, decides="speed")
+    processes: int = setting(1, _PROCESSES, decides="speed")
     """Processes that share the stages; started here, or by torchrun on several machines."""
     stages_per_process: tuple[int, ...] = setting((), decides="speed")
     """Stages on each process, e.g. 3 1; default: of about equal cost."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
-    threads: int | None = setting(None, POSITIVE)
+    threads: int | None = setting(None, _THREADS)
     """CPU threads per process; default: all cores, divided by the processes."""
     device: str = setting("auto", decides="speed")
     """auto, cpu, cuda, cuda:1, ...; on cuda processes of one machine take its GPUs in turn."""
     backend: Literal["auto", "gloo", "nccl"] = setting("auto", decides="speed", together=True)
     """What moves tensors between processes; auto: nccl where each has a GPU to itself, else gloo,
     which goes through the memory of the host."""
-    timeout: float = setting(30.0, POSITIVE, decides="nothing", together=True)
+    timeout: float = setting(30.0, _WEEK, decides="nothing", together=True)
     """Seconds after which a process that shows no sign of life counts as lost."""
     max_restarts: int = setting(0, NOT_NEGATIVE, decides="nothing", together=True)
     """Restart all processes this many times from the newest checkpoint if one fails."""
@@ -552,11 +568,9 @@ class TrainConfig:
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
+        self._check_ranges()
         for part, each in self._fields():
-            value, takes = getattr(part, each.name), each.metadata.get("takes")
-            if takes is not None and value is not None and not takes.holds(value):
-                raise InputError(f"{flag(each.name)} {takes.rule}", f"Got {value}")
-            model = each.metadata.get("model")
+            value, model = getattr(part, each.name), each.metadata.get("model")
             if value != each.default and model not in (None, self.network.model):
                 raise InputError(
                     f"{flag(each.name)} must go with --model {model}",
@@ -573,6 +587,18 @@ class TrainConfig:
         self._check_learning(methods)
         if self.run.resume is None:  # what the run was started with may be for more processes
             self.check_together(TrainConfig())
+
+    def _check_ranges(self) -> None:
+        """Check each number alone."""
+        for part, each in self._fields():
+            value, takes = getattr(part, each.name), each.metadata.get("takes")
+            if takes is not None and value is not None and not takes.holds(value):
+                raise InputError(f"{flag(each.name)} {takes.rule}", f"Got {value}")
+        for name, value in self.method.options.items():
+            if isinstance(value, (int, float)) and not abs(value) <= _MOST_OPTION:
+                raise InputError(
+                    f"{flag(name)} must be a number of at most {_MOST_OPTION:,}", f"Got {value}"
+                )
 
     def _check_measured(self, *, alone: bool) -> None:
         if not alone:
@@ -756,7 +782,7 @@ class TrainConfig:
         """Build a configuration from the keys of a recipe; ``origin`` is its file.
 
         Raises:
-            InputError: for an unknown key or a value of the wrong type.
+            InputError: for an unknown key, or a value of the wrong type or out of its range.
         """
         types = {name: each[0][1].type for name, each in method_options().items()}
         for part in PARTS.values():
@@ -769,7 +795,9 @@ class TrainConfig:
             if name == "label" and isinstance(value, str):  # earlier versions had only one
                 value = (value,)
             accepted[name] = _convert(value, types[name], f"{key!r} in {origin}")
-        return cls().changed(**accepted)
+        config = cls().changed(**accepted)
+        config._check_ranges()  # a run folder's is used as it is
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Return the keys of a recipe that gives this configuration; absent means None."""
@@ -946,8 +974,8 @@ class BenchConfig:
             InputError: naming the flag, its value and what is allowed.
         """
         for name in ("repeats", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1", f"Got {getattr(self, name)}")
+            if not _PASSES.holds(getattr(self, name)):
+                raise InputError(f"--{name} {_PASSES.rule}", f"Got {getattr(self, name)}")
         accumulation = self.train.method.options.get("accumulation", 1)
         if accumulation > 0 and self.steps % accumulation:  # else the method says what is wrong
             raise InputError(
@@ -1112,12 +1140,6 @@ def method_names(text: str) -> list[str]:
     return methods
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
@@ -1125,12 +1147,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: if it is missing, unreadable or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_text(path, LARGEST_TOML))
     except FileNotFoundError as error:
         raise InputError(
             "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
         ) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
 
 

@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
     try:
         shared = name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.device_count() > 0
         device = local_cuda() if shared else torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without memory cannot say
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

@@ -101,7 +101,7 @@ def _weights(
         return {to: weights, **_beside(to, beside)}
     text = folder.read_bytes(CONFIG)
     if not any(task_named(description).to_json().get(name) for name in _SCALE):
-        values = json.loads(text)
+        values = folder.read_json(folder.path / CONFIG)
         kept = {key: value for key, value in values.items() if key not in _SCALE.values()}
         text = text if kept == values else json.dumps(kept, indent=2).encode()
     files = {CONFIG: text, folder.weights.name: weights, **beside}

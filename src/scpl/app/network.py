@@ -5,12 +5,13 @@ predicts, and ``exits.safetensors`` what is needed besides to predict after earl
 ``config.json`` and the tokenizer's files, the folder of a network of ``transformers`` is one that
 ``from_pretrained`` loads.
 
-Code of the user that makes a network is run only if the user names it again: a folder may come from
-someone else.
+A folder may come from someone else. Code of the user that makes a network is run only if the user
+names it again; and a network is not built larger than its weights, whatever ``model.json`` says.
 """
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scpl import models
 from scpl.app.build import build_method, build_network, cut_network
@@ -192,7 +194,11 @@ def _load(
         if len(classes) != num_classes:
             raise ValueError(f"classes has {len(classes)} entries, not {num_classes}")
         task_named(description).check_outputs(num_classes)
-        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, only to be replaced
+        # Fresh weights are drawn, only to be replaced.
+        with (
+            torch.random.fork_rng(devices=[]),
+            _Bounded(sum(file.stat().st_size for file in files)),
+        ):
             network = build(description)
         network.load_state_dict({k: v for file in files for k, v in load_file(file).items()})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -206,6 +212,47 @@ def _load(
             "Copy the files from the run again, or train it again",
         ) from error
     return network.eval(), description
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses to make tensors much larger than the files that hold their values.
+
+    Args:
+        size: Bytes of the files.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # Some networks are built several times, with examples of what goes in, and buffers that
+        # are not kept; float16 in the file is float32 here.
+        self._most = self._left = _SLACK + 8 * size
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count what a function that makes a tensor will take before it does."""
+        if func in _MAKERS:
+            self._left -= 4 * _numel(*args, **(kwargs or {}))
+            if self._left < 0:
+                raise ValueError(
+                    f"the network that is described takes more than {self._most:,} bytes"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+_SLACK = 64 << 20
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye}
+_MAKERS |= {torch.arange, torch.linspace}
+
+
+def _numel(*args: Any, size: Any = None, **_: Any) -> int:
+    """Numbers in a tensor of which these are the arguments; of `arange` and such at least those."""
+    sizes = size if size is not None else args[0] if args and _is_size(args[0]) else args
+    return math.prod(abs(int(side)) for side in sizes if isinstance(side, (int, float)))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _network(description: dict[str, Any]) -> nn.Module:

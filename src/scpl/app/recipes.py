@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from scpl.errors import InputError, unknown_name
+from scpl.outside import LARGEST_TOML, read_text
 
 __all__ = ["find_recipe", "recipes", "shipped"]
 
@@ -112,6 +113,6 @@ def _copy(source: Path, target: Path) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(file, LARGEST_TOML)
+    except (OSError, ValueError) as error:
         raise InputError("A recipe must be a readable text file", f"{file}: {error}") from error

@@ -2,11 +2,14 @@
 
 Large sets come in shards, such as ``train-00000-of-00003.parquet``, and the hub's metadata in the
 files may name the classes.
+
+A few kilobytes of this format can stand for gigabytes: one long value, and a count of how often it
+is repeated. Values are therefore read as numbers into the list of distinct ones, and what they come
+to is known before they are written out.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +18,12 @@ from typing import Any
 
 from scpl.data.extras import import_extra
 from scpl.errors import DataError, InputError
+from scpl.outside import most_unpacked, parse_json
 
-__all__ = ["check_shards", "class_names", "open_parquet", "reading", "shards"]
+__all__ = ["check_shards", "class_names", "open_parquet", "rows", "shards"]
 
+_CHUNK = 1024  # rows in memory at a time
+_LEAST_ROW = 16  # bytes of a row in Python, however often it is the same
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
 
@@ -40,20 +46,79 @@ def check_shards(files: Sequence[Path]) -> None:
 
 
 def open_parquet(path: Path) -> Any:
-    """Open a file as ``pyarrow.parquet.ParquetFile``; DataError if it is damaged."""
+    """Open a file as ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        DataError: It is damaged, or its own figures say that it is no data set.
+        InputError: pyarrow is not installed.
+    """
     parquet = import_extra("pyarrow.parquet", "parquet", "Reading parquet files")
-    with reading(path):
-        return parquet.ParquetFile(path)
+    with _reading(path):
+        about, most = parquet.read_metadata(path), _most(path)
+        groups = [about.row_group(number) for number in range(about.num_row_groups)]
+        columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+        _check_size(path, sum(column.total_uncompressed_size for column in columns), most)
+        _check_size(path, about.num_rows * _LEAST_ROW, most)
+        texts = {each.path_in_schema for each in columns if each.physical_type == "BYTE_ARRAY"}
+        return parquet.ParquetFile(path, read_dictionary=sorted(texts), metadata=about)
+
+
+def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Read some columns of a file, row by row, as values of Python.
+
+    Raises:
+        DataError: as `open_parquet`, or the values come to more than a file of this size may hold.
+    """
+    file, most, size = open_parquet(path), _most(path), 0
+    wanted = list(dict.fromkeys(columns))
+    with _reading(path):
+        for batch in file.iter_batches(_CHUNK, columns=wanted):
+            size += sum(_written_out(batch.column(name)) for name in wanted)
+            _check_size(path, size, most)
+            cells = {name: _plain(batch.column(name)).to_pylist() for name in wanted}
+            yield from zip(*(cells[name] for name in columns), strict=True)
+
+
+def _most(path: Path) -> int:
+    return most_unpacked(path.stat().st_size)
+
+
+def _check_size(path: Path, size: int, most: int) -> None:
+    if size > most:
+        raise DataError(
+            f"A parquet file of {path.stat().st_size:,} bytes must unpack to at most {most:,}",
+            f"Got at least {size:,} in {path}",
+            "If it is what you want to learn from, save it as CSV or JSON lines",
+        )
+
+
+def _written_out(array: Any) -> int:
+    """Bytes of an array once every value stands for itself."""
+    arrow = import_extra("pyarrow", "parquet", "Reading parquet files")
+    if arrow.types.is_dictionary(array.type):
+        compute = import_extra("pyarrow.compute", "parquet", "Reading parquet files")
+        lengths = compute.take(compute.binary_length(array.dictionary), array.indices)
+        return int(array.nbytes + (compute.sum(lengths).as_py() or 0))
+    if arrow.types.is_struct(array.type):
+        return sum(_written_out(each) for each in array.flatten())
+    if arrow.types.is_list(array.type) or arrow.types.is_large_list(array.type):
+        return int(_written_out(array.flatten()))
+    return int(array.nbytes)
+
+
+def _plain(array: Any) -> Any:
+    """The same values, which are got one by one much faster so."""
+    return array.dictionary_decode() if hasattr(array, "dictionary_decode") else array
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """Turn the errors of pyarrow into a DataError that names the file."""
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # pyarrow's own errors are kinds of these
+    except Exception as error:  # on damaged files pyarrow raises errors of many kinds
         raise DataError(
             "A parquet file must be complete and intact", f"Got {path}: {error}", "Get it again"
         ) from error
@@ -62,7 +127,7 @@ def reading(path: Path) -> Iterator[None]:
 def class_names(file: Any, label: str) -> tuple[str, ...] | None:
     """Names of whole-numbered labels, if an open file tells them."""
     try:
-        about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        about = parse_json((file.schema_arrow.metadata or {})[b"huggingface"])
         return tuple(str(name) for name in about["info"]["features"][label]["names"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import os
 import sys
 import traceback
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from scpl.errors import InputError
+from scpl.outside import parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def read_arguments(pairs: Sequence[str]) -> dict[str, Any]:
                 f"Got {pair!r}{' a second time' if key in found else ''}",
             )
         try:
-            found[key] = json.loads(text)
+            found[key] = parse_json(text)
         except ValueError:
             found[key] = text
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scpl.errors import InputError, unknown_name
+from scpl.outside import parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,7 +181,7 @@ def _sentence_limit(name: str) -> int | None:
     try:
         with _plainly(name):
             path = _library().utils.cached_file(_place(name), _SENTENCES)
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_json(read_text(Path(path)))
         most = values.get("max_seq_length")
     except (InputError, ValueError, AttributeError):
         return None  # others have no such file

@@ -7,10 +7,10 @@ only the pictures are markup already.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scpl.outside import parse_toml
 from scpl.report.comparison import Comparison
 from scpl.report.formats import DASH, count, duration, memory, percent, short, text, traffic
 from scpl.report.groups import Group
@@ -27,11 +27,6 @@ from scpl.runs.columns import (
     VALID_LOSS,
 )
 from scpl.runs.metrics import METRICS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["comparison_page", "flatten", "run_page"]
 
@@ -250,8 +245,8 @@ def _by_group(
 
 def _parsed(config: str) -> dict[str, str]:
     try:
-        return flatten(tomllib.loads(config))
-    except tomllib.TOMLDecodeError:
+        return flatten(parse_toml(config))
+    except ValueError:
         return {}
 
 

@@ -74,7 +74,7 @@ def stage_columns(names: Iterable[str], group: str) -> dict[str, dict[int, str]]
         >>> stage_columns(["epoch", "train_loss_stage0", "train_loss_stage1"], "train")
         {'loss': {0: 'train_loss_stage0', 1: 'train_loss_stage1'}}
     """
-    pattern = re.compile(rf"{group}_(?P<quantity>.+)_stage(?P<stage>\d+)")
+    pattern = re.compile(rf"{group}_(?P<quantity>.+)_stage(?P<stage>[0-9]{{1,9}})")
     found: dict[str, dict[int, str]] = {}
     for name in names:
         if match := pattern.fullmatch(name):

@@ -21,11 +21,18 @@ from typing import Any
 
 from scpl.errors import CheckpointError, InputError
 from scpl.files import reason, sync_folder, write_whole
+from scpl.outside import parse_json, read_text
 from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
 from scpl.runs.lock import LOCK_FILE, RunLock
 from scpl.runs.metrics import METRICS, Metric, metric_of
 
 __all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord", "as_number", "as_numbers"]
+
+
+MOST = 1024
+"""Stages or processes of a run; a file that names more is damaged."""
+_IMMENSE = 1e100
+"""No measurement comes near it, and a picture has no axis for it: as good as infinite."""
 
 
 class RunFolder:
@@ -193,7 +200,7 @@ class RunFolder:
         """
         others = (self.path / name for name in files)
         paths = (self.config, self.environment, self.description, *others)
-        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+        return {path.name: self.read_text(path) for path in paths if path.is_file()}
 
     def complete_about(self, files: Mapping[str, str]) -> None:
         """Write the files of `read_about` that are not here, so that this machine can resume."""
@@ -236,10 +243,10 @@ class RunFolder:
             CheckpointError: if it is no text.
         """
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except FileNotFoundError:
             return ""
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise _damaged(path, "readable UTF-8 text", str(error)) from error
 
     def read_value(self, path: Path) -> Any:
@@ -250,7 +257,7 @@ class RunFolder:
         """
         text = self.read_text(path)
         try:
-            return json.loads(text) if text.strip() else None
+            return parse_json(text) if text.strip() else None
         except ValueError as error:
             raise _damaged(path, "valid JSON", str(error)) from error
 
@@ -285,7 +292,7 @@ class RunFolder:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 if number == len(lines):
                     return
@@ -321,20 +328,28 @@ class RunFolder:
         lines = self.read_text(self.metrics).splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()  # a number cut short still reads as a number: 0.9 instead of 0.91
-        rows = csv.reader(lines)
-        header = next(rows, [])
+        rows = self._fields(lines)
+        _, header = next(rows, (0, []))
         if header and EPOCH not in header:
             rule = f"a first line that names the columns, among them {EPOCH}"
             raise _damaged(self.metrics, rule, f"{header[:6]}")
-        for fields in filter(None, rows):
+        for number, fields in rows:
             if len(fields) != len(header):
-                got = f"{len(fields)} fields, not {len(header)}, in line {rows.line_num}"
+                got = f"{len(fields)} fields, not {len(header)}, in line {number}"
                 raise _damaged(self.metrics, "one field per column", got)
-            yield rows.line_num, dict(zip(header, fields, strict=True))
+            yield number, dict(zip(header, fields, strict=True))
+
+    def _fields(self, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+        rows = csv.reader(lines)
+        try:
+            yield from ((rows.line_num, fields) for fields in rows if fields)
+        except csv.Error as error:
+            got = f"{error}, in line {rows.line_num}"
+            raise _damaged(self.metrics, "comma-separated values", got) from error
 
     def read_metrics(self, epochs: int) -> list[dict[str, str]]:
         """Read the rows of the first ``epochs`` epochs."""
-        return [row for _, row in self.metrics_lines() if int(row[EPOCH]) <= epochs]
+        return [row for _, row in self.metrics_lines() if as_number(row[EPOCH]) <= epochs]
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the table of epochs."""
@@ -436,7 +451,7 @@ class RunRecord:
                 f"{str(folder.path)!r} {what}",
                 "Give the folder that `scpl train` wrote",
             )
-        return cls(
+        record = cls(
             folder=folder.path,
             summary=folder.read_json(folder.summary, optional=True),
             config=folder.read_text(folder.config),
@@ -445,6 +460,10 @@ class RunRecord:
             steps=_steps(folder),
             timeline=_timeline(folder),
         )
+        if record.num_stages > MOST:
+            rule, got = f"at most {MOST} stages", f"{record.num_stages}"
+            raise _damaged(folder.summary, rule, got)
+        return record
 
     @property
     def finished(self) -> bool:
@@ -515,9 +534,26 @@ def as_number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
     try:
-        return float(value)
+        number = float(value)
     except (ValueError, OverflowError):
         return math.nan
+    return number if abs(number) < _IMMENSE else math.copysign(math.inf, number)
+
+
+def _whole(value: object) -> int:
+    """Turn a JSON value into a whole number; ValueError for what nobody counts up to."""
+    number = as_number(value)
+    if not abs(number) < _IMMENSE:
+        raise ValueError(f"{value!r:.60} is no whole number")
+    return int(number)
+
+
+def _place(value: object) -> int:
+    """The same of a rank or stage."""
+    number = _whole(value)
+    if not 0 <= number < MOST:
+        raise ValueError(f"{value!r:.60} is not in 0 .. {MOST - 1}")
+    return number
 
 
 def as_numbers(value: object) -> list[float]:
@@ -531,23 +567,31 @@ def _epochs(folder: RunFolder) -> tuple[Mapping[str, float], ...]:
     by_epoch: dict[float, Mapping[str, float]] = {}
     for line, cells in folder.metrics_lines():
         try:
-            row = {k: float(v) if v.strip() else math.nan for k, v in cells.items()}
+            row = {k: _cell(v) for k, v in cells.items()}
         except ValueError as error:
             raise _damaged(folder.metrics, "numbers", f"{error}, in line {line}") from error
         by_epoch[row[EPOCH]] = row  # a resumed run repeats an epoch; the later row counts
     return tuple(by_epoch.values())
 
 
+def _cell(text: str) -> float:
+    """Read a cell of the table; ValueError if it is no number."""
+    return as_number(float(text)) if text.strip() else math.nan
+
+
 def _steps(folder: RunFolder) -> tuple[LoggedStep, ...]:
     by_step: dict[int, LoggedStep] = {}
     for line, content in folder.step_lines():
         try:
+            if len(content["losses"]) > MOST:
+                raise ValueError(f"losses of {len(content['losses'])} stages")
             losses = tuple(
                 {str(term): as_number(value) for term, value in (terms or {}).items()}
                 for terms in content["losses"]
             )
             seconds = as_number(content.get("seconds"))
-            row = LoggedStep(int(content["step"]), int(content.get("epoch") or 0), seconds, losses)
+            epoch = _whole(content.get("epoch") or 0)
+            row = LoggedStep(_whole(content["step"]), epoch, seconds, losses)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             got = f"{type(error).__name__}: {error}, in line {line}"
             rule = "an object with step and losses per line"
@@ -563,9 +607,10 @@ def _timeline(folder: RunFolder) -> tuple[Event, ...]:
     events = []
     for index, item in enumerate(content or ()):
         try:
-            place = (int(item["rank"]), int(item["stage"]), int(item["step"]))
-            event = Event(*place, str(item["activity"]), float(item["begin"]), float(item["end"]))
-        except (KeyError, TypeError, ValueError) as error:
+            place = (_place(item["rank"]), _place(item["stage"]), _whole(item["step"]))
+            begin, end = as_number(item["begin"]), as_number(item["end"])
+            event = Event(*place, str(item["activity"]), begin, end)
+        except (LookupError, TypeError, ValueError) as error:
             got = f"{type(error).__name__}: {error}, in event {index}"
             rule = "events with rank, stage, step, activity, begin, end"
             raise _damaged(folder.timeline, rule, got) from error

@@ -1,3 +1,7 @@
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from data_files import encoded, picture
 from scpl.data.cache import remember
 from scpl.data.images import decode
 from scpl.data.images.decode import decode_images
-from scpl.errors import DataError, InputError
+from scpl.errors import DataError, ImageWarning, InputError
 
 
 def pixels(image):
@@ -152,3 +156,65 @@ def test_the_cache_can_be_off_and_spares_small_sets(tmp_path, cache, monkeypatch
     large = Source(tmp_path / "large")
     assert [large(), large()] == [1, 2]
     assert not cache.exists()
+
+
+def test_only_decoders_of_images_are_asked(tmp_path, monkeypatch):
+    """A PostScript file called innocent.png made Pillow start Ghostscript: it looks at contents."""
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: started.append(a))
+    file = tmp_path / "innocent.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with Image.open(file) as image:
+        assert image.format == "EPS"  # which this test would be nothing without
+    with pytest.raises(DataError, match=r"innocent\.png: UnidentifiedImageError"):
+        decode_images([file])
+    assert not started
+
+
+def test_every_ending_that_is_looked_for_has_a_decoder():
+    Image.init()
+    assert {Image.EXTENSION[end] for end in decode.EXTENSIONS} == set(decode.FORMATS)
+
+
+def test_how_large_an_image_says_it_is_is_looked_at_before_it_is_decoded():
+    """A PNG of 100 kB may stand for gigabytes; of a header that says so, nothing is allocated."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 12_000, 12_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+    with pytest.raises(DataError, match="12000 x 12000 pixels are more than 67,108,864"):
+        decode_images([bomb])
+
+
+def test_a_long_and_narrow_image_is_not_enlarged_to_gigabytes():
+    with pytest.raises(DataError, match="pixels are more than"):
+        decode_images([encoded(picture((2000, 1), "L"))], 1000)
+
+
+def test_images_that_have_no_room_are_refused_at_once():
+    with pytest.raises(DataError, match="Got 1 x 3 x 1000000 x 1000000 bytes, 3,000 of"):
+        decode.check_room(1, 3, 1_000_000, 1_000_000)
+
+
+def test_doubts_of_the_decoder_are_counted_not_shown_one_by_one():
+    """Pillow's own warnings came to the terminal raw, one for each image."""
+    source = encoded(picture((4, 4)))
+
+    def doubtful(*_):
+        warnings.warn("Corrupt EXIF data.\n Expecting to read 4 bytes", stacklevel=2)
+        return plain(*_)
+
+    plain = decode._plain
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "_plain", doubtful)
+        with pytest.warns(
+            ImageWarning, match=r"3 warnings on 2 images .*: Corrupt EXIF data\."
+        ) as told:
+            decode_images([source, source])
+    assert len(told) == 1

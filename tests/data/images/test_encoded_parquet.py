@@ -105,3 +105,22 @@ def test_missing_pyarrow_is_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(InputError, match=r"pip install 'scpl\[parquet\]'"):
         read_parquet(tmp_path)
+
+
+def test_a_bomb_of_repeated_values_is_refused_before_it_unpacks(tmp_path):
+    """3 KB of parquet became 3.8 GB: one long value, and a count of how often it is repeated."""
+    image = encoded(picture()) + bytes(1 << 20)
+    for split in ("train", "test"):
+        table = pa.table({"image": [{"bytes": image, "path": None}] * 200, "label": [0] * 200})
+        pq.write_table(table, tmp_path / f"{split}.parquet", compression="zstd")
+    assert (tmp_path / "train.parquet").stat().st_size < 4000
+    with pytest.raises(DataError, match=r"at most 67,108,864. Got at least 2\d\d,\d{3},\d{3} in"):
+        read_parquet(tmp_path)
+
+
+def test_a_label_that_no_network_has_an_output_for_is_named(tmp_path):
+    """One label of 2**40 asked for a name for each class below it."""
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [picture()], [1 << 40])
+    with pytest.raises(DataError, match="Got 1099511627776 in row 0"):
+        read_parquet(tmp_path)

@@ -147,3 +147,22 @@ def test_embedded_digits_equal_the_published_ones():
     images = torch.cat([data.train.images, data.test.images]).flatten(1).tolist()
     labels = torch.cat([data.train.labels, data.test.labels]).tolist()
     assert sorted(zip(images, labels, strict=True)) == expected
+
+
+def test_a_bomb_of_gzip_is_refused_before_it_unpacks(monkeypatch):
+    """4 MB of gzip became 4 GB in memory before their header was looked at."""
+    monkeypatch.setattr("scpl.outside._UNPACKED", 1 << 10)
+    data = idx_bytes(np.zeros((100, 100, 100), np.uint8))
+    with pytest.raises(DataError, match=r"the 1000016 bytes .* Got at most 1\d{5} bytes"):
+        parse_idx(gzip.compress(data), "memory")
+    # Nor is more read than the header says, however much follows.
+    honest = gzip.compress(idx_bytes(np.zeros(5, np.uint8)) + bytes(1_000_000))
+    with pytest.raises(DataError, match="Got at least 14 bytes: the file is too long"):
+        parse_idx(honest, "memory")
+
+
+@pytest.mark.parametrize("header", [b"\xc8" + bytes(800), b"\x04" + bytes(4) + b"\xff" * 12])
+def test_absurd_shapes_without_a_single_number_are_refused(header):
+    """Sides whose product is 0 announce no bytes; numpy has no such arrays, and said so."""
+    with pytest.raises(DataError):
+        parse_idx(b"\0\0\x08" + header, "memory")

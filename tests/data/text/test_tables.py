@@ -223,3 +223,17 @@ def test_numbered_labels_are_sorted_by_value():
 def test_tables_are_known_by_their_names():
     assert tables.is_table(Path("a/T.CSV"))
     assert not tables.is_table(Path("a.txt"))
+
+
+def test_a_bomb_of_repeated_texts_is_refused_before_it_unpacks(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "bomb.parquet"
+    parquet.write_table(arrow.table({"text": ["a" * (1 << 20)] * 100}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    with pytest.raises(DataError, match="must unpack to at most"):
+        list(rows_of(path, ["text"], Faults()))
+    # Values that take no bytes at all are rows all the same.
+    parquet.write_table(arrow.table({"text": arrow.nulls(5_000_000)}), path, compression="zstd")
+    with pytest.raises(DataError, match="Got at least 80,000,000"):
+        columns_of(path)

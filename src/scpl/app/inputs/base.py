@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scpl import models
 from scpl.app.config import DataConfig
+from scpl.data.images.dataset import check_normalisation
 from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
@@ -118,8 +119,7 @@ class ImageInputs:
     def of(cls, values: Mapping[str, Any]) -> ImageInputs:
         """Rebuild from `describe`."""
         mean, std = tuple(values["mean"]), tuple(values["std"])
-        if not len(mean) == len(std) == values["in_channels"]:
-            raise ValueError(f"mean and std have {len(mean)} and {len(std)} entries")
+        check_normalisation(mean, std, values["in_channels"], "a network")
         width = values.get("width", 1.0)  # earlier versions had none
         files = tuple(values.get("files", ()))  # nor this
         return cls(values["in_channels"], values["image_size"], mean, std, width, files)

@@ -16,6 +16,7 @@ from scpl.data import text
 from scpl.data.loader import Inputs
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import SENTENCE_LIMIT, inputs_of_texts
+from scpl.outside import read_text
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 from scpl.tasks import TASKS
@@ -298,7 +299,7 @@ def _tokenizer(folder: RunFolder, inputs: TextInputs) -> text.Tokenizer:
         return text.PretrainedTokenizer.open(str(folder.path))
     path = folder.path / TOKENIZER
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(
             "a run on texts must keep its tokenizer", f"{path}: {error}", "Copy it from the run"

@@ -1,8 +1,7 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
 from scpl.data.images.dataset import ImageData, Split, carve_validation, limit
-from scpl.data.images.decode import decode_images
-from scpl.data.images.encoded import EXTENSIONS
+from scpl.data.images.decode import EXTENSIONS, decode_images
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
 from scpl.data.known import EMBEDDED, IMAGE_SETS

@@ -7,7 +7,8 @@ that as ``float32``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scpl.data.images.decode import check_room
 from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
 from scpl.seeding import generator
@@ -26,6 +28,7 @@ __all__ = [
     "Splits",
     "carve_validation",
     "channel_stats",
+    "check_normalisation",
     "limit",
     "resize",
 ]
@@ -155,13 +158,7 @@ class ImageData:
                     f"one for each of its {len(self.classes)} classes",
                     f"Got {int(split.labels.max())} in the {kind} split",
                 )
-        fits = len(self.mean) == len(self.std) == self.channels
-        if not fits or any(value <= 0 for value in self.std):
-            raise DataError(
-                f"Mean and std of {self.name} need one number for each of its "
-                f"{self.channels} channels, and each std must be above 0",
-                f"Got mean {self.mean} and std {self.std}",
-            )
+        check_normalisation(self.mean, self.std, self.channels, self.name)
 
     @property
     def num_classes(self) -> int:
@@ -177,6 +174,23 @@ class ImageData:
     def image_size(self) -> int:
         """Side of the square images, in pixels."""
         return int(self.train.images.shape[2])
+
+
+def check_normalisation(
+    mean: Sequence[float], std: Sequence[float], channels: int, name: str
+) -> None:
+    """Check that pixels of some data set can be normalised so.
+
+    Raises:
+        DataError: They cannot; ``name`` is for the message.
+    """
+    fits = len(mean) == len(std) == channels and all(map(math.isfinite, (*mean, *std)))
+    if not fits or any(value <= 0 for value in std):
+        raise DataError(
+            f"Mean and std of {name} need one finite number for each of its {channels} channels, "
+            "and each std must be above 0",
+            f"Got mean {mean} and std {std}",
+        )
 
 
 def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -225,6 +239,7 @@ def resize(split: Split, size: int) -> Split:
     """Resize square images to ``size`` x ``size`` pixels (bilinear, antialiased)."""
     if split.images.shape[2:] == (size, size):
         return split
+    check_room(*split.images.shape[:2], size, size)
     images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
     return Split(images, split.labels)
 

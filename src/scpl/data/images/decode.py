@@ -1,11 +1,19 @@
-"""From image files, on disk or in memory, to one tensor of bytes."""
+"""From image files, on disk or in memory, to one tensor of bytes.
+
+An image is opened here and nowhere else. Pillow looks at the content, not at the name, and has
+decoders that start other programs (PostScript) or are hardly ever used; only those of ``FORMATS``
+are asked.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +23,24 @@ import torch
 from torch import Tensor
 
 from scpl.data.extras import import_extra
-from scpl.errors import DataError
+from scpl.errors import DataError, ImageWarning
+from scpl.outside import machine_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["decode_images"]
+__all__ = ["EXTENSIONS", "FORMATS", "check_room", "decode_images"]
 
 Pixels = npt.NDArray[np.uint8]
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take an image for."""
+EXTENSIONS = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+"""How the names of such files end."""
+
+_MOST_PIXELS = 1 << 26  # of one image, before it is made smaller: 8192 x 8192, 200 MB in colour
 _GREY_MODES = ("1", "L", "LA", "La")
 _CHUNK = 256
 # Below this, Python's own work per image outweighs the decoder's, and threads only fight for the
@@ -44,8 +61,12 @@ def decode_images(
         name_of: Name of source i for messages; by default its path or its number.
 
     Raises:
-        DataError: An image cannot be read, or sizes differ and no ``image_size`` was given.
+        DataError: An image cannot be read or has more than 67 million pixels, all together are too
+            many for this machine, or sizes differ and no ``image_size`` was given.
         InputError: Pillow is not installed.
+
+    Warns:
+        ImageWarning: Once, if the decoder had doubts about images that it did read.
     """
     import_extra("PIL.Image", "images", "Decoding images")
     if not sources:
@@ -57,7 +78,15 @@ def decode_images(
         source = sources[index]
         return f"image {index}" if isinstance(source, bytes) else str(source)
 
+    with _doubts_counted(len(sources)):
+        return _decode(sources, image_size, name)
+
+
+def _decode(
+    sources: Sequence[bytes | Path], image_size: int | None, name: Callable[[int], str]
+) -> Tensor:
     height, width, _ = _pixels(sources[0], image_size, name(0)).shape
+    check_room(len(sources), 3, height, width)
     # Each image is written straight into its row of one array, so that nothing is held twice.
     array = np.empty((len(sources), height, width, 3), np.uint8)
     colour = np.zeros(len(sources), bool)
@@ -87,12 +116,48 @@ def decode_images(
     return torch.from_numpy(chosen).permute(0, 3, 1, 2).contiguous()
 
 
+def check_room(*shape: int) -> None:
+    """Check that images ``uint8 [N, C, H, W]`` have room in the memory of this machine.
+
+    Raises:
+        DataError: They have none.
+    """
+    size, memory = math.prod(shape), machine_memory()
+    if size > memory:
+        raise DataError(
+            "All images together must have room in the memory of this machine",
+            f"Got {' x '.join(map(str, shape))} bytes, {size / 1e9:,.0f} of {memory / 1e9:,.0f} GB",
+            "Give a smaller `image_size`, or fewer images",
+        )
+
+
+@contextmanager
+def _doubts_counted(count: int) -> Iterator[None]:
+    """Say in one sentence what Pillow would warn of image by image."""
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        yield
+    if doubts:
+        text = " ".join(str(doubts[0].message).split())
+        warnings.warn(
+            ImageWarning(
+                "Every image should be what its format says",
+                f"{len(doubts)} warning{'s' * (len(doubts) != 1)} on {count} images that were read "
+                f"all the same; the first: {text[:200]}",
+                "Save them anew if they look wrong",
+            ),
+            stacklevel=4,
+        )
+
+
 def _pixels(source: bytes | Path, image_size: int | None, name: str) -> Pixels:
     """Decode one image, ``[H, W, 1 or 3]``."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        content = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(content, formats=FORMATS) as image:
+            _check_size(*image.size)  # which the header tells; nothing is decoded yet
             plain = _plain(image)
             if image_size is not None:
                 plain = _fit(plain, image_size)
@@ -104,6 +169,11 @@ def _pixels(source: bytes | Path, image_size: int | None, name: str) -> Pixels:
             "Replace or remove that image",
         ) from error
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {_MOST_PIXELS:,}")
 
 
 def _plain(image: Image) -> Image:
@@ -128,6 +198,7 @@ def _fit(image: Image, size: int) -> Image:
     width, height = image.size
     scale = size / min(width, height)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    _check_size(width, height)  # a long and narrow image
     image = image.resize((width, height), Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +11,12 @@ from torch import Tensor
 
 from scpl.data.cache import remember
 from scpl.data.images.dataset import Format, Split, Splits, carve_validation
-from scpl.data.images.decode import decode_images
-from scpl.data.parquet import check_shards, class_names, open_parquet, reading, shards
+from scpl.data.images.decode import EXTENSIONS, decode_images
+from scpl.data.parquet import check_shards, class_names, open_parquet, rows, shards
 from scpl.errors import DataError
+from scpl.outside import parse_json, read_text
 
-__all__ = ["EXTENSIONS", "FORMATS"]
-
-EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+__all__ = ["FORMATS"]
 
 # One folder per class: either root/train/<class>/* beside root/test/<class>/* (or another of
 # _TEST_NAMES), or only root/<class>/*, of which a fifth becomes the test set.
@@ -179,8 +175,8 @@ def _first_words(path: Path, wnids: Sequence[str]) -> tuple[str, ...]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(
             "A list of classes must be readable text", f"Got {path}: {error}"
         ) from error
@@ -192,6 +188,7 @@ def _lines(path: Path) -> list[str]:
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
 _SUBFOLDERS = (".", "data", "plain_text")
+_MOST_CLASSES = 1 << 20  # a network has an output for each
 
 
 class _Rows(NamedTuple):
@@ -248,14 +245,13 @@ def _read_files(files: Sequence[Path]) -> _Rows:
         file = open_parquet(path)
         names = file.schema_arrow.names
         image, label = _column(names, _IMAGE_COLUMNS, path), _column(names, _LABEL_COLUMNS, path)
-        with reading(path):
-            table = file.read([image, label])
-        images += _image_bytes(table.column(image), path)
-        for row, value in enumerate(table.column(label).to_pylist()):
-            if not isinstance(value, int):
+        for row, (encoded, value) in enumerate(rows(path, [image, label])):
+            images.append(_image_bytes(encoded, row, path))
+            if not isinstance(value, int) or not 0 <= value < _MOST_CLASSES:
                 raise DataError(
-                    f"Labels in column {label!r} must be whole numbers",
-                    f"Got {value!r} in row {row} of {path}",
+                    f"Labels in column {label!r} must be whole numbers, 0 .. {_MOST_CLASSES - 1}",
+                    f"Got {value!r:.60} in row {row} of {path}",
+                    "A label of -1 often marks an unlabelled test set; use the labelled one",
                 )
             labels.append(value)
             origins.append((path, row))
@@ -275,19 +271,16 @@ def _column(names: Sequence[str], wanted: Sequence[str], path: Path) -> str:
     )
 
 
-def _image_bytes(column: Any, path: Path) -> list[bytes]:
-    images: list[bytes] = []
-    for number, row in enumerate(column.to_pylist()):
-        # A row is {"bytes": ..., "path": ...} on the hub; plain bytes are as clear.
-        image = row.get("bytes") if isinstance(row, dict) else row
-        if not isinstance(image, bytes):
-            raise DataError(
-                "Parquet rows must hold the encoded images themselves",
-                f"Got {type(row).__name__} without them in row {number} of {path}",
-                "Embed the image files, or load the folder of images instead",
-            )
-        images.append(image)
-    return images
+def _image_bytes(value: Any, row: int, path: Path) -> bytes:
+    # A row is {"bytes": ..., "path": ...} on the hub; plain bytes are as clear.
+    image = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(image, bytes):
+        raise DataError(
+            "Parquet rows must hold the encoded images themselves",
+            f"Got {type(value).__name__} without them in row {row} of {path}",
+            "Embed the image files, or load the folder of images instead",
+        )
+    return image
 
 
 def _classes_file(path: Path) -> tuple[str, ...] | None:
@@ -295,7 +288,7 @@ def _classes_file(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(read_text(path))
         if entries and isinstance(entries[0], dict):
             entries = sorted(entries, key=lambda entry: int(entry["label"]))
             entries = [entry.get("words") or entry["name"] for entry in entries]

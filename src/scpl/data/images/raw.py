@@ -7,12 +7,13 @@ Krizhevsky, https://www.cs.toronto.edu/~kriz/cifar.html.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from scpl.data.images.dataset import (
     channel_stats,
 )
 from scpl.errors import DataError
+from scpl.outside import most_unpacked, read_text
 
 __all__ = ["FORMATS", "load_digits"]
 
@@ -40,6 +42,7 @@ FILES = (
 )
 _SUBFOLDERS = (".", "raw")  # torchvision keeps them in MNIST/raw
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_DIMS = 8  # images have three
 _AGAIN = "Download the file again"
 
 
@@ -61,7 +64,8 @@ def read_mnist(folder: Path, image_size: int | None = None) -> Splits:
 def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
     """Read one idx file of bytes in ``dims`` dimensions."""
     try:
-        values = parse_idx(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            values = _parse_idx(file, str(path))
     except OSError as error:
         raise DataError("An idx file must be readable", f"Got {path}: {error}") from error
     if values.ndim != dims or values.dtype != np.uint8:
@@ -74,34 +78,57 @@ def read_idx(path: Path, dims: int) -> npt.NDArray[Any]:
 
 def parse_idx(data: bytes, name: str) -> npt.NDArray[Any]:
     """Read an idx file held in memory, compressed with gzip or not; ``name`` is for messages."""
-    if data[:2] == b"\x1f\x8b":  # idx begins with two zero bytes, so gzip cannot be mistaken
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                "A gzip file must be complete and intact",
-                f"Got {len(data)} bytes that do not unpack in {name}: {error}",
-                _AGAIN,
-            ) from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _TYPES:
+    return _parse_idx(io.BytesIO(data), name)
+
+
+def _parse_idx(file: BinaryIO, name: str) -> npt.NDArray[Any]:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    packed = file.read(2) == b"\x1f\x8b"  # idx begins with two zero bytes
+    file.seek(0)
+    if not packed:
+        return _read_idx(file, size, name, packed=False)
+    try:
+        with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+            return _read_idx(unpacked, most_unpacked(size), name, packed=True)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            "An idx file must begin with two zero bytes, a known type and the number of dimensions",
-            f"Got bytes {data[:4].hex(' ') or '(none)'} in {name}",
+            "A gzip file must be complete and intact",
+            f"Got {size} bytes that do not unpack in {name}: {error}",
+            _AGAIN,
+        ) from error
+
+
+def _read_idx(
+    file: BinaryIO | gzip.GzipFile, most: int, name: str, *, packed: bool
+) -> npt.NDArray[Any]:
+    """Read the header, and no more than it announces; a file has room for ``most`` bytes."""
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] > _MOST_DIMS:
+        raise DataError(
+            "An idx file must begin with two zero bytes, a known type and up to 8 dimensions",
+            f"Got bytes {head.hex(' ') or '(none)'} in {name}",
             _AGAIN,
         )
-    expected = start = 4 + 4 * data[3]
-    dtype = np.dtype(_TYPES[data[2]])
-    if len(data) >= start:
-        shape = struct.unpack(f">{data[3]}I", data[4:start])
+    dtype, numbers = np.dtype(_TYPES[head[2]]), file.read(4 * head[3])
+    expected = 4 + 4 * head[3]
+    shape: tuple[int, ...] = ()
+    if 4 + len(numbers) == expected:
+        shape = struct.unpack(f">{head[3]}I", numbers)
         expected += math.prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        state = "truncated" if len(data) < expected else "too long"
+    # Numpy multiplies the sides out, though one of them be 0.
+    has_room = expected <= most and math.prod(max(side, 1) for side in shape) < 1 << 56
+    data = file.read(expected - 4 - len(numbers)) if has_room else b""
+    got = 4 + len(numbers) + len(data)
+    if not has_room or got != expected or file.read(1):
+        got += got == expected
+        size = f"at least {got}" if packed and has_room else f"{'at most ' * packed}{most}"
         raise DataError(
             f"{name} must hold the {expected} bytes its header announces",
-            f"Got {len(data)} bytes: the file is {state}",
+            f"Got {size} bytes: the file is {'truncated' if got < expected else 'too long'}",
             _AGAIN,
         )
-    values = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    values = np.frombuffer(data, dtype).reshape(shape)
     return values.astype(dtype.newbyteorder("="))  # a copy in native order, which torch can share
 
 
@@ -184,8 +211,8 @@ class _Cifar(NamedTuple):
 
 def _cifar_classes(path: Path, num_classes: int) -> tuple[str, ...] | None:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError):
         return None  # the file of names is optional: the known names serve as well
     names = tuple(line.strip() for line in lines if line.strip())
     if names and len(names) != num_classes:

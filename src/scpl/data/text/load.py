@@ -27,6 +27,7 @@ from scpl.data.text.splits import (
 from scpl.data.text.tables import Faults
 from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer, version_of
 from scpl.errors import DataError, InputError
+from scpl.outside import parse_json
 from scpl.tasks import Classes
 
 __all__ = ["TextData", "TextSettings", "load_test", "load_text"]
@@ -241,14 +242,14 @@ def _recalled(
 
     return TextData(
         name,
-        tuple(json.loads(about["classes"])),
+        tuple(parse_json(about["classes"])),
         columns,
         tokenizer or from_json(about["tokenizer"], "the cache"),
         split("train"),
         split("valid") if "valid.tokens" in tensors else None,
         split("test"),
         fingerprint,
-        tuple(json.loads(about["notes"])),
+        tuple(parse_json(about["notes"])),
     )
 
 

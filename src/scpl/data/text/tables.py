@@ -10,7 +10,6 @@ import codecs
 import contextlib
 import csv
 import difflib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from scpl.data import parquet
 from scpl.errors import DataError
+from scpl.outside import parse_json
 
 __all__ = [
     "LEFT_OUT",
@@ -49,7 +49,7 @@ LONGEST_TEXT = 1 << 20
 LONGEST_LINE = 64 << 20
 """Bytes of a line; a file with longer ones is no table."""
 
-_CHUNK = 1024  # rows of a parquet file in memory at a time, and of JSON lines that name the columns
+_CHUNK = 1024  # rows of JSON lines that name the columns
 
 
 class Faults:
@@ -249,8 +249,8 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             yield number, row
@@ -272,13 +272,8 @@ def _parquet_columns(path: Path) -> list[str]:
 
 
 def _parquet(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    file, number = parquet.open_parquet(path), 0
-    with parquet.reading(path):
-        for batch in file.iter_batches(_CHUNK, columns=list(dict.fromkeys(columns))):
-            cells = [batch.column(name).to_pylist() for name in columns]
-            for values in zip(*cells, strict=True):
-                number += 1
-                yield number, list(values)
+    for number, values in enumerate(parquet.rows(path, columns), start=1):
+        yield number, list(values)
 
 
 _Reader = tuple[Callable[[Path], list[str]], Callable[[Path, Sequence[str], Faults], Iterator[Row]]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from scpl.data.text.tables import is_missing
 from scpl.errors import DataError, InputError
+from scpl.outside import parse_json
 from scpl.tasks import Classes, MultiLabel, Regression, Task
 
 __all__ = ["Targets", "targets_of"]
@@ -289,7 +289,7 @@ def _listed(value: Any, place: str) -> list[str]:
     if isinstance(value, str):
         if value.lstrip().startswith("["):
             try:
-                listed = json.loads(value)
+                listed = parse_json(value)
             except ValueError as error:
                 raise DataError(
                     "A list of labels must be JSON, or names separated by ; or |",

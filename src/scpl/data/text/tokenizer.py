@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scpl.data.extras import import_extra
 from scpl.errors import DataError, InputError
+from scpl.outside import parse_json
 from scpl.seeding import generator
 
 __all__ = [
@@ -89,7 +90,7 @@ def from_json(text: str, origin: str) -> Tokenizer:
         InputError: tokenizers is needed and not installed.
     """
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if "model" in values:
             return Subwords(_library().Tokenizer.from_str(text))
         return Words(tuple(map(str, values["words"])), paper=values["kind"] == "paper-words")
