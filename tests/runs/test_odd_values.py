@@ -9,7 +9,6 @@ from run_folders import make_run
 from scpl.errors import CheckpointError
 from scpl.runs import RunFolder, RunRecord
 
-
 SPAN = {"rank": 0, "stage": 0, "step": 0, "activity": "", "begin": 0, "end": 1}
 
 
