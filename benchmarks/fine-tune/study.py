@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 SETS = {
     # name: how it is reduced
     "sst2-sentences": ["--limit-train", "3000", "--max-tokens", "64"],
+    "sst2-1000": ["--limit-train", "1000", "--max-tokens", "64"],
     "ag_news": ["--limit-train", "4000", "--max-tokens", "96"],
     "imdb": ["--limit-train", "2000", "--limit-test", "5000", "--max-tokens", "200"],
 }
@@ -66,6 +67,8 @@ def groups(stages: list[int], more_epochs: int | None) -> Iterator[Group]:
         if more_epochs:
             settings = ("--stages", "2", "--epochs", str(more_epochs))
             yield Group(data, f"2 stages, {more_epochs} epochs", "scpl", settings=settings)
+        settings = ("--stages", "2", "--cross-entropy", "0.8")
+        yield Group(data, "2 stages, contrast 0.2", "scpl", settings=settings)
         yield Group(data, "from scratch", "bp,scpl", settings=("--stages", "2"), scratch=True)
 
 
@@ -185,7 +188,8 @@ def main() -> None:
     args = options.parse_args()
     args.until = time.time() + 60 * args.minutes
     if not args.table:
-        write_sentences(args.data_dir, args.out / "data" / "sst2-sentences")
+        for name in ("sst2-sentences", "sst2-1000"):
+            write_sentences(args.data_dir, args.out / "data" / name)
         write_scratch(args.model, args.out / "scratch")
         waiting = [
             replace(group, seed=seed)
