@@ -9,6 +9,8 @@ from run_folders import make_run
 from scpl.errors import CheckpointError
 from scpl.runs import RunFolder, RunRecord
 
+EVENT = {"rank": 0, "stage": 0, "step": 0, "activity": "learn", "begin": 0, "end": 1}
+
 
 @pytest.mark.parametrize(
     ("file", "line"),
@@ -17,8 +19,8 @@ from scpl.runs import RunFolder, RunRecord
         ("steps.jsonl", {"step": 1, "epoch": float("inf"), "losses": []}),  # an OverflowError
         ("steps.jsonl", {"step": 1, "losses": 5}),
         ("steps.jsonl", {"step": 1, "losses": ["x"]}),
-        ("timeline.json", [{"rank": float("inf"), "stage": 0, "step": 0, "activity": "", "begin": 0, "end": 1}]),
-        ("timeline.json", [{"rank": 0, "stage": 10**6, "step": 0, "activity": "", "begin": 0, "end": 1}]),
+        ("timeline.json", [{**EVENT, "rank": float("inf")}]),
+        ("timeline.json", [{**EVENT, "stage": 10**6}]),
         ("timeline.json", [7]),
         ("summary.json", {"stages": 10**9}),
     ],
