@@ -8,7 +8,7 @@ from run_folders import make_run
 from scpl.errors import CheckpointError
 from scpl.runs import RunFolder, RunRecord
 
-SPAN = {"rank": 0, "stage": 0, "step": 0, "activity": "", "begin": 0, "end": 1}
+EVENT = {"rank": 0, "stage": 0, "step": 0, "activity": "learn", "begin": 0, "end": 1}
 
 
 @pytest.mark.parametrize(
@@ -18,8 +18,8 @@ SPAN = {"rank": 0, "stage": 0, "step": 0, "activity": "", "begin": 0, "end": 1}
         ("steps.jsonl", {"step": 1, "epoch": float("inf"), "losses": []}),  # an OverflowError
         ("steps.jsonl", {"step": 1, "losses": 5}),
         ("steps.jsonl", {"step": 1, "losses": ["x"]}),
-        ("timeline.json", [{**SPAN, "rank": float("inf")}]),
-        ("timeline.json", [{**SPAN, "stage": 10**6}]),
+        ("timeline.json", [{**EVENT, "rank": float("inf")}]),
+        ("timeline.json", [{**EVENT, "stage": 10**6}]),
         ("timeline.json", [7]),
         ("summary.json", {"stages": 10**9}),
     ],
