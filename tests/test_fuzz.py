@@ -25,7 +25,7 @@ def test_what_is_damaged_is_readable_before(files):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 2**32), number=st.integers(0, 99))
 def test_a_damaged_file_is_an_error_of_ours_or_none(files, seed, number):

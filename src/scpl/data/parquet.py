@@ -55,12 +55,13 @@ def open_parquet(path: Path) -> Any:
     parquet = import_extra("pyarrow.parquet", "parquet", "Reading parquet files")
     with _reading(path):
         about, most = parquet.read_metadata(path), _most(path)
+        # Of columns pyarrow must not be asked here: damaged ones end the process.
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
-        columns = [group.column(n) for group in groups for n in range(group.num_columns)]
-        _check_size(path, sum(column.total_uncompressed_size for column in columns), most)
+        _check_size(path, sum(group.total_byte_size for group in groups), most)
         _check_size(path, about.num_rows * _LEAST_ROW, most)
-        texts = {each.path_in_schema for each in columns if each.physical_type == "BYTE_ARRAY"}
-        return parquet.ParquetFile(path, read_dictionary=sorted(texts), metadata=about)
+        leaves = [about.schema.column(number) for number in range(len(about.schema))]
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        return parquet.ParquetFile(path, read_dictionary=texts, metadata=about)
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

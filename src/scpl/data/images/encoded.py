@@ -293,7 +293,7 @@ def _classes_file(path: Path) -> tuple[str, ...] | None:
             entries = sorted(entries, key=lambda entry: int(entry["label"]))
             entries = [entry.get("words") or entry["name"] for entry in entries]
         return tuple(str(name) for name in entries)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
         raise DataError(
             "classes.json must be a list of names, or of objects with 'label' and 'name'",
             f"Got {path}: {type(error).__name__}: {error}",
