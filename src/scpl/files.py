@@ -75,7 +75,8 @@ def free_space(path: Path) -> int | None:
     """Bytes that may still be written where ``path`` is or will be; None if nobody can tell."""
     with suppress(OSError):
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        return shutil.disk_usage(there).free
+        usage = shutil.disk_usage(there)
+        return usage.free if usage.total else None  # a file system that does not count
     return None
 
 

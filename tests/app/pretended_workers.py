@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 from scpl.app.bench.workers import CannotRun, Timing
 
@@ -41,3 +42,12 @@ def tell_environment(connection, plan):
     connection.recv()
     connection.send({name: os.environ[name] for name in names} | {"torch": "torch" in sys.modules})
     connection.recv()
+
+
+def end_or_hang(connection, plan):
+    """The first process ends without a word, the others do nothing more."""
+    connection.send(())
+    connection.recv()
+    if os.environ["RANK"] == "0":
+        os._exit(1)
+    time.sleep(60)

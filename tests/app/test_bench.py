@@ -20,6 +20,7 @@ from scpl.app.bench.measure import Block, train_block
 from scpl.app.bench.workers import Workers
 from scpl.app.config import TrainConfig
 from scpl.engine.timeline import Timeline
+from scpl.errors import LinkError
 from scpl.methods import SCPL, Backpropagation, DataParallel, GPipe
 from scpl.report.formats import TIMES
 
@@ -220,6 +221,19 @@ class TestEnvironment:
                 "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "3",
                 "torch": False,
             }  # fmt: skip
+
+
+class TestLost:
+    def test_who_hangs_when_another_is_lost_is_not_waited_for(self, monkeypatch):
+        """A rank that was stopped, and blamed by the other, was waited for without end."""
+        monkeypatch.setattr("scpl.app.bench.workers.SECONDS_TO_END", 0.5)
+        workers = Workers("some", pretended_workers.end_or_hang, None, processes=2)
+        try:
+            workers.start()
+            with pytest.raises(LinkError, match="One of some ended without a word"):
+                workers.train()
+        finally:
+            workers.kill()
 
 
 class TestData:

@@ -89,9 +89,10 @@ def _run_ranks(arguments: list[str], processes: int, run_id: str) -> tuple[int, 
         return BAD_INPUT, False
     if not failed:
         return 0, False
-    if all(code in INTERRUPTED for code in failed):
-        return failed[0], False
-    return 1, True
+    interrupted = [code for code in failed if code in INTERRUPTED]
+    if interrupted and (received or interrupted == failed):
+        return interrupted[0], False
+    return 1, not received
 
 
 def _first_codes(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:

@@ -4,8 +4,8 @@ Large sets come in shards, such as ``train-00000-of-00003.parquet``, and the hub
 files may name the classes.
 
 A few kilobytes of this format can stand for gigabytes: one long value, and a count of how often it
-is repeated. Values are therefore read as numbers into the list of distinct ones, and what they come
-to is known before they are written out.
+is repeated. So the longer values can be, the fewer rows are read at a time, and what they come to
+is counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from scpl.outside import most_unpacked, parse_json
 
 __all__ = ["check_shards", "class_names", "open_parquet", "rows", "shards"]
 
-_CHUNK = 1024  # rows in memory at a time
+_CHUNK = 1024  # rows in memory at a time, at most
+_BATCH = 1 << 29  # bytes of these rows, at most
 _LEAST_ROW = 16  # bytes of a row in Python, however often it is the same
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 
@@ -59,9 +60,7 @@ def open_parquet(path: Path) -> Any:
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
         _check_size(path, sum(group.total_byte_size for group in groups), most)
         _check_size(path, about.num_rows * _LEAST_ROW, most)
-        leaves = [about.schema.column(number) for number in range(len(about.schema))]
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        return parquet.ParquetFile(path, read_dictionary=texts, metadata=about)
+        return parquet.ParquetFile(path, metadata=about)
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -73,10 +72,14 @@ def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     file, most, size = open_parquet(path), _most(path), 0
     wanted = list(dict.fromkeys(columns))
     with _reading(path):
-        for batch in file.iter_batches(_CHUNK, columns=wanted):
-            size += sum(_written_out(batch.column(name)) for name in wanted)
+        groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+        # No value is longer than all values of its group are before they are repeated.
+        longest = max((group.total_byte_size for group in groups), default=0)
+        chunk = max(1, min(_CHUNK, _BATCH // max(longest, 1)))
+        for batch in file.iter_batches(chunk, columns=wanted):
+            size += batch.nbytes
             _check_size(path, size, most)
-            cells = {name: _plain(batch.column(name)).to_pylist() for name in wanted}
+            cells = {name: batch.column(name).to_pylist() for name in wanted}
             yield from zip(*(cells[name] for name in columns), strict=True)
 
 
@@ -91,25 +94,6 @@ def _check_size(path: Path, size: int, most: int) -> None:
             f"Got at least {size:,} in {path}",
             "If it is what you want to learn from, save it as CSV or JSON lines",
         )
-
-
-def _written_out(array: Any) -> int:
-    """Bytes of an array once every value stands for itself."""
-    arrow = import_extra("pyarrow", "parquet", "Reading parquet files")
-    if arrow.types.is_dictionary(array.type):
-        compute = import_extra("pyarrow.compute", "parquet", "Reading parquet files")
-        lengths = compute.take(compute.binary_length(array.dictionary), array.indices)
-        return int(array.nbytes + (compute.sum(lengths).as_py() or 0))
-    if arrow.types.is_struct(array.type):
-        return sum(_written_out(each) for each in array.flatten())
-    if arrow.types.is_list(array.type) or arrow.types.is_large_list(array.type):
-        return int(_written_out(array.flatten()))
-    return int(array.nbytes)
-
-
-def _plain(array: Any) -> Any:
-    """The same values, which are got one by one much faster so."""
-    return array.dictionary_decode() if hasattr(array, "dictionary_decode") else array
 
 
 @contextmanager

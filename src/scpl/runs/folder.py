@@ -86,6 +86,8 @@ class RunFolder:
                 sync_folder(folder.path.absolute().parent)
         except BaseException:
             folder.unlock()
+            if lock.is_new and not lock.works:  # there the file itself is the lock
+                (folder.path / LOCK_FILE).unlink(missing_ok=True)
             raise
         return folder
 

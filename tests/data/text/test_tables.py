@@ -237,3 +237,12 @@ def test_a_bomb_of_repeated_texts_is_refused_before_it_unpacks(tmp_path):
     parquet.write_table(arrow.table({"text": arrow.nulls(5_000_000)}), path, compression="zstd")
     with pytest.raises(DataError, match="Got at least 80,000,000"):
         columns_of(path)
+
+
+def test_many_texts_that_all_differ_are_no_bomb(tmp_path):
+    """They were counted again and again, with every thousand rows, and refused."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    path, texts = tmp_path / "t.parquet", [f"{number:064x}" for number in range(50_000)]
+    parquet.write_table(arrow.table({"text": texts}), path, compression="zstd")
+    assert [cells for _, cells in rows_of(path, ["text"], Faults())] == [[t] for t in texts]

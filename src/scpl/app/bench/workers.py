@@ -124,13 +124,19 @@ class Workers:
         """Receive one thing from every process."""
         found: dict[int, Any] = {}
         ranks: dict[Any, int] = {c: rank for rank, c in enumerate(self._connections)}
+        lost = False
         while ranks:
-            for connection in wait(list(ranks)):
+            # Who is left when one is lost ends soon, or hangs, and would be waited for for ever.
+            ready = wait(list(ranks), SECONDS_TO_END if lost else None)
+            if not ready:
+                break
+            for connection in ready:
                 rank = ranks.pop(connection)
                 try:
                     found[rank] = self._connections[rank].recv()
                 except (EOFError, ConnectionError):
                     self._check_killed(self._processes[rank])
+                    lost = True
                 else:
                     if isinstance(found[rank], CannotRun):
                         raise found[rank]
