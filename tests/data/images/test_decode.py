@@ -1,3 +1,4 @@
+import logging
 import struct
 import warnings
 import zlib
@@ -218,3 +219,16 @@ def test_doubts_of_the_decoder_are_counted_not_shown_one_by_one():
         ) as told:
             decode_images([source, source])
     assert len(told) == 1
+
+
+def test_what_pillow_logs_of_a_damaged_image_stays_off_the_terminal(capfd):
+    """Without a handler, logging writes errors to the terminal raw."""
+    source = bytearray(encoded(picture(), "TIFF"))
+    place = source.index(struct.pack("<HHII", 277, 3, 1, 3))  # samples per pixel
+    source[place + 8 : place + 12] = struct.pack("<I", 2048)
+    root = logging.getLogger()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(root, "handlers", [])  # as without pytest
+        with pytest.raises(DataError, match="must be readable"):
+            decode_images([bytes(source)])
+    assert capfd.readouterr().err == ""

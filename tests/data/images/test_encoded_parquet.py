@@ -124,3 +124,11 @@ def test_a_label_that_no_network_has_an_output_for_is_named(tmp_path):
         write_parquet(tmp_path / f"{split}.parquet", [picture()], [1 << 40])
     with pytest.raises(DataError, match="Got 1099511627776 in row 0"):
         read_parquet(tmp_path)
+
+
+def test_a_label_without_end_in_classes_json_is_a_damaged_file(tmp_path):
+    """Python reads 1e999 as infinite, which `int` answers with an OverflowError."""
+    write_hub(tmp_path, size=(4, 4), n=2, classes=2, metadata=False)
+    (tmp_path / "classes.json").write_text('[{"label": 1e999, "name": "a"}]')
+    with pytest.raises(DataError, match=r"classes\.json must be a list .* OverflowError"):
+        read_parquet(tmp_path)

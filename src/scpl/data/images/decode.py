@@ -8,6 +8,7 @@ are asked.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import warnings
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["EXTENSIONS", "FORMATS", "check_room", "decode_images"]
+
+# What Pillow logs of a damaged image comes before an exception, which is told in our words.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 Pixels = npt.NDArray[np.uint8]
 
