@@ -153,10 +153,10 @@ def break_on_purpose(pipeline, how):
             raise ValueError("broken on purpose")
 
         pipeline.stages[-1].body.forward = forward
-    elif how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif how == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
+        return
+    # However long the disk takes: what is lost then is for other tests.
+    pipeline._writer.wait()
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
 
 
 def main():

@@ -129,5 +129,6 @@ def test_processes_of_a_machine_take_its_gpus_in_turn(monkeypatch, name, index):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    there = torch.zeros(1)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: there)
     assert choose_device(name) == torch.device("cuda", index)

@@ -68,6 +68,7 @@ FIELDS = {
     "note": NOTES,
     "run": st.text(max_size=40),
     "reason": st.text(),
+    "signal": st.integers(0, 64),
 }
 KINDS = tuple(module._KINDS.values())
 
