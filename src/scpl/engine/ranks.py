@@ -24,7 +24,7 @@ from scpl.engine.local import host_store
 from scpl.engine.mesh import Mesh
 from scpl.engine.notes import NOTHING, SECRET, Notes
 from scpl.engine.transfer import use_device
-from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog
+from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog, whereabouts
 from scpl.errors import InputError, LinkError, RemoteError, unknown_name
 
 __all__ = ["Backend", "ManyRanks", "OneRank", "Ranks", "connect", "local_cuda"]
@@ -301,11 +301,9 @@ class ManyRanks(Ranks):
         return self._watchdog.claim(self._notes, text)
 
     def _gone(self, rank: int) -> str:
-        known = self._notes.read(f"host/{rank}")
-        host, process = ("?", "?") if known is NOTHING else known
         return (
             "Every rank must stay until the end. "
-            f"Rank {rank} (process {process} on {host}) left without a word: it was "
+            f"Rank {rank} ({whereabouts(self._notes, rank)}) left without a word: it was "
             "killed, ran out of memory, or its machine or link failed. Look at its log, then "
             "continue from the newest checkpoint."
         )

@@ -19,7 +19,7 @@ from torch.distributed import DistError
 
 from scpl.engine.notes import NOTHING, Notes
 
-__all__ = ["GRACE", "HURRIED_SILENCE", "Watchdog"]
+__all__ = ["GRACE", "HURRIED_SILENCE", "Watchdog", "whereabouts"]
 
 PERIOD = 0.25
 HURRIED_SILENCE = 4.0
@@ -131,11 +131,9 @@ class Watchdog:
         return None
 
     def _blame(self, rank: int) -> None:
-        known = self._notes.read(f"host/{rank}")
-        host, process = ("?", "?") if known is NOTHING else known
         text = (
             f"Every rank must show a sign of life within {self._silence:g} s. "
-            f"Rank {rank} (process {process} on {host}) did not. Check its machine and its link, "
+            f"Rank {rank} ({whereabouts(self._notes, rank)}) did not. Check its machine and its link, "
             "then continue from the newest checkpoint."
         )
         if self.claim(self._notes, text):
@@ -151,3 +149,10 @@ class Watchdog:
         if not self.failed.is_set():  # nobody else can have told the cause here
             sys.stderr.write(f"scpl: {text} Continue from the newest checkpoint.\n")
         self._know({"rank": self._rank, "text": text})
+
+
+def whereabouts(notes: Notes, rank: int) -> str:
+    """Say which process a rank is, and on which machine, as it told the others."""
+    known = notes.read(f"host/{rank}")
+    host, process = ("?", "?") if known is NOTHING else known
+    return f"process {process} on {host}"

@@ -99,7 +99,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
     outlive_launcher()
     stop = GracefulStop(ranks.hurry)
     if not mesh.is_first:  # the one that decides where the run ends
-        stop.on_signal(lambda received: ranks.ask_to_stop(received))
+        stop.on_signal(ranks.ask_to_stop)
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
             summary = _train(after_restart(config, ranks), ranks, threads, stop)
