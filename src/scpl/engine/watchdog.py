@@ -133,8 +133,8 @@ class Watchdog:
     def _blame(self, rank: int) -> None:
         text = (
             f"Every rank must show a sign of life within {self._silence:g} s. "
-            f"Rank {rank} ({whereabouts(self._notes, rank)}) did not. Check its machine and its link, "
-            "then continue from the newest checkpoint."
+            f"Rank {rank} ({whereabouts(self._notes, rank)}) did not. "
+            "Check its machine and its link, then continue from the newest checkpoint."
         )
         if self.claim(self._notes, text):
             sys.stderr.write(f"scpl: {text}\n")
