@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export UV_CONSTRAINT := $(CURDIR)/constraints.txt
+# Keep compiled modules, whatever the machine prefers: the tests start Python a hundred times.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint types imports unit bench format help clean
 .DEFAULT_GOAL := help

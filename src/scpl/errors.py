@@ -91,7 +91,7 @@ class RemoteError(ScplError, RuntimeError):
 
 
 class Interrupted(ScplError):
-    """Training was asked to end early (Ctrl-C, SIGTERM) and ended cleanly.
+    """Training was asked to end early (Ctrl-C, SIGTERM, SIGHUP) and ended cleanly.
 
     Attributes:
         signal: Number of the signal that asked for it.

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import re
@@ -6,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -18,6 +20,7 @@ from cli_runs import (
     COMPLETE,
     NUM_STEPS,
     TINY,
+    command,
     finish,
     fork,
     rank_of,
@@ -29,13 +32,13 @@ from cli_runs import (
     tree,
     wait_for_steps,
 )
-from processes import run_forked
+from processes import environment, run_forked
 from scpl.app.config import TrainConfig
 from scpl.app.train.recorder import Recorder
 
 EPOCHS = 4
 MANY = [*TINY, "--epochs", EPOCHS, "--quiet"]
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +211,22 @@ class TestInterruptions:
         found = finish(process)
         assert found.status == status, found.err
         assert "Traceback" not in found.err
+        assert scpl("train", "--resume", folder).status == 0
+        assert result(folder) == result(whole)
+
+    @pytest.mark.slow
+    def test_a_terminal_that_is_closed(self, whole, tmp_path):
+        """Its SIGHUP ended the run unsaved, and to tell so to nobody would have been an error."""
+        folder, (ours, its) = tmp_path / "run", os.openpty()
+        process = subprocess.Popen(
+            command("train", *MANY, "--out", folder),
+            stdin=its, stdout=its, stderr=its, start_new_session=True, env=environment(),
+            preexec_fn=lambda: fcntl.ioctl(its, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(its)
+        wait_for_steps(folder, 3, process)
+        os.close(ours)
+        assert process.wait(60) == 129
         assert scpl("train", "--resume", folder).status == 0
         assert result(folder) == result(whole)
 

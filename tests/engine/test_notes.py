@@ -69,9 +69,14 @@ def test_the_store_of_one_machine_is_out_of_reach_of_others():
     assert variables(1, 1)[0][SECRET] != places[0][SECRET]
 
 
-def test_a_rank_that_hosts_the_store_for_its_own_machine_hides_it_too():
-    store = host_store("127.0.0.1", 0, timedelta(seconds=5))
-    assert _listening(store.port) == {"0100007F"}
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "0100007F"), ("localhost", "0100007F"), ("::1", "0" * 24 + "01000000")],
+)
+def test_a_rank_that_hosts_the_store_for_its_own_machine_hides_it_too(host, address):
+    """Only an address of four numbers was seen to be that of this machine."""
+    store = host_store(host, 0, timedelta(seconds=5))
+    assert _listening(store.port) == {address}
 
 
 def _listening(port):

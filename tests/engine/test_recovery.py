@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,12 @@ def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved, restore, he
     assert "begins with the first step" in heard[0]
 
 
+def test_a_disk_that_was_not_brought_is_no_beginning(tmp_path, saved, restore):
+    """The run began anew and wrote over the parts of the other machines."""
+    with pytest.raises(CheckpointError, match=r"intact checkpoint.*step 3: is not on all machines"):
+        restore(build(), ranks=Told(run=run_of(tmp_path)), stages=slice(2, 3))
+
+
 def test_parts_of_another_run_on_another_machine_are_not_mixed_with_ours(saved, restore):
     with pytest.raises(CheckpointError, match=r"step 3: has parts of several runs"):
         restore(build(), ranks=Told(*STEPS, run="another"), stages=slice(2, 3))
@@ -158,12 +165,14 @@ def test_values_that_an_optimizer_refuses_are_told(tmp_path, saved, restore):
         restore(build())
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".json"])
-def test_damage_in_all_steps_is_an_error_not_a_beginning(tmp_path, saved, restore, suffix):
-    """All manifests of a stage are gone, or all its files are damaged."""
+@pytest.mark.parametrize(
+    ("suffix", "harm"), [(".pt", cut), (".pt", Path.unlink), (".json", Path.unlink)]
+)
+def test_damage_in_all_steps_is_an_error_not_a_beginning(tmp_path, saved, restore, suffix, harm):
+    """All files or manifests of a stage are gone, or damaged; of gone files was thought that no
+    checkpoint had ever been finished, and the run began anew."""
     for step in STEPS:
-        path = part(tmp_path, step, 1, suffix)
-        cut(path) if suffix == ".pt" else path.unlink()
+        harm(part(tmp_path, step, 1, suffix))
     with pytest.raises(CheckpointError, match=r"intact checkpoint.*step 3: stage 1.*step 2: stage"):
         restore(build())
 

@@ -27,7 +27,7 @@ from scpl.app.config import (
     names,
     write_toml,
 )
-from scpl.app.launch import BAD_INPUT
+from scpl.app.launch import BAD_INPUT, INTERRUPTED
 from scpl.app.probe import probe_run
 from scpl.app.signals import end_signals
 from scpl.data import is_here
@@ -211,7 +211,7 @@ def _run_child(command: list[str]) -> tuple[int, str]:
                     last = line.strip()
                 sys.stderr.write(f"    {line}")
             status = child.wait()
-    if received or status in (130, 143):
+    if received or status in INTERRUPTED:
         saved = "The comparison was interrupted; everything is saved"
         error = Interrupted(saved, fix="The same command continues it")
         error.signal = received[0] if received else status - 128

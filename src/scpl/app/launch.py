@@ -21,10 +21,11 @@ from scpl.engine.ranks import Ranks
 from scpl.errors import InputError
 from scpl.runs import RunFolder
 
-__all__ = ["after_restart", "is_rank", "launch", "launcher"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "after_restart", "is_rank", "launch", "launcher"]
 
 BAD_INPUT = 2
-INTERRUPTED = (130, 143)
+INTERRUPTED = (129, 130, 143)
+"""Statuses after SIGHUP, SIGINT and SIGTERM."""
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_END = 10.0
 """What a rank gets to end once another one has failed; they learn of that from each other."""

@@ -1,15 +1,16 @@
-"""Ctrl-C and SIGTERM: what a command does when it is told to end."""
+"""Ctrl-C, SIGTERM and a closed terminal: what a command does when it is told to end."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 __all__ = ["LAUNCHER", "GracefulStop", "die_with_launcher", "end_signals", "outlive_launcher"]
@@ -21,7 +22,10 @@ _SET_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 @contextmanager
 def end_signals(receive: Callable[[signal.Signals], None]) -> Iterator[bool]:
-    """Have Ctrl-C (SIGINT) and SIGTERM handled by one function; the handlers before come back.
+    """Have signals to end handled by one function; the handlers before come back.
+
+    They are Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP, unless it is ignored, as under
+    ``nohup``).
 
     Args:
         receive: Called in the main thread with the signal. What it raises is raised wherever the
@@ -33,18 +37,32 @@ def end_signals(receive: Callable[[signal.Signals], None]) -> Iterator[bool]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_terminal()
         receive(signal.Signals(number))
 
     if threading.current_thread() is not threading.main_thread():
         yield False
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Write to nowhere what would go to the terminal: it is closed, and a write would fail."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 SAME_EVENT = 2.0
@@ -132,12 +150,14 @@ def die_with_launcher() -> None:
     if launcher and sys.platform == "linux":
         _on_parents_death(signal.SIGKILL)
         if os.getppid() != int(launcher):  # it died before that
+            sys.stderr.write("scpl: The launcher of this process is gone.\n")
             os._exit(1)
 
 
 def outlive_launcher() -> None:
     """End what `die_with_launcher` began: from now on the ranks watch over each other."""
-    if LAUNCHER in os.environ and sys.platform == "linux":
+    # Programs that this one starts have it as their parent.
+    if os.environ.pop(LAUNCHER, "") and sys.platform == "linux":
         _on_parents_death(0)
 
 

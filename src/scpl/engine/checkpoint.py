@@ -282,18 +282,24 @@ def survey(
         folders = _step_folders(directory)
     except OSError as error:
         raise CheckpointError("Checkpoints must be readable", f"{directory}: {error}") from error
-    return [_find(directory, _step_of(f), wanted, num_stages, run) for f in folders]
+    steps = [_step_of(folder) for folder in folders]
+    # A stage begins a part when its earlier ones are written, so only its newest may be unfinished.
+    newest = {
+        index: max((s for s in steps if _manifest(directory, s, index).exists()), default=-1)
+        for index in wanted
+    }
+    return [_find(directory, step, newest, num_stages, run) for step in steps]
 
 
 def _find(
-    directory: Path, step: int, stages: list[int], num_stages: int, run: str | None
+    directory: Path, step: int, newest: Mapping[int, int], num_stages: int, run: str | None
 ) -> Finding:
     runs = set()
-    for index in stages:
+    for index in newest:
         try:
             manifest = _verified(directory, step, index)
         except CheckpointError as error:
-            damaged = not isinstance(error, _Unfinished)
+            damaged = not isinstance(error, _Unfinished) or step < newest[index]
             return Finding(step, fault=f"stage {index} {error.got}", damaged=damaged)
         except OSError as error:
             return Finding(step, fault=f"stage {index} cannot be read: {error}", damaged=True)
@@ -315,7 +321,7 @@ def read_manifest(directory: Path, step: int, index: int = 0) -> dict[str, Any]:
     Raises:
         CheckpointError: if it is missing or damaged, or that of another part.
     """
-    path = _part(directory, step, index).with_suffix(".json")
+    path = _manifest(directory, step, index)
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_MANIFEST + 1)
@@ -392,8 +398,8 @@ def _verified(directory: Path, step: int, index: int) -> dict[str, Any]:
     rule, fix = "A checkpoint must be intact", "Resume from another"
     if not path.is_file():
         raise _Unfinished(rule, f"is missing, {path}", fix)
-    if not path.with_suffix(".json").exists():
-        raise CheckpointError(rule, f"has lost its manifest, {path.with_suffix('.json')}", fix)
+    if not (lost := _manifest(directory, step, index)).exists():
+        raise CheckpointError(rule, f"has lost its manifest, {lost}", fix)
     manifest = read_manifest(directory, step, index)
     try:
         size, checksum = path.stat().st_size, _checksum(manifest, path)
@@ -493,6 +499,10 @@ def _part(directory: Path, step: int, index: int) -> Path:
     return _folder(directory, step) / f"stage-{index}.pt"
 
 
+def _manifest(directory: Path, step: int, index: int) -> Path:
+    return _part(directory, step, index).with_suffix(".json")
+
+
 def _step_folders(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
@@ -590,9 +600,12 @@ def recover(
 def _agree(ranks: list[list[Finding]]) -> tuple[dict[int, str], dict[int, Finding]]:
     """Find the steps that all ranks can use, with their runs, and what keeps others from it."""
     tables = [{one.step: one for one in findings} for findings in ranks]
+    # Who has nothing where others have several has lost a disk, or did not bring it.
+    lost = not all(tables) and max(map(len, tables)) > 1
     usable, faults = {}, {}
     for step in sorted(set().union(*tables)):
-        found = [table.get(step, Finding(step, fault="is not on all machines")) for table in tables]
+        absent = Finding(step, fault="is not on all machines", damaged=lost)
+        found = [table.get(step, absent) for table in tables]
         bad = [one for one in found if one.fault]
         bad.sort(key=lambda one: not one.damaged)  # what is damaged says more
         if bad:

@@ -76,10 +76,12 @@ def host_store(host: str, port: int, timeout: timedelta) -> TCPStore:
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    if not _is_loopback(host):
+    loopback = _loopback_address(host)
+    if loopback is None:
         return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=timeout)
     # torch itself would listen on all interfaces.
-    with socket.create_server((host, port)) as listening:
+    family = socket.AF_INET6 if ":" in loopback else socket.AF_INET
+    with socket.create_server((loopback, port), family=family) as listening:
         return TCPStore(
             host,
             listening.getsockname()[1],
@@ -90,11 +92,14 @@ def host_store(host: str, port: int, timeout: timedelta) -> TCPStore:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def _loopback_address(host: str) -> str | None:
+    """The address to listen at, if a name or address is that of this machine for itself."""
+    if host == "localhost":  # without looking it up: clients try all that it stands for
+        return _ADDRESS
     try:
-        return ipaddress.IPv4Address(host).is_loopback
+        return host if ipaddress.ip_address(host).is_loopback else None
     except ValueError:
-        return False
+        return None
 
 
 def _loopback() -> str:
