@@ -185,3 +185,12 @@ def test_links_lead_somewhere(path):
         if anchor:
             titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+
+
+def test_tests_that_show_a_promise_exist():
+    named = set()
+    for page in ("docs/guarantees.md", "SECURITY.md"):
+        named |= set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text()))
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 30
+    assert named <= set(re.findall(r"def (test_\w+)\(", written))

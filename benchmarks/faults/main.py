@@ -24,10 +24,9 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-BENCHMARKS, TESTS = HERE.parent, HERE.parents[1] / "tests"
-for path in (BENCHMARKS, TESTS, TESTS / "faults"):
-    sys.path.insert(0, str(path))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "faults"))
 
 import torch
 
@@ -36,6 +35,7 @@ from links import UNSHAPED, Cable, refusal
 from scpl.engine.local import variables
 from trials import SILENCE, Attempt, Trial, Trials, kinds, ranks
 
+CABLED = Path(__file__).with_name("cabled.py")
 PORT = 29_500  # of rank 0 in a namespace of its own, where every port is free
 ALL = ("tbf", "rate", "1kbit", "burst", "10b", "limit", "10b")
 """A queue that is too short for any packet: all are dropped, and no connection is closed."""
@@ -82,7 +82,7 @@ class OverCable(Trials):
         over = threading.Event()
         act = threading.Thread(target=self._break, args=(self.cable, fault, over))
         act.start()
-        words = [str(HERE / "cabled.py"), *arguments, "--timeout", str(SILENCE)]
+        words = [str(CABLED), *arguments, "--timeout", str(SILENCE)]
         attempt = ranks(variables(2, PORT), words, fault)
         over.set()
         act.join()
@@ -154,7 +154,8 @@ def summary(done: list[Trial]) -> str:
     waits = sorted(one.seconds for trial in done for one in trial.attempts if one.seconds)
     lines.append(
         f"\n{sum(happened.values())} faults in {len(done)} trials; {wrong} trials went wrong. "
-        f"From a fault to the end of the attempt: median {waits[len(waits) // 2] if waits else 0} s, "
+        "From a fault to the end of the attempt: median "
+        f"{waits[len(waits) // 2] if waits else 0} s, "
         f"longest {waits[-1] if waits else 0} s."
     )
     return "\n".join(lines)

@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -286,6 +288,35 @@ class TestStrangers:
             one.close()
         assert found.status == 0, found.err
         assert result(folder) == result(tmp_path / "undisturbed")
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(90)
+    def test_the_ports_of_a_run_cannot_be_reached_from_another_machine(self, tmp_path):
+        """Two network namespaces, joined by a cable; the run is in one of them."""
+        links = runpy.run_path(Path(__file__).parents[2] / "benchmarks/links.py")
+        if reason := links["refusal"]():
+            pytest.skip(reason)
+        with links["Cable"]() as cable:
+            here, there = cable.ends
+            inside = ["nsenter", f"--net=/proc/{here.process}/ns/net"]
+            run = command("train", *MANY, "--epochs", 99, "--out", tmp_path, "--processes", 2)
+            process = subprocess.Popen([*inside, *run], env=environment())
+            ours = [process.pid, found_rank(process, 0), found_rank(process, 1)]
+            while len(listening(ours[2])) < 4:
+                assert process.poll() is None
+            ports = {port for one in ours for _, port in listening(one)}
+            with ThreadPoolExecutor(1) as at_home, ThreadPoolExecutor(1) as elsewhere:
+                at_home.submit(here.enter).result()
+                elsewhere.submit(there.enter).result()
+                # What listens there to everybody can be reached.
+                with at_home.submit(socket.create_server, ("", 0)).result() as server:
+                    where = (here.address, server.getsockname()[1])
+                    elsewhere.submit(socket.create_connection, where, 5).result().close()
+                for port in ports:
+                    with pytest.raises(ConnectionRefusedError):
+                        elsewhere.submit(socket.create_connection, (here.address, port), 5).result()
+            process.terminate()
+            assert process.wait(60) == 143
 
     @pytest.mark.timeout(60)
     def test_a_launcher_that_is_killed_leaves_no_rank_that_waits(self, tmp_path):
