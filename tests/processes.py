@@ -7,7 +7,8 @@ other, with signals, memory, threads and process groups of its own. It differs f
 started anew in three things: modules are there before they are imported, all processes of a server
 hash texts alike, and variables that it was given are not in ``/proc/PID/environ``.
 
-What such a process starts with this Python, as the ranks of a launcher, is forked off it likewise.
+What such a process starts with this Python, as the ranks of a launcher, is forked off it likewise,
+unless it shall find another ``scpl`` than ours.
 """
 
 import multiprocessing
@@ -28,8 +29,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from unittest import mock
 
+import scpl
 from scpl.engine.local import local_ranks
 
+SOURCE = str(Path(scpl.__file__).parents[1])
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "torch._dynamo",  # the first optimizer needs it
@@ -115,11 +118,13 @@ class _Popen(subprocess.Popen):
     """Of a forked process: ``python -m MODULE ...`` is forked off it, and all else is started."""
 
     def __init__(self, command, *, env=None, **options):
-        if command[:2] == [sys.executable, "-m"]:
+        variables = dict(env or os.environ)
+        ours = variables.get("PYTHONPATH", SOURCE).split(os.pathsep)[0] == SOURCE
+        if command[:2] == [sys.executable, "-m"] and ours:
             sys.stdout.flush()
             sys.stderr.flush()
             # It does not return, and so nothing is executed.
-            options["preexec_fn"] = partial(_begin, command[1:], dict(env or os.environ))
+            options["preexec_fn"] = partial(_begin, command[1:], variables)
         super().__init__(command, env=env, **options)
 
 
