@@ -41,6 +41,7 @@ PRELOADED = [
     "scpl.app.cli",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
+    "transformers.models.bert.modeling_bert",  # passed over where there is none
 ]
 TO_END = 30  # seconds that processes get to end by themselves
 
