@@ -4,8 +4,11 @@ To start Python and import torch takes ten times as long as most jobs that tests
 process of pytest has a server, started when it is first needed, that imports torch and scpl once
 and computes nothing, for which it has a single thread. What is forked off it is a process like any
 other, with signals, memory, threads and process groups of its own. It differs from one that was
-started anew in two things: modules are there before they are imported, and all processes of a
-server hash texts alike.
+started anew in three things: modules are there before they are imported, all processes of a server
+hash texts alike, and variables that it was given are not in ``/proc/PID/environ``.
+
+What such a process starts with this Python, as the ranks of a launcher, is forked off it likewise,
+unless it shall find another ``scpl`` than ours.
 """
 
 import multiprocessing
@@ -17,15 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import weakref
 from contextlib import suppress
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from unittest import mock
 
+import scpl
 from scpl.engine.local import local_ranks
 
+SOURCE = str(Path(scpl.__file__).parents[1])
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "torch._dynamo",  # the first optimizer needs it
@@ -34,6 +41,7 @@ PRELOADED = [
     "scpl.app.cli",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
+    "transformers.models.bert.modeling_bert",  # passed over where there is none
 ]
 TO_END = 30  # seconds that processes get to end by themselves
 
@@ -98,9 +106,55 @@ def _run(arguments, environment, folder, written):
         target = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(target, number)
         os.close(target)
+    os.chdir(folder)
+    subprocess.Popen = _Popen
+    context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: context(
+        "fork" if method == "spawn" else method
+    )
+    _python(arguments, environment)
+
+
+class _Popen(subprocess.Popen):
+    """Of a forked process: ``python -m MODULE ...`` is forked off it, and all else is started."""
+
+    def __init__(self, command, *, env=None, **options):
+        variables = dict(env or os.environ)
+        ours = variables.get("PYTHONPATH", SOURCE).split(os.pathsep)[0] == SOURCE
+        if command[:2] == [sys.executable, "-m"] and ours:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # It does not return, and so nothing is executed.
+            options["preexec_fn"] = partial(_begin, command[1:], variables)
+        super().__init__(command, env=env, **options)
+
+
+def _begin(arguments, environment):
+    """Do what a new Python would do in a process that was just forked, and end it."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, own)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    status = 1
+    try:
+        _python(arguments, environment)
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _python(arguments, environment):
+    """Be ``python ARGUMENTS``."""
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import scpl
-from processes import environment, run_forked, run_started
+from processes import environment, run_forked
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CABLE = BENCHMARKS / "fine-tune" / "cable.py"
@@ -126,7 +126,7 @@ def test_fine_tuning_over_a_cable():
     """A tiny network; where no cable can be made, which is told, loopback alone."""
     pytest.importorskip("transformers")
     reason = links.refusal()
-    done = run_started(
+    done = run_forked(
         1, CABLE, "--quick", "--json", "--rounds", "1", "--micro-batches", "2", "--epochs", "0",
         "--rate", "200mbit", timeout=450,
     )  # fmt: skip

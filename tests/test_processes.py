@@ -29,6 +29,32 @@ found = {
 }
 sys.stdout.write(json.dumps(found) + "\\n")
 """
+PARENT = """
+import json, multiprocessing, os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, lambda *_: None)
+pipe = os.pipe()
+with subprocess.Popen(
+    [sys.executable, "-m", "child", "a"], stdout=subprocess.PIPE, env={**os.environ, "B": "b"}
+) as child:
+    found = json.loads(child.stdout.read())
+spawned = multiprocessing.get_context("spawn").Process(target=lambda: sys.exit(4))
+spawned.start()
+spawned.join()
+found |= {"statuses": [child.returncode, spawned.exitcode], "parent is": os.getpid()}
+sys.stdout.write(json.dumps(found))
+"""
+CHILD = """
+import json, os, signal, sys
+found = {
+    "loaded": "torch" in sys.modules,
+    "said": [sys.argv[1:], os.environ["B"]],
+    "parent": os.getppid(),
+    "files": [name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/dev/fd/{name}")],
+    "ended by": signal.getsignal(signal.SIGTERM).name,
+}
+sys.stdout.write(json.dumps(found))
+sys.exit(3)
+"""
 FAILING = """
 import os, sys, time
 rank = int(os.environ["RANK"])
@@ -70,6 +96,22 @@ def test_a_process_alone(script, tmp_path, monkeypatch):
     assert (found["name"], found["argv"]) == ("__main__", ["a", "2"])
     assert found["folder"] == str(tmp_path)
     assert found["variables"] == [None, None, None, None, "1", None, None]
+
+
+def test_what_a_process_starts_is_forked_and_finds_what_a_new_one_finds(script, tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    done = run_forked(1, script(PARENT), timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found == {
+        "loaded": True,
+        "said": [["a"], "b"],
+        "parent": found["parent is"],
+        "parent is": found["parent is"],
+        "files": ["0", "1", "2"],
+        "ended by": "SIG_DFL",
+        "statuses": [3, 4],
+    }
 
 
 @pytest.mark.slow

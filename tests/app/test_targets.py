@@ -232,9 +232,10 @@ def test_reports_show_the_main_metric(run):
 @pytest.mark.timeout(400)
 def test_a_comparison_measures_the_main_metric(root, tmp_path):
     out = tmp_path / "compare"
-    done = scpl(
+    process = fork(
         "compare", "--methods", "scpl,bp,predsim", *given(root, "numbers"), "--out", out, "--json"
     )
+    done = finish(process, timeout=300)
     assert done.status == 0, done.err
     told = json.loads(done.out)
     assert [result["metric"] for result in told["results"]] == ["r2", "r2"]

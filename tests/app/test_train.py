@@ -274,9 +274,8 @@ class TestStrangers:
         for where in sockets:
             with socket.create_connection(where, 5) as garbage:
                 garbage.sendall(os.urandom(5000))
-        store = TCPStore(
-            "127.0.0.1", port_of(ours[1]), wait_for_workers=False, timeout=timedelta(seconds=5)
-        )
+        ((_, port),) = listening(ours[0])
+        store = TCPStore("127.0.0.1", port, wait_for_workers=False, timeout=timedelta(seconds=5))
         written = PrefixStore("scpl/0", store)
         for rank in range(2):
             written.set(f"host/{rank}", json.dumps([socket.gethostname(), victim]))
@@ -353,12 +352,6 @@ def listening(process):
                 known = {"0100007F": "127.0.0.1"}.get(address, address)
                 found.add((known, int(port, 16)))
     return found
-
-
-def port_of(rank):
-    """The port of the store of a run."""
-    variables = Path(f"/proc/{rank}/environ").read_text().split("\0")
-    return next(int(v.partition("=")[2]) for v in variables if v.startswith("MASTER_PORT="))
 
 
 def alive(process):

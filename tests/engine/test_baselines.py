@@ -10,7 +10,7 @@ from torch.distributed import HashStore, PrefixStore
 import baseline_job
 import scpl
 from networks import data
-from processes import run_forked, run_started
+from processes import run_forked
 from scpl.engine.build import build_trainer
 from scpl.engine.channel import NoChannel
 from scpl.engine.mesh import Mesh
@@ -27,10 +27,10 @@ JOB = Path(__file__).parents[1] / "baseline_job.py"
 SEVERAL = ["bp-cut", "gpipe", "1f1b", "zero-bubble", "ddp"]
 
 
-def train(out, num_ranks, *arguments, run=run_forked):
+def train(out, num_ranks, *arguments):
     """Train in turns with several methods; returns what every rank found."""
     out.mkdir(exist_ok=True)
-    done = run(num_ranks, JOB, out, *arguments, timeout=150)
+    done = run_forked(num_ranks, JOB, out, *arguments, timeout=150)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(num_ranks)]
 
@@ -57,7 +57,7 @@ def assert_same_gradients(expected, ranks, method):
 def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
     """All schedules and replicas, with a last batch of six rows that four do not divide."""
     expected = train(tmp_path / "alone", 1, "bp")[0]["bp"]
-    ranks = train(tmp_path / "two", 2, *SEVERAL, run=run_started)
+    ranks = train(tmp_path / "two", 2, *SEVERAL)
     for method in SEVERAL:
         assert_same_gradients(expected, ranks, method)
     bits = ranks[1]["bp-cut"]["exported"]
