@@ -105,6 +105,7 @@ class Pipeline:
             checkpoints = Checkpoints(checkpoints)
         self._checkpoints = checkpoints
         self._run = (checkpoints.run if checkpoints else None) or uuid.uuid4().hex
+        self._attempt = uuid.uuid4().hex
         self._writer = CheckpointWriter(checkpoints, self.parts.num_stages) if checkpoints else None
         inbox, outbox = open_channels(self.ranks, self.timeline, hosted)
         trainer = build_trainer(
@@ -210,9 +211,8 @@ class Pipeline:
         self._checkpoint_settings()
         if self.mesh.is_first:
             self._source.look()
-            self._worker.process(
-                CheckpointMark(self.step, self.epoch, self.batch, note, run=self._run)
-            )
+            place = self.step, self.epoch, self.batch
+            self._worker.process(CheckpointMark(*place, note, (), self._run, self._attempt))
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Continue from a checkpoint, on any number of ranks; called on all of them.
@@ -233,7 +233,7 @@ class Pipeline:
             self._writer.wait()
         note = recover(self.stages, checkpoints, self._owners, self.ranks, step)
         if note is not None:
-            self._run = note["run"]
+            self._run, self._attempt = note["run"], uuid.uuid4().hex
             self._worker.position = Position(note["step"], note["epoch"], note["batch"])
         return note
 

@@ -37,16 +37,16 @@ def state(step, index):
     }
 
 
-def write(folder, *steps, keep=9, stages=ALL, run="a run"):
+def write(folder, *steps, keep=9, stages=ALL, run="a run", attempt="first"):
     writer = CheckpointWriter(Checkpoints(folder, keep=keep), STAGES)
     for step in steps:
         for index in stages:
-            writer.write(index, mark(step, run), state(step, index))
+            writer.write(index, mark(step, run, attempt), state(step, index))
     writer.close()
 
 
-def mark(step, run="a run", **note):
-    return CheckpointMark(step, step // 10, 0, note, run=run)
+def mark(step, run="a run", attempt="first", **note):
+    return CheckpointMark(step, step // 10, 0, note, run=run, attempt=attempt)
 
 
 def intact_steps(folder, stages, run=None):
@@ -227,6 +227,28 @@ def test_what_another_run_left_does_not_replace_ours(tmp_path):
     write(tmp_path, 10, keep=2)
     write(tmp_path, 20, keep=2)
     assert intact_steps(tmp_path, ALL, "a run") == [10, 20]
+
+
+def test_parts_of_two_attempts_are_no_checkpoint(tmp_path):
+    """One was killed when it had saved some stages, and the next when it had saved the others: the
+    run went on from a step up to which neither had logged."""
+    write(tmp_path, 10)
+    write(tmp_path, 20, stages=[1, 2])
+    write(tmp_path, 20, stages=[0], attempt="second")
+    assert newest(tmp_path) == 10
+    said, damaged = fault(tmp_path, 20)
+    assert "parts of several attempts" in said
+    assert not damaged
+    write(tmp_path, 20, stages=[1, 2], attempt="second")
+    assert newest(tmp_path) == 20
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_parts_of_two_attempts_replace_no_checkpoint(tmp_path, keep):
+    write(tmp_path, 10, keep=keep)
+    write(tmp_path, 20, 30, keep=9, stages=[1, 2])
+    write(tmp_path, 20, 30, keep=keep, stages=[0], attempt="second")
+    assert newest(tmp_path) == 10
 
 
 KINDS = ["layers", "body", "objective", "optimizer", "scheduler", "scaler", "random"]

@@ -23,14 +23,14 @@ STEPS = (1, 2, 3)
 class Told(OneRank):
     """The last of several ranks, which hears what the others can read."""
 
-    def __init__(self, *others, run):
+    def __init__(self, *others, run, attempt=""):
         super().__init__(mesh=Mesh(1, 2))
-        self.steps, self.run = others, run
+        self.steps, self.run, self.attempt = others, run, attempt
 
     def exchange(self, key, value):
         if key == "read":
             return ["", value]
-        return [[(step, self.run, "", False) for step in self.steps], value]
+        return [[(step, self.run, "", False, self.attempt) for step in self.steps], value]
 
 
 def build(folder=None):
@@ -82,8 +82,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def run_of(folder):
-    return json.loads(part(folder, 3, 0, ".json").read_text())["run"]
+def names(folder):
+    """Of the run that was saved, and of the attempt."""
+    manifest = json.loads(part(folder, 3, 0, ".json").read_text())
+    return {name: manifest[name] for name in ("run", "attempt")}
 
 
 def test_the_newest_is_taken(saved, restore, heard):
@@ -98,7 +100,7 @@ def test_the_newest_is_taken(saved, restore, heard):
 def test_ranks_agree_on_the_newest_that_all_can_read(tmp_path, saved, restore, heard, others, step):
     """Each machine has a disk of its own, and one of them may be ahead of another."""
     pipeline = build()
-    ranks = Told(*others, run=run_of(tmp_path))
+    ranks = Told(*others, **names(tmp_path))
     note = restore(pipeline, ranks=ranks, stages=slice(2, 3))
     assert note["step"] == step
     assert_same_state(bodies(pipeline)[2:], saved[step][2:])
@@ -109,7 +111,7 @@ def test_ranks_agree_on_the_newest_that_all_can_read(tmp_path, saved, restore, h
 def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved, restore, heard):
     pipeline = build()
     before = [{k: v.clone() for k, v in one.items()} for one in bodies(pipeline)]
-    ranks = Told(7, run=run_of(tmp_path))
+    ranks = Told(7, **names(tmp_path))
     assert restore(pipeline, ranks=ranks, stages=slice(2, 3)) is None
     assert_same_state(bodies(pipeline), before)
     assert "begins with the first step" in heard[0]
@@ -118,12 +120,18 @@ def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved, restore, he
 def test_a_disk_that_was_not_brought_is_no_beginning(tmp_path, saved, restore):
     """The run began anew and wrote over the parts of the other machines."""
     with pytest.raises(CheckpointError, match=r"intact checkpoint.*step 3: is not on all machines"):
-        restore(build(), ranks=Told(run=run_of(tmp_path)), stages=slice(2, 3))
+        restore(build(), ranks=Told(**names(tmp_path)), stages=slice(2, 3))
 
 
 def test_parts_of_another_run_on_another_machine_are_not_mixed_with_ours(saved, restore):
     with pytest.raises(CheckpointError, match=r"step 3: has parts of several runs"):
         restore(build(), ranks=Told(*STEPS, run="another"), stages=slice(2, 3))
+
+
+def test_parts_of_two_attempts_on_two_machines_are_no_checkpoint(tmp_path, saved, restore, heard):
+    ranks = Told(*STEPS, **names(tmp_path) | {"attempt": "another"})
+    assert restore(build(), ranks=ranks, stages=slice(2, 3)) is None
+    assert "parts of several attempts" in heard[0]
 
 
 def test_a_damaged_part_sends_everyone_back_and_is_told_once(tmp_path, saved, restore, heard):
@@ -146,7 +154,7 @@ def test_an_unfinished_step_is_passed_over_and_told(tmp_path, saved, restore, he
 def test_a_part_that_misleads_sends_everyone_back(tmp_path, saved, restore, heard):
     """Its checksum is right: somebody has made it, so only reading it tells."""
     writer = CheckpointWriter(Checkpoints(tmp_path, keep=9), 3)
-    writer.write(1, CheckpointMark(3, 0, 3, run=run_of(tmp_path)), {"body": 3})
+    writer.write(1, CheckpointMark(3, 0, 3, **names(tmp_path)), {"body": 3})
     writer.close()
     pipeline = build()
     assert restore(pipeline)["step"] == 2
@@ -159,7 +167,7 @@ def test_values_that_an_optimizer_refuses_are_told(tmp_path, saved, restore):
     state["optimizer"]["state"] = {0: {"exp_avg": "x"}, "y": {"step": []}}
     state["scheduler"], state["optimizer"]["param_groups"][0]["params"] = None, [{}]
     writer = CheckpointWriter(Checkpoints(tmp_path, keep=9), 3)
-    writer.write(1, CheckpointMark(3, 0, 3, run=run_of(tmp_path)), state)
+    writer.write(1, CheckpointMark(3, 0, 3, **names(tmp_path)), state)
     writer.close()
     with pytest.raises(CheckpointError, match="stage 1"):
         restore(build())
@@ -208,7 +216,7 @@ def test_an_older_step_that_is_asked_for_is_taken_without_a_word(saved, restore,
 
 def test_steps_of_several_runs_in_one_folder_are_refused(tmp_path, saved, restore, heard):
     """Which one goes on is for the user to say: the newest step may be of the older run."""
-    first = run_of(tmp_path)
+    first = names(tmp_path)["run"]
     with build(tmp_path) as pipeline:
         next(pipeline.steps(rows()))
         pipeline.checkpoint()
@@ -219,11 +227,11 @@ def test_steps_of_several_runs_in_one_folder_are_refused(tmp_path, saved, restor
 
 
 def test_a_run_keeps_its_name_when_it_goes_on(tmp_path, saved):
-    first = run_of(tmp_path)
+    first = names(tmp_path)["run"]
     with build(tmp_path) as pipeline:
         pipeline.restore()
         pipeline.checkpoint()
-    assert run_of(tmp_path) == first
+    assert names(tmp_path)["run"] == first
 
 
 def test_other_versions_are_named_in_one_line(tmp_path, saved, restore, heard, monkeypatch):

@@ -4,7 +4,8 @@ A checkpoint of step s is the folder ``step-<s>`` with, for every stage k, a par
 (tensors and plain values; read with ``weights_only``, so nothing in it can run) and
 ``stage-<k>.json``, its manifest. One checksum covers what the manifest says and the bytes of the
 file. A checkpoint counts when every part is there and intact, lies where its manifest says, and
-all are of one run.
+all are of one run, and of one attempt at it: each start of a run is one. What an attempt that ended
+early has left may fit what the next one writes, but neither was there at that step as a whole.
 
 The manifest is written first, the file takes its name last. So a file without a manifest has lost
 it, which is damage, and a manifest without a file is a part that was never finished, which is not.
@@ -46,10 +47,11 @@ __all__ = [
     "survey",
 ]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST: Mapping[str, type] = {
     "format": int,
     "run": str,
+    "attempt": str,
     "step": int,
     "stage": int,
     "num_stages": int,
@@ -61,6 +63,7 @@ MANIFEST: Mapping[str, type] = {
 }
 """What every manifest says, and of which type; a note comes beside it."""
 LARGEST_MANIFEST = 1 << 20
+_MANIFEST_NAME = r"stage-\d+\.json"
 
 
 def _warn(line: str) -> None:
@@ -199,6 +202,7 @@ class CheckpointWriter:
                 manifest = {
                     "format": FORMAT,
                     "run": mark.run,
+                    "attempt": mark.attempt,
                     "step": mark.step,
                     "stage": index,
                     "num_stages": self._num_stages,
@@ -231,16 +235,21 @@ class CheckpointWriter:
     def _prune(self, mark: CheckpointMark) -> None:
         """Remove a checkpoint once `keep` newer ones of this run hold at least the same parts.
 
+        A newer one holds only those of one attempt.
+
         So a part never goes before those that replace all of it are there, whatever this process
         is killed between. Folders of later steps (of a run that went back) do not count.
         """
         folders = [f for f in _step_folders(self._directory) if _step_of(f) <= mark.step]
         parts = [_parts(folder) for folder in folders]
-        ours = [_parts(folder, mark.run) for folder in folders]
+        ours = [_together(folder, parts[place], mark.run) for place, folder in enumerate(folders)]
         for place, folder in enumerate(folders):
             newer = [other for other in ours[place + 1 :] if other >= parts[place]]
             if parts[place] and len(newer) >= self._checkpoints.keep:
                 _remove(folder, parts[place])
+
+
+_MIXED = "has parts of several attempts, none of which finished it"
 
 
 @dataclass(frozen=True)
@@ -252,12 +261,14 @@ class Finding:
         run: Whose parts they are, if they are intact.
         fault: What keeps them from being used; empty if nothing does.
         damaged: Whether that is damage; else they were never finished, as a kill leaves them.
+        attempt: Whose attempt at the run, if they are intact.
     """
 
     step: int
     run: str = ""
     fault: str = ""
     damaged: bool = False
+    attempt: str = ""
 
 
 def survey(
@@ -294,7 +305,7 @@ def survey(
 def _find(
     directory: Path, step: int, newest: Mapping[int, int], num_stages: int, run: str | None
 ) -> Finding:
-    runs = set()
+    runs, attempts = set(), set()
     for index in newest:
         try:
             manifest = _verified(directory, step, index)
@@ -304,6 +315,7 @@ def _find(
         except OSError as error:
             return Finding(step, fault=f"stage {index} cannot be read: {error}", damaged=True)
         runs.add(manifest["run"])
+        attempts.add(manifest["attempt"])
         if len(runs) > 1 or (run is not None and manifest["run"] != run):
             return Finding(step, fault=f"stage {index} is of another run", damaged=True)
         if manifest["num_stages"] != num_stages:
@@ -312,7 +324,9 @@ def _find(
                 f"Got {manifest['num_stages']} in {_folder(directory, step)}, {num_stages} here",
                 "Resume with the configuration the run was started with",
             )
-    return Finding(step, run=runs.pop())
+    if len(attempts) > 1:
+        return Finding(step, fault=_MIXED)
+    return Finding(step, run=runs.pop(), attempt=attempts.pop())
 
 
 def read_manifest(directory: Path, step: int, index: int = 0) -> dict[str, Any]:
@@ -459,24 +473,28 @@ def _save(state: dict[str, Any], path: Path) -> None:
                 raise
 
 
-def _parts(folder: Path, run: str | None = None) -> set[str]:
-    """Names of the parts in a folder of which both files are there; with `run` only of that run."""
+def _parts(folder: Path) -> set[str]:
+    """Names of the parts in a folder of which both files are there."""
     try:
         names = set(os.listdir(folder))
     except OSError:  # another rank removed it
         return set()
     whole = {name for name in names if re.fullmatch(r"stage-\d+\.json", name)}
-    whole = {
+    return {
         stem for stem in (name.removesuffix(".json") for name in whole) if f"{stem}.pt" in names
     }
-    return whole if run is None else {stem for stem in whole if _run_of(folder, stem) == run}
 
 
-def _run_of(folder: Path, stem: str) -> str | None:
-    with suppress(CheckpointError):
-        index = int(stem.removeprefix("stage-"))
-        return str(read_manifest(folder.parent, _step_of(folder), index)["run"])
-    return None
+def _together(folder: Path, parts: Iterable[str], run: str) -> set[str]:
+    """The most of these parts that one attempt at a run has written."""
+    attempts: dict[str, set[str]] = {}
+    for stem in parts:
+        with suppress(CheckpointError):
+            index = int(stem.removeprefix("stage-"))
+            manifest = read_manifest(folder.parent, _step_of(folder), index)
+            if manifest["run"] == run:
+                attempts.setdefault(manifest["attempt"], set()).add(stem)
+    return max(attempts.values(), key=len, default=set())
 
 
 def _remove(folder: Path, parts: set[str]) -> None:
@@ -612,6 +630,8 @@ def _agree(ranks: list[list[Finding]]) -> tuple[dict[int, str], dict[int, Findin
             faults[step] = bad[0]
         elif len({one.run for one in found}) > 1:
             faults[step] = Finding(step, fault="has parts of several runs", damaged=True)
+        elif len({one.attempt for one in found}) > 1:
+            faults[step] = Finding(step, fault=_MIXED)
         else:
             usable[step] = found[0].run
     return usable, faults

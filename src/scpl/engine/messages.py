@@ -165,6 +165,7 @@ class CheckpointMark(Message):
         note: What the caller wants to find again: numbers and text by name.
         losses: Of all earlier stages in the last step.
         run: The name of the run.
+        attempt: The name of this start of it: parts of two do not make a checkpoint.
     """
 
     epoch: int
@@ -172,6 +173,7 @@ class CheckpointMark(Message):
     note: Mapping[str, Any] = field(default_factory=dict)
     losses: Losses = ()
     run: str = ""
+    attempt: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,39 @@ def _train(
     config: TrainConfig, ranks: Ranks, threads: int, stop: GracefulStop
 ) -> dict[str, Any] | None:
     mesh = ranks.mesh
-    if mesh.is_first:
-        ranks.share("finished", _finished(config))
-    if (summary := ranks.fetch("finished")) is not None:
-        return dict(summary) if mesh.is_last else None
+    with ExitStack() as held:
+        resumed = None
+        if mesh.is_first:
+            resumed, summary = _resumed(config, held)
+            ranks.share("finished", summary)
+        if (summary := ranks.fetch("finished")) is not None:
+            return dict(summary) if mesh.is_last else None
+        return _train_run(config, ranks, threads, stop, resumed, held)
+
+
+def _resumed(
+    config: TrainConfig, held: ExitStack
+) -> tuple[RunFolder | None, dict[str, Any] | None]:
+    """Open and lock the folder of a run that is resumed; or read its summary, if it has ended."""
+    if config.run.resume is None:
+        return None, None
+    folder = RunFolder.open(config.run.resume)
+    if not folder.summary.exists():
+        folder.lock()
+        held.callback(folder.unlock)
+    # Who held the lock until now may have been about to end it.
+    return folder, folder.read_json(folder.summary) if folder.summary.exists() else None
+
+
+def _train_run(
+    config: TrainConfig,
+    ranks: Ranks,
+    threads: int,
+    stop: GracefulStop,
+    resumed: RunFolder | None,
+    held: ExitStack,
+) -> dict[str, Any] | None:
+    mesh = ranks.mesh
     method = build_method(config.suited, config.rows)
     loaders = build_loaders(config) if mesh.is_first else None
     if loaders is not None:
@@ -137,7 +166,10 @@ def _train(
     parts = build_partition(config, data.inputs, data.num_classes, initial, told.append, data.task)
     if loaders is not None:
         description = describe_network(config, data, parts)
-        folder = _prepare_folder(config, description, loaders.files, threads)
+        folder = resumed or _make_folder(config, description, loaders.files, threads)
+        if resumed is not None:
+            _check_same_data(resumed, description, loaders.files)
+        held.callback(folder.unlock)
         about = {
             "path": str(folder.path),
             "files": folder.read_about(loaders.files),
@@ -150,6 +182,7 @@ def _train(
         folder = RunFolder(Path(shared["path"]))
         folder.complete_about(shared["files"])
         folder.lock(mesh.rank)
+        held.callback(folder.unlock)
     if not shared["locked"]:
         told.append(f"Warning: no locks on the disk of {folder.path}: start no other run there")
     run = _Run(config, data, folder, loaders, stop, told, plan)
@@ -163,26 +196,13 @@ def _train(
         tell=run.warn,
     )
     steps = config.chosen.epochs * data.steps
-    try:
-        return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
-    finally:
-        folder.unlock()
+    return run.complete(build_pipeline(config, parts, method, steps, checkpoints, ranks))
 
 
-def _finished(config: TrainConfig) -> dict[str, Any] | None:
-    folder = None if config.run.resume is None else RunFolder.open(config.run.resume)
-    return folder.read_json(folder.summary) if folder and folder.summary.exists() else None
-
-
-def _prepare_folder(
+def _make_folder(
     config: TrainConfig, description: dict[str, Any], files: Mapping[str, str], threads: int
 ) -> RunFolder:
-    """Make or open the run folder; a resumed one keeps what it says of the run."""
-    if config.run.resume is not None:
-        folder = RunFolder.open(config.run.resume)
-        _check_same_data(folder, description, files)
-        folder.lock()
-        return folder
+    """Make the folder of a new run."""
     folder = RunFolder.create(config.run.out, config.run_name, force=config.run.force)
     # Where this run lies and what it shows is not for those that continue or repeat it.
     # The number of threads decides the last bit of a sum, so it is kept.
