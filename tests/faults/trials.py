@@ -293,13 +293,13 @@ class Trials:
                 self._judge(trial, attempt, each)
                 if attempt.status == 0 or attempt.status is None:
                     break
+                if kind in victim.OF_DISK:
+                    self._repair(place)
                 if turn == 0 and after:
                     if after == "started twice":
                         self._start_twice(trial, out, draw)
                     elif damage(out, after, draw):
                         trial.faults.append(after)
-                if kind in victim.OF_DISK:
-                    self._repair(place)
                 if (out / "config.toml").exists():
                     arguments = ["train", "--resume", str(out), *MODEL, "--quiet"]
             self._inspect(trial, out)
