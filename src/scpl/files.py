@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["free_space", "reason", "replacing", "sync_folder", "write_whole"]
+__all__ = ["free_space", "is_draft", "reason", "replacing", "sync_folder", "write_whole"]
+
+
+_DRAFT = ".tmp"
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         OSError: if the file cannot be written.
     """
     # Two processes may write the same file: each has a draft of its own.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}{_DRAFT}")
     try:
         yield draft
         if durable:
@@ -43,6 +46,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is a draft, which a process left that was killed meanwhile."""
+    return name.startswith(".") and name.endswith(_DRAFT)
 
 
 def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> None:

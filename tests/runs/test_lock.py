@@ -150,8 +150,12 @@ def test_where_the_disk_has_no_locks_making_the_folder_decides(tmp_path, monkeyp
 
 
 def test_a_run_that_died_before_it_wrote_anything_is_not_in_the_way(tmp_path):
+    """Nor one that was killed in its first file: neither resuming nor `force` took the folder."""
     RunFolder.create(tmp_path / "run", "x", force=False).unlock()
+    draft = tmp_path / "run/.config.toml.7.tmp"
+    draft.touch()
     RunFolder.create(tmp_path / "run", "x", force=False).unlock()
+    assert not draft.exists()
 
 
 def test_a_folder_that_is_not_writable_is_told(tmp_path, monkeypatch):

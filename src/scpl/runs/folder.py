@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl.errors import CheckpointError, InputError
-from scpl.files import reason, sync_folder, write_whole
+from scpl.files import is_draft, reason, sync_folder, write_whole
 from scpl.outside import parse_json, read_text
 from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
 from scpl.runs.lock import LOCK_FILE, RunLock
@@ -81,7 +81,7 @@ class RunFolder:
             # the run that made the file of the lock.
             if folder._is_used() or not (lock.works or lock.is_new):
                 folder._check_overwrites(force)
-                folder._empty()
+            folder._empty()
             with _writing(folder.path):
                 sync_folder(folder.path.absolute().parent)
         except BaseException:
@@ -92,11 +92,12 @@ class RunFolder:
         return folder
 
     def _is_used(self) -> bool:
-        """Whether there is anything but the lock of a run that never began."""
+        """Whether there is anything but what a run that never began has left: lock and drafts."""
         with _writing(self.path):
             if not self.path.is_dir():
                 return self.path.exists()
-            return any(entry.name != LOCK_FILE for entry in self.path.iterdir())
+            names = {entry.name for entry in self.path.iterdir()} - {LOCK_FILE}
+            return not all(is_draft(name) for name in names)
 
     def _check_overwrites(self, force: bool) -> None:
         if not force:
