@@ -7,6 +7,7 @@ the global generator was is put back afterwards.
 import multiprocessing
 import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -31,6 +32,8 @@ VOLATILE = {  # set by pytest, torch and scikit-learn for themselves, once
     "KMP_INIT_AT_FORK",
 }
 
+# Whoever started the tests may ignore it (nohup), and what they start would, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0  # no thread that watches progress bars
 settings.register_profile(

@@ -67,6 +67,7 @@ FIELDS = {
     "batch": st.integers(0, 99),
     "note": NOTES,
     "run": st.text(max_size=40),
+    "attempt": st.text(max_size=40),
     "reason": st.text(),
     "signal": st.integers(0, 64),
 }

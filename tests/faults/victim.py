@@ -29,8 +29,6 @@ import scpl.report
 from scpl.data.loader import EpochLoader
 from scpl.engine import checkpoint
 
-scpl.report.write_run_report = lambda folder: ()  # to draw one takes longer than to train here
-
 VARIABLE = "FAULT"
 STAGES = 4
 BATCH = 32
@@ -262,6 +260,7 @@ class Recorded(nn.Module):
 
 
 def network(num_classes, in_channels, image_size):
+    scpl.report.write_run_report = lambda folder: ()  # to draw it takes longer than to train here
     width = 24
     sizes = [in_channels * image_size**2, *[width] * STAGES]
     stages = [
