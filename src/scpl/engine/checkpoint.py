@@ -63,7 +63,6 @@ MANIFEST: Mapping[str, type] = {
 }
 """What every manifest says, and of which type; a note comes beside it."""
 LARGEST_MANIFEST = 1 << 20
-_MANIFEST_NAME = r"stage-\d+\.json"
 
 
 def _warn(line: str) -> None:
@@ -235,10 +234,9 @@ class CheckpointWriter:
     def _prune(self, mark: CheckpointMark) -> None:
         """Remove a checkpoint once `keep` newer ones of this run hold at least the same parts.
 
-        A newer one holds only those of one attempt.
-
-        So a part never goes before those that replace all of it are there, whatever this process
-        is killed between. Folders of later steps (of a run that went back) do not count.
+        So a part never goes before those that replace all of it are there, written by one attempt,
+        whatever this process is killed between. Folders of later steps (of a run that went back)
+        do not count.
         """
         folders = [f for f in _step_folders(self._directory) if _step_of(f) <= mark.step]
         parts = [_parts(folder) for folder in folders]

@@ -166,10 +166,12 @@ def _train_run(
     parts = build_partition(config, data.inputs, data.num_classes, initial, told.append, data.task)
     if loaders is not None:
         description = describe_network(config, data, parts)
-        folder = resumed or _make_folder(config, description, loaders.files, threads)
-        if resumed is not None:
-            _check_same_data(resumed, description, loaders.files)
-        held.callback(folder.unlock)
+        if resumed is None:
+            folder = _make_folder(config, description, loaders.files, threads)
+            held.callback(folder.unlock)
+        else:
+            folder = resumed
+            _check_same_data(folder, description, loaders.files)
         about = {
             "path": str(folder.path),
             "files": folder.read_about(loaders.files),
