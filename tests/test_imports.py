@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "seeding": set(),
     "files": {"errors"},
     "outside": set(),
-    "tasks": {"errors"},
+    "measures": set(),
+    "tasks": {"errors", "measures"},
     "partition": CORE | {"tasks"},
     "losses": CORE,
     "heads": CORE,
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "runs": CORE,
     "report": CORE | {"runs"},
     "methods": CORE | {"losses", "heads", "partition", "tasks"},
-    "engine": CORE | {"methods", "partition", "tasks"},
+    "engine": CORE | {"measures", "methods", "partition", "tasks"},
     "pipeline": CORE | {"engine", "methods", "partition"},
     "app": CORE
     | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report", "runs",

@@ -15,14 +15,13 @@ from scpl.engine.ranks import OneRank
 from scpl.engine.scores import Counts, Scores, joined
 from scpl.errors import DataError, InputError
 from scpl.losses.contrastive import supervised_contrastive_loss
+from scpl.measures import average_precision, spearman
 from scpl.methods import METHODS
 from scpl.tasks import (
     TASKS,
     Classes,
     MultiLabel,
     Regression,
-    average_precision,
-    spearman,
     task_of,
 )
 

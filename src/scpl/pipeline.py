@@ -349,8 +349,11 @@ class Pipeline:
                 pass
             return
         worker.process(EvaluationBegins(self.step, keep_logits))
+        first = 0
         for index, (inputs, target) in enumerate(batches):
-            worker.process(self._source.to_evaluate(index, inputs, target))
+            batch = self._source.to_evaluate(index, inputs, target, first)
+            first += 0 if batch.target is None else len(batch.target)
+            worker.process(batch)
         self._source.look()
         worker.process(EvaluationEnds(self.step))
 

@@ -3,7 +3,7 @@
 All that depends on it stands here: the form of a target, the loss of outputs, which samples belong
 together, what is observed and measured, and how a prediction is written.
 
-May import: errors.
+May import: errors, measures.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from scpl.errors import DataError, InputError
+from scpl.measures import (
+    average_precision,
+    bins_of,
+    calibration,
+    largest,
+    precision_recall_f1,
+    spearman,
+)
 
 __all__ = [
     "KEPT",
+    "MOST_CONFUSED",
     "TASKS",
+    "WORST",
     "Classes",
     "MultiLabel",
     "Regression",
     "Task",
-    "average_precision",
-    "spearman",
     "task_of",
 ]
 
@@ -38,6 +46,13 @@ __all__ = [
 
 KEPT = ("outputs", "targets")
 """What `Task.tally` holds besides sums, sample by sample, where a metric needs all predictions."""
+WORST = "worst"
+"""What `Task.add_details` holds besides sums: the worst predictions, the worst first."""
+
+MOST_CONFUSED = 1000
+"""Up to so many classes it is counted which is taken for which: a million counts, 8 MB."""
+_NUM_POINTS = 1000
+"""So many samples, evenly spread, stand for all in a picture of numbers."""
 
 _NUM_BINS = 10
 """Parts of equal size that numbers are sorted into, so that all splits have their share of each."""
@@ -57,6 +72,8 @@ class Task(ABC):
     """What the loss is called in logs."""
     metrics: ClassVar[tuple[str, ...]]
     """What is measured of predictions; the first is the main one, and larger is better."""
+    proportions: ClassVar[tuple[str, ...]] = ()
+    """Those that are shares of the samples, so their number says how sure they are."""
     keeps: ClassVar[bool] = False
     """Whether metrics need all predictions at once, not only sums over mini-batches."""
     exits_early: ClassVar[bool] = True
@@ -216,6 +233,38 @@ class Task(ABC):
         What needs kept predictions is left out where there are none.
         """
 
+    @abstractmethod
+    def add_details(
+        self, details: dict[str, Tensor], outputs: Tensor, target: Tensor, first: int
+    ) -> None:
+        """Add what `details` is made of to what was counted of earlier batches, in place.
+
+        Of two series of batches entries add up, but of `WORST` the largest rows stay
+        (`scpl.measures.largest`). Nothing waits for the device.
+
+        Args:
+            details: What was counted so far; empty at the beginning.
+            outputs: ``[N, C]`` in at least float32.
+            target: Prepared.
+            first: Place of the first of these samples among all.
+        """
+
+    @abstractmethod
+    def details(self, tally: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """Turn what was counted, on the CPU, into a full account of the predictions.
+
+        Args:
+            tally: Of `tally` and `add_details`.
+            names: Of the outputs.
+
+        Returns:
+            JSON values. ``table``: a row for each output. ``mistakes``: the worst predictions, the
+            worst first; ``sample`` is a place among all. ``calibration``, where predictions are
+            probabilities, see `scpl.measures.calibration`. What else there is of one task alone:
+            ``confusion`` of classes, a row for each true class and a column for each predicted
+            one; ``points`` of numbers, true and predicted ones of some samples.
+        """
+
     # Predictions
 
     def confidence(self, outputs: Tensor) -> Tensor:
@@ -282,6 +331,7 @@ class Classes(Task):
     kind: ClassVar[str] = "classes"
     loss_name: ClassVar[str] = "cross_entropy"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
     least_outputs: ClassVar[int] = 2
     noun: ClassVar[str] = "class"
     plural: ClassVar[str] = "classes"
@@ -370,6 +420,33 @@ class Classes(Task):
         accuracy = float(tally["correct"]) / float(tally["count"])
         return {"accuracy": accuracy, "macro_f1": _macro_f1(tally)}
 
+    def add_details(
+        self, details: dict[str, Tensor], outputs: Tensor, target: Tensor, first: int
+    ) -> None:
+        """Count which class is taken for which, and how sure predictions are that are right."""
+        found, count = outputs.argmax(1), outputs.shape[1]
+        right = found == target
+        sure = outputs.softmax(1).gather(1, found[:, None])[:, 0].nan_to_num(0)
+        if count <= MOST_CONFUSED:
+            confusion = details.setdefault("confusion", target.new_zeros(count, count))
+            confusion.view(-1).index_add_(0, target * count + found, torch.ones_like(target))
+        _add(details, "bins", bins_of(sure, right))
+        _add_worst(details, torch.where(right, -1, sure), first, found, target)
+
+    def details(self, tally: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """See `Task.details`; a mistake is one that the network was sure of."""
+        found: dict[str, Any] = {"table": _precision_table(self.noun, tally, names)}
+        if "confusion" in tally:
+            found["confusion"] = tally["confusion"].tolist()
+        found["calibration"] = calibration(tally["bins"])
+        found["mistakes"] = [
+            {"sample": int(place), "true": names[int(true)], "predicted": names[int(taken)],
+             "probability": sure}
+            for sure, place, taken, true in tally[WORST].tolist()
+            if sure >= 0
+        ]  # fmt: skip
+        return found
+
     def confidence(self, outputs: Tensor) -> Tensor:  # noqa: D102
         return outputs.softmax(dim=1).amax(dim=1)
 
@@ -406,6 +483,7 @@ class MultiLabel(Task):
     metrics: ClassVar[tuple[str, ...]] = (
         "macro_f1", "micro_f1", "mean_average_precision", "exact_match",
     )  # fmt: skip
+    proportions: ClassVar[tuple[str, ...]] = ("exact_match",)
     keeps: ClassVar[bool] = True
     noun: ClassVar[str] = "label"
     plural: ClassVar[str] = "labels"
@@ -506,6 +584,29 @@ class MultiLabel(Task):
             precise = [average_precision(outputs[:, i], there[:, i]) for i in known]
             found["mean_average_precision"] = sum(precise) / max(len(precise), 1)
         return found
+
+    def add_details(
+        self, details: dict[str, Tensor], outputs: Tensor, target: Tensor, first: int
+    ) -> None:
+        """Count how often labels are there that have some probability."""
+        chances, there = outputs.sigmoid().nan_to_num(0.5), target > 0.5
+        _add(details, "bins", bins_of(chances.flatten(), there.flatten()))
+        sure = torch.where(outputs > 0, chances, 1 - chances)
+        _add_worst(details, torch.where((outputs > 0) == there, -1, sure), first, there)
+
+    def details(self, tally: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """See `Task.details`; a mistake is of one label, and one that the network was sure of."""
+        words = ("no", "yes")
+        return {
+            "table": _precision_table(self.noun, tally, names),
+            "calibration": calibration(tally["bins"]),
+            "mistakes": [
+                {"sample": int(place), "label": names[int(label)], "true": words[int(there)],
+                 "predicted": words[not there], "probability": sure}
+                for sure, place, label, there in tally[WORST].tolist()
+                if sure >= 0
+            ],
+        }  # fmt: skip
 
     def confidence(self, outputs: Tensor) -> Tensor:
         """Say how sure the network is of the label that it doubts most."""
@@ -663,19 +764,59 @@ class Regression(Task):
 
     def measure(self, tally: Mapping[str, Tensor]) -> dict[str, float]:
         """Turn sums into metrics, each the mean over the numbers; distances in their own units."""
-        count = tally["count"]
-        spread = tally["sum_of_squares"] - tally["sum"].square() / count
-        left = tally["squares"]
-        # As others define it where all targets are equal.
-        equal = torch.where(left > 0, 0.0, 1.0).double()
-        r2 = torch.where(spread > 0, 1 - left / spread.masked_fill(spread <= 0, 1), equal)
-        distances = self.scaled(tally["distances"] / count)
-        found = {"r2": float(r2.mean()), "mean_absolute_error": float(distances.mean())}
+        each = self._measured(tally)
+        found = {
+            name: sum(measured[name] for measured in each) / len(each)
+            for name in ("r2", "mean_absolute_error")
+        }
         if "outputs" in tally:
             pairs = zip(tally["outputs"].T, tally["targets"].T, strict=True)
             ranks = [spearman(one, other) for one, other in pairs]
             found["spearman"] = sum(ranks) / len(ranks)
         return found
+
+    def add_details(
+        self, details: dict[str, Tensor], outputs: Tensor, target: Tensor, first: int
+    ) -> None:
+        """Keep the predictions that are farthest off, in deviations."""
+        wrong = (outputs - target).abs()
+        _add_worst(details, wrong, first, self.values(target), self.values(outputs))
+
+    def details(self, tally: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """See `Task.details`; all numbers are in their own units."""
+        found = {
+            "table": [
+                {self.noun: name, "samples": int(tally["count"]), **measured}
+                for name, measured in zip(names, self._measured(tally), strict=True)
+            ],
+            "mistakes": [
+                {"sample": int(place), "number": names[int(number)], "true": true,
+                 "predicted": predicted, "error": predicted - true}
+                for _, place, number, true, predicted in tally[WORST].tolist()
+            ],
+        }  # fmt: skip
+        if "outputs" in tally:
+            every = slice(None, None, -(-len(tally["outputs"]) // _NUM_POINTS))
+            pairs = (self.values(tally[name][every]).T.tolist() for name in ("targets", "outputs"))
+            found["points"] = [
+                {self.noun: name, "true": true, "predicted": predicted}
+                for name, true, predicted in zip(names, *pairs, strict=True)
+            ]
+        return found
+
+    def _measured(self, tally: Mapping[str, Tensor]) -> list[dict[str, float]]:
+        """Measure each number by itself, distances in its own units."""
+        count, left = tally["count"], tally["squares"]
+        spread = tally["sum_of_squares"] - tally["sum"].square() / count
+        # As others define it where all targets are equal.
+        equal = torch.where(left > 0, 0.0, 1.0).double()
+        columns = {
+            "r2": torch.where(spread > 0, 1 - left / spread.masked_fill(spread <= 0, 1), equal),
+            "mean_absolute_error": self.scaled(tally["distances"] / count),
+            "root_mean_squared_error": self.scaled((left / count).sqrt()),
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def columns(self, names: Sequence[str], top: int) -> list[str]:  # noqa: D102
         _only_one(top, "predicts numbers")
@@ -702,40 +843,42 @@ def task_of(values: Mapping[str, Any]) -> Task:
     return TASKS[kind](**own)
 
 
-# Metrics that need all predictions
+# Measuring
 
 
-def average_precision(outputs: Tensor, there: Tensor) -> float:
-    """Compute the area under precision against recall, as steps; equal outputs count as one.
+def _add(details: dict[str, Tensor], name: str, counted: Tensor) -> None:
+    details[name] = details[name] + counted if name in details else counted
+
+
+def _add_worst(details: dict[str, Tensor], sizes: Tensor, first: int, *columns: Tensor) -> None:
+    """Add predictions to the worst ones so far.
 
     Args:
-        outputs: ``[N]``, the higher, the surer that the label is there.
-        there: Whether it is, ``bool [N]``, at least once.
+        details: Gets rows of size, place of the sample, output where there are several, columns.
+        sizes: How bad each is, ``[N]`` or ``[N, C]``.
+        first: Place of the first sample.
+        columns: What else is told of each, of the same shape.
     """
-    order = outputs.argsort(descending=True, stable=True)
-    ranked = there[order].double().cumsum(0)
-    values = outputs[order]
-    last = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
-    right = ranked[last]
-    precision = right / (last + 1)
-    gained = right.diff(prepend=right.new_zeros(1))
-    return float((precision * gained).sum() / right[-1])
+    places = torch.arange(first, first + len(sizes), device=sizes.device)
+    if sizes.ndim == 2:
+        outputs = torch.arange(sizes.shape[1], device=sizes.device)
+        places, columns = places[:, None].expand_as(sizes), (outputs.expand_as(sizes), *columns)
+    values = [each.flatten().double() for each in (sizes, places, *columns)]
+    rows = largest(torch.stack(values, dim=1))
+    details[WORST] = largest(torch.cat([details[WORST], rows])) if WORST in details else rows
 
 
-def spearman(one: Tensor, other: Tensor) -> float:
-    """Compute the correlation of the ranks of two series ``[N]``; 0 if one has only equal values.
-
-    Equal values share the mean of their ranks.
-    """
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(one), _ranks(other)))
-    length = (a.square().sum() * b.square().sum()).sqrt()
-    return float((a * b).sum() / length) if length > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, places, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks: Tensor = counts.cumsum(0) - (counts.double() - 1) / 2
-    return ranks[places]
+def _precision_table(
+    noun: str, tally: Mapping[str, Tensor], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Say of each class or label how well it is told from the others."""
+    rows = []
+    counts = (tally[name].tolist() for name in ("there", "found", "right"))
+    for name, there, found, right in zip(names, *counts, strict=True):
+        precision, recall, f1 = precision_recall_f1(right, found, there)
+        sizes = {"samples": int(there), "predicted": int(found), "right": int(right)}
+        rows.append({noun: name, **sizes, "precision": precision, "recall": recall, "f1": f1})
+    return rows
 
 
 def _macro_f1(tally: Mapping[str, Tensor]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import torch
@@ -18,8 +18,9 @@ from scpl.app.build import laid_out
 from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
 from scpl.app.inputs import modality_named
+from scpl.app.inputs.base import measured, shown_samples, with_samples
 from scpl.app.network import classify, load_exits, load_network, task_named
-from scpl.data.loader import Inputs
+from scpl.data.loader import EpochLoader, Inputs
 from scpl.engine.export import ExitNetwork
 from scpl.engine.ranks import OneRank
 from scpl.engine.scores import Counts, Scores
@@ -34,9 +35,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Test a finished run, by default exactly as it was tested at its end.
 
     Returns:
-        The result, with the keys of ``summary.json`` that apply to a test. With an exit threshold
-        also the share of the samples that left after each stage, how many stages a sample went
-        through on average, and the share of all stages that was saved.
+        The result, with the keys of ``summary.json`` that apply to a test, and those of
+        ``test.json`` but for pictures. With an exit threshold also the share of the samples that
+        left after each stage, how many stages a sample went through on average, and the share of
+        all stages that was saved.
 
     Raises:
         CheckpointError: if the run is not finished or damaged.
@@ -50,12 +52,14 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     loader = modality_named(description).test_loader(config, trained, folder, description)
     loaded = time.perf_counter()
     task = task_named(description)
-    counts = Counts(1, task)
+    counts, seen = Counts(1, task), 0
     exits = _Exits(network, config.exit_threshold)
     for inputs, target in loader:
         logits = _compute_logits(exits, inputs, device, trained.optimizer.precision)
-        counts.add(0, logits, task.prepare(target).to(device), last=True)
-    found = Scores(counts.stages, 1, OneRank(), task).result()
+        counts.add(0, logits, task.prepare(target).to(device), last=True, first=seen)
+        seen += len(target)
+    scores = Scores(counts.stages, 1, OneRank(), task)
+    found, details = scores.result(), scores.details(description["classes"]) or {}
     count = found.num_samples
     ended = time.perf_counter()
     # A method that does not cut the network has one stage, whatever the configuration says.
@@ -70,14 +74,20 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "seed": trained.run.seed,
         "task": task.kind,
         "metric": task.metrics[0],
-        **{f"test_{name}": value for name, value in found.metrics.items()},
-        "test_loss": found.loss,
+        **measured(found),
         **exits.result(count),
         "samples_per_second": count / max(ended - loaded, 1e-9),
         "wall_seconds": ended - started,
         "peak_memory_bytes": [peak_memory(device)],
         "run": str(folder.path),
+        **with_samples(details, _named(loader, details)),
     }
+
+
+def _named(loader: EpochLoader, details: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Name the samples of mistakes, without pictures."""
+    shown = shown_samples(loader, (mistake["sample"] for mistake in details["mistakes"]))
+    return [{key: row[key] for key in row if key != "picture"} for row in shown]
 
 
 def predict(config: PredictConfig, out: TextIO) -> None:

@@ -6,19 +6,33 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["Batch", "EpochLoader", "Inputs", "check", "prefetched"]
+__all__ = ["Batch", "EpochLoader", "Inputs", "Shown", "check", "prefetched"]
 
 Inputs: TypeAlias = Tensor | dict[str, Tensor]
 """What goes into a network: one tensor, or several by the names of its arguments."""
 Batch: TypeAlias = tuple[Inputs, Tensor]
 """Inputs and targets."""
 T = TypeVar("T")
+
+
+class Shown(NamedTuple):
+    """A sample as people can look at it.
+
+    Attributes:
+        name: Which one it is.
+        text: Its text, as far as the network reads it.
+        picture: As PNG.
+    """
+
+    name: str
+    text: str | None = None
+    picture: bytes | None = None
 
 
 class EpochLoader(ABC):
@@ -49,6 +63,10 @@ class EpochLoader(ABC):
     @abstractmethod
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         """Make the batches of an epoch from number ``start`` on."""
+
+    @abstractmethod
+    def show(self, place: int) -> Shown:
+        """Show the sample that comes at a place of the epoch, from 0."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the iterators made from now on; those under way keep theirs."""

@@ -50,16 +50,23 @@ class Source:
         features = self._inputs(inputs, step)
         return TrainBatch(step, features, self._target(features, target, step))
 
-    def to_evaluate(self, index: int, inputs: Any, target: Tensor | None) -> EvalBatch:
+    def to_evaluate(
+        self, index: int, inputs: Any, target: Tensor | None, first: int = 0
+    ) -> EvalBatch:
         """Check a batch, with or without a target, and put it on the device.
+
+        Args:
+            index: Which batch of the evaluation.
+            inputs: As a loader gives them.
+            target: As a loader gives it.
+            first: Place of its first sample in the evaluation.
 
         Raises:
             DataError: if the target is not what the task takes.
         """
         features = self._inputs(inputs, index)
-        return EvalBatch(
-            index, features, None if target is None else self._target(features, target, index)
-        )
+        wanted = None if target is None else self._target(features, target, index)
+        return EvalBatch(index, features, wanted, first=first)
 
     def look(self) -> None:
         """Look at the targets that were not looked at yet (one sync).

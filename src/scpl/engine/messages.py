@@ -111,11 +111,13 @@ class EvalBatch(Message):
         features: The output of the stage before; the network's input at the start.
         target: As for a training batch; None where only predictions are wanted.
         whole_size: As for a training batch.
+        first: Place of its first sample in the evaluation.
     """
 
     features: Tree
     target: Tensor | None
     whole_size: int | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)

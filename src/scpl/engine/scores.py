@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.errors import DataError, InputError
-from scpl.tasks import KEPT, Classes, Task
+from scpl.measures import largest, wilson_interval
+from scpl.tasks import KEPT, WORST, Classes, Task
 
 __all__ = ["Counts", "Evaluation", "Scores", "joined"]
 
@@ -27,7 +29,8 @@ class Counts:
 
     Attributes:
         stages: For each stage what `Task.tally` sums up: sums and counts, never means, so that
-            ragged batches weigh right. Nothing where a stage cannot predict.
+            ragged batches weigh right; for the network also `Task.add_details`. Nothing where a
+            stage cannot predict.
         logits: What the last stage predicted, if it is kept.
     """
 
@@ -39,8 +42,11 @@ class Counts:
         self._task, self._predicts = task, predicts
         self._sums: list[dict[str, Tensor]] = [{} for _ in range(num_stages)]
         self._kept: dict[str, list[Tensor]] = {name: [] for name in KEPT}
+        self._details: dict[str, Tensor] = {}
 
-    def add(self, stage: int, logits: Tensor, target: Tensor | None, *, last: bool) -> None:
+    def add(
+        self, stage: int, logits: Tensor, target: Tensor | None, *, last: bool, first: int = 0
+    ) -> None:
         """Count what a stage predicts of a batch.
 
         Args:
@@ -48,6 +54,7 @@ class Counts:
             logits: ``[N, C]``.
             target: As `Task.prepare` made it, or None where only predictions are wanted.
             last: Whether it is the last one of this rank.
+            first: Place of the first of these samples in the evaluation.
         """
         if last and self.keep_logits:
             self.logits.append(logits)
@@ -59,12 +66,15 @@ class Counts:
                 counts[name] = counts[name] + value if name in counts else value
             elif last and self._predicts:
                 self._kept[name].append(value)
+        if last and self._predicts:
+            self._task.add_details(self._details, logits, target, first)
 
     @property
     def stages(self) -> list[dict[str, Tensor]]:
         """See the class."""
         kept = {name: torch.cat(values) for name, values in self._kept.items() if values}
-        return [*self._sums[:-1], *({**sums, **kept} for sums in self._sums[-1:])]
+        last = {**kept, **self._details}
+        return [*self._sums[:-1], *({**sums, **last} for sums in self._sums[-1:])]
 
 
 def joined(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +82,10 @@ def joined(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, 
     found = {**one, **other}
     for name in one.keys() & other.keys():
         both = one[name], other[name]
-        found[name] = torch.cat(both) if name in KEPT else both[0] + both[1]
+        if name == WORST:
+            found[name] = largest(torch.cat(both))
+        else:
+            found[name] = torch.cat(both) if name in KEPT else both[0] + both[1]
     return found
 
 
@@ -85,12 +98,15 @@ class Evaluation:
         loss: Mean loss of its predictions: cross-entropy, or that of another task.
         num_samples: How many samples were seen.
         stage_scores: The main metric of each stage's own predictions, None where it makes none.
+        intervals: Between what bounds metrics lie with 95 % probability, by name: those that are
+            shares of the samples, see `scpl.measures.wilson_interval`.
     """
 
     metrics: Mapping[str, float]
     loss: float
     num_samples: int
     stage_scores: tuple[float | None, ...]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -172,17 +188,46 @@ class Scores:
             return None
         return Scores(self._counts, self._num_stages, OneRank(), self._task).result()
 
+    def details(self, names: Sequence[str]) -> dict[str, Any] | None:
+        """Return a full account of the network's predictions on the last rank; None elsewhere.
+
+        Like `peek` it waits for nobody.
+
+        Args:
+            names: Of the network's outputs: of the classes, labels or numbers.
+
+        Returns:
+            See `Task.details`.
+
+        Raises:
+            DataError: if no sample was seen.
+        """
+        if not self._ranks.mesh.is_last:
+            return None
+        if not self._counts or not self._counts[-1]:
+            raise _no_sample()
+        ((_, counted),) = _on_cpu(self._counts[-1:])
+        return self._task.details(counted, names)
+
     def _read(self, table: Tensor) -> Evaluation:
         rows = table.tolist()
         count, loss, *metrics = rows[-1]
         if not count > 0:
-            raise DataError("An evaluation needs at least one sample", "Got none")
+            raise _no_sample()
+        found = dict(zip(self._task.metrics, metrics, strict=True))
         return Evaluation(
-            metrics=dict(zip(self._task.metrics, metrics, strict=True)),
+            metrics=found,
             loss=loss,
             num_samples=int(count),
             stage_scores=tuple(None if math.isnan(row[0]) else row[2] for row in rows),
+            intervals={
+                name: wilson_interval(found[name], int(count)) for name in self._task.proportions
+            },
         )
+
+
+def _no_sample() -> DataError:
+    return DataError("An evaluation needs at least one sample", "Got none")
 
 
 def _on_cpu(counts: Sequence[Mapping[str, Tensor]]) -> list[tuple[int, dict[str, Tensor]]]:

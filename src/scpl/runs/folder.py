@@ -50,6 +50,8 @@ class RunFolder:
         self.exits = path / "exits.safetensors"
         self.description = path / "model.json"
         self.summary = path / "summary.json"
+        self.test = path / "test.json"
+        self.test_table = path / "test.csv"
         self.metrics = path / "metrics.csv"
         self.steps = path / "steps.jsonl"
         self.timeline = path / "timeline.json"
@@ -356,16 +358,27 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the table of epochs."""
-        text = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(text, list(rows[-1]), restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        self.write_text(self.metrics, text.getvalue())
+        self.write_text(self.metrics, _csv(rows))
+
+    def write_test(self, details: Mapping[str, Any]) -> None:
+        """Write what the final test found, and its table once more for other programs."""
+        self.write_text(self.test_table, _csv(details["table"]))
+        # On one line, for the counts of a thousand classes are a million numbers.
+        self.write_text(self.test, json.dumps(details) + "\n")
 
     def _append(self, path: Path, text: str) -> None:
         with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(text)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as a table with the columns of the last one."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[-1]), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

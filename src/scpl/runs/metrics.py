@@ -33,8 +33,17 @@ class Metric:
         """What values are multiplied by to be read with the unit."""
         return 100.0 if self.is_share else 1.0
 
-    def write(self, value: float, digits: int = 2) -> str:
-        """Write a value: ``91.20 %``, or ``0.912`` with one digit more than asked for."""
+    def write(
+        self, value: float, digits: int = 2, bounds: tuple[float, float] | None = None
+    ) -> str:
+        """Write a value: ``91.20 %``, or ``0.912`` with one digit more than asked for.
+
+        With the bounds it probably has: ``91.20 % (95 %: 90.11 to 92.18 %)``.
+        """
+        if bounds is not None:
+            low, high = (self.write(bound, digits) for bound in bounds)
+            unit = " %" * self.is_share
+            return f"{self.write(value, digits)} (95 %: {low.removesuffix(unit)} to {high})"
         if not math.isfinite(value):
             return "\N{EN DASH}"
         if self.is_share:
@@ -52,6 +61,10 @@ METRICS: Mapping[str, Metric] = {
         Metric("exact_match", "exact match"),
         Metric("r2", "R\N{SUPERSCRIPT TWO}", is_share=False),
         Metric("mean_absolute_error", "mean absolute error", is_share=False),
+        Metric("precision", "precision"),
+        Metric("recall", "recall"),
+        Metric("f1", "F1"),
+        Metric("root_mean_squared_error", "root mean squared error", is_share=False),
         Metric("spearman", "Spearman's rank correlation", is_share=False),
     )
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeAlias
 
@@ -15,6 +16,7 @@ from scpl.data.images.dataset import check_normalisation
 from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
+from scpl.engine.scores import Evaluation
 from scpl.tasks import Classes, Task, task_of
 
 __all__ = [
@@ -26,6 +28,9 @@ __all__ = [
     "balanced_notes",
     "drawn_from",
     "inputs_of",
+    "measured",
+    "shown_samples",
+    "with_samples",
 ]
 
 
@@ -289,3 +294,40 @@ def balanced_notes(config: DataConfig, task: Task, names: Sequence[str]) -> tupl
 def drawn_from(config: DataConfig, task: Task, targets: Tensor) -> Tensor | None:
     """Return the classes that an epoch draws equally often from; None: it is just shuffled."""
     return task.strata(targets.cpu()) if config.sampling == "balanced" else None
+
+
+def measured(test: Evaluation) -> dict[str, Any]:
+    """Return what a test found, by the keys of ``summary.json``."""
+    return {
+        **{f"test_{name}": value for name, value in test.metrics.items()},
+        **{f"test_{name}_interval": list(bounds) for name, bounds in test.intervals.items()},
+        "test_loss": test.loss,
+    }
+
+
+_LONGEST = 600
+"""Characters of a text that are shown."""
+
+
+def shown_samples(loader: EpochLoader, places: Iterable[int]) -> list[dict[str, str]]:
+    """Show the samples at some places of a loader's epoch: ``sample``, its name, and what it is.
+
+    That is a ``text``, or a ``picture`` (PNG in base64).
+    """
+    found = []
+    for name, text, picture in map(loader.show, places):
+        row = {"sample": name}
+        if text is not None:
+            row["text"] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+        if picture is not None:
+            row["picture"] = base64.b64encode(picture).decode()
+        found.append(row)
+    return found
+
+
+def with_samples(
+    details: Mapping[str, Any], samples: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
+    """Name the samples of the mistakes in an account of predictions (`Task.details`)."""
+    pairs = zip(details["mistakes"], samples, strict=True)
+    return {**details, "mistakes": [{**mistake, **sample} for mistake, sample in pairs]}

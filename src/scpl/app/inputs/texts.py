@@ -93,7 +93,7 @@ def loaders(config: TrainConfig) -> Loaders:
         inputs,
         text.TextLoader(source.train, shuffle=True, seed=seed, strata=strata, **batches),
         text.TextLoader(source.valid, **batches) if source.valid else None,
-        text.TextLoader(source.test, **batches),
+        text.TextLoader(source.test, decode=source.tokenizer.decode, **batches),
         tuple(notes),
         files,
         initial,
@@ -199,6 +199,12 @@ def test_loader(
     inputs, classes = TextInputs.of(description), tuple(description["classes"])
     batch_size = config.batch_size or trained.chosen.batch_size
     tokenizer = _tokenizer(folder, inputs)
+
+    def made(split: text.Encoded) -> text.TextLoader:
+        return text.TextLoader(
+            split, batch_size=batch_size, padding=inputs.padding, decode=tokenizer.decode
+        )
+
     if config.data is not None:
         columns = text.Columns(inputs.text_columns, inputs.label_columns)
         data_dir = config.data_dir or trained.data.data_dir
@@ -207,7 +213,7 @@ def test_loader(
             task=trained.data.task, data_dir=data_dir,
         )  # fmt: skip
         sys.stderr.write("".join(f"{note}\n" for note in notes))
-        return text.TextLoader(found, batch_size=batch_size, padding=inputs.padding)
+        return made(found)
     source = text.load_text(
         trained.data.data,
         _settings_of(trained, inputs.max_tokens),
@@ -221,7 +227,7 @@ def test_loader(
             f"The files of {trained.data.data} have changed since",
             "Put the old files back, or test on a table of its own: --data FILE",
         )
-    return text.TextLoader(source.test, batch_size=batch_size, padding=inputs.padding)
+    return made(source.test)
 
 
 def pending(

@@ -24,7 +24,13 @@ from scpl.app.build import (
 )
 from scpl.app.config import TrainConfig, changed_settings, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
-from scpl.app.inputs.base import DataSummary, Loaders
+from scpl.app.inputs.base import (
+    DataSummary,
+    Loaders,
+    measured,
+    shown_samples,
+    with_samples,
+)
 from scpl.app.launch import after_restart, is_rank, launcher
 from scpl.app.network import check_named, describe_network, save_exits, save_network
 from scpl.app.planning import balanced
@@ -383,7 +389,17 @@ class _Run:
         """Test, export, write; every rank calls it. On the last one it returns the summary."""
         config, pipeline, folder, clock = self.config, self.pipeline, self.folder, self.clock
         wall = clock.now()
-        test = pipeline.evaluate(self.loaders.test if self.loaders else ()).peek()
+        scores = pipeline.evaluate(self.loaders.test if self.loaders else ())
+        test, details = scores.peek(), scores.details(self.data.classes)
+        # The last rank knows the mistakes, the first one has the samples.
+        if details is not None:
+            places = [mistake["sample"] for mistake in details["mistakes"]]
+            pipeline.ranks.share("mistakes", places)
+        shown = (
+            shown_samples(self.loaders.test, pipeline.ranks.fetch("mistakes"))
+            if self.loaders
+            else []
+        )
         network = pipeline.export()
         exits = pipeline.export_exits() if pipeline.has_exits else None
         mine = {
@@ -392,12 +408,15 @@ class _Run:
             "events": pipeline.timeline.events(),
             "stages": len(pipeline.stages),
             "bytes": pipeline.bytes_per_step,
+            "shown": shown,
         }
         ranks = pipeline.ranks.exchange("finish", mine)
         pipeline.close()
         if self.recorder is None:
             return None
         assert test is not None, "the last rank has the result"
+        assert details is not None, "and what it is made of"
+        folder.write_test(with_samples(details, ranks[0]["shown"]))
         save_network(network, folder, self.data.classes, self.data.task)
         if exits is not None:
             save_exits(exits, network, folder)
@@ -416,8 +435,7 @@ class _Run:
             "seed": config.run.seed,
             "task": self.data.task.kind,
             "metric": self.data.task.metrics[0],
-            **{f"test_{name}": value for name, value in test.metrics.items()},
-            "test_loss": test.loss,
+            **measured(test),
             **self.recorder.validation,
             "samples_per_second": speed,
             "train_seconds": clock.train_seconds(),
@@ -430,8 +448,11 @@ class _Run:
         }
         folder.write_json(folder.summary, summary)
         noun = self.data.noun
-        measured = ((metric_of(name), value) for name, value in test.metrics.items())
-        told = ", ".join(f"{metric.title} {metric.write(value)}" for metric, value in measured)
+        found = ((metric_of(name), value) for name, value in test.metrics.items())
+        told = ", ".join(
+            f"{metric.title} {metric.write(value, bounds=test.intervals.get(metric.name))}"
+            for metric, value in found
+        )
         self.recorder.progress.say(
             f"test {told} on {test.num_samples:,} {noun}; {speed:,.0f} {noun}/s"
         )

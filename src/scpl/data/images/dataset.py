@@ -41,6 +41,7 @@ class Split:
     Args:
         images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1.
         labels: ``int64``, shape ``[N]``, none negative.
+        names: Of each image; nothing where they have none.
 
     Raises:
         DataError: A shape or type is another, the counts differ, or there is no image.
@@ -48,6 +49,7 @@ class Split:
 
     images: Tensor
     labels: Tensor
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -74,7 +76,12 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
-        return Split(self.images[indices], self.labels[indices])
+        names = [self.names[index] for index in indices.tolist()] if self.names else ()
+        return Split(self.images[indices], self.labels[indices], names)
+
+    def name(self, index: int) -> str:
+        """Say which image it is: the name of its file, or its number from 1."""
+        return self.names[index] if self.names else f"image {index + 1:,} of {len(self):,}"
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +90,7 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Return the same on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.names)
 
 
 def _got(tensor: Tensor) -> str:
@@ -241,7 +248,7 @@ def resize(split: Split, size: int) -> Split:
         return split
     check_room(*split.images.shape[:2], size, size)
     images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
-    return Split(images, split.labels)
+    return Split(images, split.labels, split.names)
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from scpl.data.extras import import_extra
 from scpl.data.images.dataset import Split
-from scpl.data.loader import Batch, EpochLoader, check
+from scpl.data.images.png import png
+from scpl.data.loader import Batch, EpochLoader, Shown, check
 from scpl.data.sampling import evenly
 from scpl.errors import InputError, unknown_name
 from scpl.seeding import generator
@@ -260,16 +261,21 @@ class Loader(EpochLoader):
             batch_bytes = 4 * batch_size * split.images[0].numel()
             self._together = max(1, _TOGETHER_BYTES // batch_bytes)
 
+    def show(self, place: int) -> Shown:  # noqa: D102
+        index = int(self._order(self.epoch)[place])
+        return Shown(self.split.name(index), picture=png(self.split.images[index]))
+
+    def _order(self, epoch: int) -> Tensor:
+        """The images of an epoch in their order, as indices on the CPU."""
+        if not self.shuffle:
+            return torch.arange(len(self.split))
+        draws = generator(self.seed, "order", epoch)
+        if self._strata is None:
+            return torch.randperm(len(self.split), generator=draws)
+        return evenly(self._strata, draws)
+
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
-        order = torch.arange(len(self.split))
-        if self.shuffle:
-            draws = generator(self.seed, "order", epoch)
-            order = (
-                torch.randperm(len(self.split), generator=draws)
-                if self._strata is None
-                else evenly(self._strata, draws)
-            )
-        order = sent(order, self.split.images.device)
+        order = sent(self._order(epoch), self.split.images.device)
         for batch in range(start, len(self), self._together):
             begin, end = (n * self.batch_size for n in (batch, batch + self._together))
             yield from self._made(order[begin:end], seed=self.seed, epoch=epoch, batch=batch)

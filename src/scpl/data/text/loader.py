@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
-from scpl.data.loader import Batch, EpochLoader, Inputs
+from scpl.data.loader import Batch, EpochLoader, Inputs, Shown
 from scpl.data.sampling import evenly
 from scpl.errors import DataError
 from scpl.seeding import generator
@@ -138,6 +138,7 @@ class TextLoader(EpochLoader):
         strata: With ``shuffle``: draw equally often from each of these classes, ``int64 [N]``,
             instead of every text once per epoch.
         prefetch: How many batches a background thread prepares ahead; 0 for no thread.
+        decode: Turns tokens into a text again, to show one; default: their numbers are shown.
 
     Raises:
         InputError: A number is out of its range.
@@ -153,10 +154,18 @@ class TextLoader(EpochLoader):
         padding: Padding = WITH_ZEROS,
         strata: Tensor | None = None,
         prefetch: int = 2,
+        decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         super().__init__(len(split), batch_size, prefetch)
+        self._decode = decode or _numbers
         self.split, self.shuffle, self.seed, self.padding = split, shuffle, seed, padding
         self._strata = strata
+
+    def show(self, place: int) -> Shown:  # noqa: D102
+        index = int(torch.cat(self._order(self.epoch))[place])
+        start, end = self.split.starts[index : index + 2].tolist()
+        text = self._decode(self.split.tokens[start:end].tolist())
+        return Shown(f"text {index + 1:,} of {len(self.split):,}", text=text)
 
     def _order(self, epoch: int) -> list[Tensor]:
         """The texts of each batch of an epoch, as indices ``int64 [B]``."""
@@ -177,3 +186,7 @@ class TextLoader(EpochLoader):
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         for chosen in self._order(epoch)[start:]:
             yield self.split.batch(chosen, self.padding), self.split.labels[chosen]
+
+
+def _numbers(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens))

@@ -132,6 +132,10 @@ class PretrainedTokenizer:
         nothing = self._model.pad_token_id if self.unknown is None else self.unknown
         return [list(row) or [nothing] for row in rows]
 
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Turn numbers into a text, without special tokens."""
+        return str(self._model.decode(list(numbers), skip_special_tokens=True))
+
     def to_json(self) -> str:
         """Write all of its files as one text."""
         return json.dumps(self.files, sort_keys=True)

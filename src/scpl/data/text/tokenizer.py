@@ -63,6 +63,9 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         """Turn texts into at least one and at most ``max_tokens`` numbers each."""
 
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Turn numbers into a text that people can read: what the network sees of it."""
+
     def to_json(self) -> str:
         """Write it down, for `from_json`."""
 
@@ -214,6 +217,10 @@ class Words:
         number, cut = self._numbers.get, paper_words if self.paper else words
         return [[number(word, 1) for word in cut(text)[:max_tokens]] or [1] for text in texts]
 
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Write words with spaces between."""
+        return " ".join(self.words[number] for number in numbers)
+
     def to_json(self) -> str:
         """Write the vocabulary as JSON."""
         return json.dumps({"kind": self.kind, "words": self.words}, ensure_ascii=False)
@@ -291,6 +298,11 @@ class Subwords:
                     row += known[piece]
                 encoded.append(row[:max_tokens] or [1])
         return encoded
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """Put the parts together, as far as their bytes are letters."""
+        data = "".join(self.words[number] for number in numbers)
+        return str(_library().decoders.ByteLevel().decode([data])).strip()
 
     def to_json(self) -> str:
         """Write it in the format of ``tokenizers``."""

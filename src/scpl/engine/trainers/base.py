@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -92,9 +93,10 @@ class Trainer(ABC):
                 with self.timeline.during("evaluate", stage.index, batch.step):
                     output = stage.infer(features)
                 if pass_on and stage is self.stages[-1]:
-                    self.outbox.send(EvalBatch(batch.step, output, batch.target))
+                    self.outbox.send(replace(batch, features=output))
                 with self.timeline.during("evaluate", stage.index, batch.step):
                     logits = stage.predict(output)
             if logits is not None:
-                counts.add(index, logits, batch.target, last=stage is self.stages[-1])
+                last = stage is self.stages[-1]
+                counts.add(index, logits, batch.target, last=last, first=batch.first)
             features = output

@@ -182,8 +182,9 @@ class ReplicaTrainer(Trainer):
                 self.outbox.send(batch)
             return
         own, weight, rest = self._take_share(batch)
-        if rest is not None:
-            self.outbox.send(rest)
+        if rest is not None and rest.target is not None and batch.target is not None:
+            first = batch.first + len(batch.target) - len(rest.target)
+            self.outbox.send(replace(rest, first=first))
         if weight > 0:
             self.infer(own, counts, pass_on=False)
 
