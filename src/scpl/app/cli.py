@@ -251,7 +251,12 @@ def _eval(arguments: list[str]) -> int:
 
     early = exits(config) if config.exit_thresholds or config.picture else {}
     probes = {"readout_accuracy": probe(config)} if config.probe else {}
-    return _show({**evaluate(config), **early, **probes}, as_json=config.json)
+    found = {**evaluate(config), **early, **probes}
+    if not config.json:
+        from scpl.report import in_brief
+
+        found = in_brief(found)
+    return _show(found, as_json=config.json)
 
 
 def _predict(arguments: list[str]) -> int:

@@ -27,6 +27,7 @@ from scpl.engine.scores import Counts, Scores
 from scpl.errors import InputError
 from scpl.partition.values import tree_map
 from scpl.runs import RunFolder
+from scpl.runs.columns import PICTURE
 
 __all__ = ["evaluate", "predict"]
 
@@ -87,7 +88,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def _named(loader: EpochLoader, details: Mapping[str, Any]) -> list[dict[str, str]]:
     """Name the samples of mistakes, without pictures."""
     shown = shown_samples(loader, (mistake["sample"] for mistake in details["mistakes"]))
-    return [{key: row[key] for key in row if key != "picture"} for row in shown]
+    return [{key: row[key] for key in row if key != PICTURE} for row in shown]
 
 
 def predict(config: PredictConfig, out: TextIO) -> None:

@@ -16,6 +16,7 @@ from scpl.report.formats import text, throughput_table
 from scpl.report.pages import comparison_page, run_page
 from scpl.report.panels import Panel, can_draw, panels_png
 from scpl.report.run_plots import run_panels
+from scpl.report.tested import in_brief, tested_panels
 from scpl.runs import RunRecord
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "can_draw",
     "exits_picture",
+    "in_brief",
     "throughput_table",
     "write_comparison_report",
     "write_run_report",
@@ -47,7 +49,8 @@ def write_run_report(folder: Path) -> tuple[Path, ...]:
     run = RunRecord.read(folder)
     panels = run_panels(run)
     method, data, model = (text(run.summary.get(key)) for key in ("method", "data", "model"))
-    return _write(run.folder, run_page(run, panels), panels, f"{method} on {data}, {model}")
+    page = run_page(run, panels, tested_panels(run.tested))
+    return _write(run.folder, page, panels, f"{method} on {data}, {model}")
 
 
 def write_comparison_report(folder: Path, comparison: Comparison) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scpl.runs.folder import as_number, as_numbers
+from scpl.runs.numbers import as_number, as_numbers
 
 __all__ = ["BASELINE", "Group", "Sample", "baseline", "group_runs", "paired_ratio"]
 

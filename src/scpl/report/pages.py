@@ -16,6 +16,7 @@ from scpl.report.formats import DASH, count, duration, memory, percent, short, t
 from scpl.report.groups import Group
 from scpl.report.panels import Panel, can_draw, panel_svg
 from scpl.report.run_plots import observation_words
+from scpl.report.tested import NUMBERED, Table, confusion_table, mistake_rows, output_table
 from scpl.runs import RunRecord
 from scpl.runs.columns import (
     EPOCH,
@@ -30,12 +31,12 @@ from scpl.runs.metrics import METRICS
 
 __all__ = ["comparison_page", "flatten", "run_page"]
 
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Names of the columns, and rows of cells."""
 
-
-def run_page(run: RunRecord, panels: Sequence[Panel]) -> str:
-    """Write the page of one run, with its pictures."""
+def run_page(run: RunRecord, panels: Sequence[Panel], tested_panels: Sequence[Panel] = ()) -> str:
+    """Write the page of one run, with its pictures: of training, and of the test."""
+    tested = run.tested
+    # Of few classes the picture has all numbers.
+    listed = len(tested.table) > NUMBERED or not can_draw()
     return _render(
         "run.html",
         panels,
@@ -43,6 +44,12 @@ def run_page(run: RunRecord, panels: Sequence[Panel]) -> str:
         lead=_description(run),
         run=run,
         tiles=_tiles(run),
+        tested_panels=tested_panels,
+        outputs=output_table(tested),
+        num_outputs=len(tested.table),
+        noun=tested.noun,
+        confusions=confusion_table(tested) if listed else ((), ()),
+        mistakes=mistake_rows(tested),
         stages=_stage_table(run),
         processes=_process_table(run),
         epochs=_epoch_table(run),
@@ -114,6 +121,11 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     wall = duration(run.number("wall_seconds"))
     metric = run.metric
     score = run.number(f"test_{metric.name}")
+    words = ""
+    interval = run.numbers(f"test_{metric.name}_interval")
+    if len(interval) == 2:
+        low, high = (metric.write(bound, 1) for bound in interval)
+        words = f"95 %: {low.removesuffix(' %')} to {high}; "
     others = [
         (f"Test {other.title}", other.write(run.number(f"test_{other.name}")), f"in {wall}")
         for other in METRICS.values()
@@ -121,7 +133,7 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     ]
     valid = metric.write(run.number(run.valid_column))
     tiles = [
-        (f"Test {metric.title}", metric.write(score), f"in {wall}"),
+        (f"Test {metric.title}", metric.write(score), f"{words}in {wall}"),
         *others,
         (f"Validation {metric.title}", valid, f"in {wall}"),
         ("Wall-clock time", wall, f"{metric.write(score, 1)} test {metric.title}"),

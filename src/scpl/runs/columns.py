@@ -1,5 +1,7 @@
 """The columns of ``metrics.csv``, one row per epoch: their names for who writes and who reads.
 
+At the end those of ``test.csv`` and of the mistakes in ``test.json`` that readers know by name.
+
 What is known of every stage has columns ``<group>_<quantity>_stage<k>``: ``train_loss_stage0``,
 ``observed_above_chance_stage1``, ``valid_accuracy_stage2``.
 """
@@ -12,12 +14,17 @@ from typing import Any, Protocol
 
 __all__ = [
     "EPOCH",
+    "F1",
     "LEARNING_RATE",
     "LOSS",
     "OBSERVED",
+    "PICTURE",
+    "R2",
+    "SAMPLE",
     "SAMPLES_PER_SECOND",
     "SECONDS",
     "STEP",
+    "TEXT",
     "TRAIN",
     "VALID",
     "VALID_LOSS",
@@ -36,6 +43,9 @@ SECONDS = "seconds"
 SAMPLES_PER_SECOND = "samples_per_second"
 LEARNING_RATE = "lr"
 VALID_LOSS = "valid_loss"
+
+F1, R2 = "f1", "r2"
+SAMPLE, TEXT, PICTURE = "sample", "text", "picture"
 
 TRAIN, OBSERVED, VALID = "train", "observed", "valid"
 LOSS = "loss"

@@ -15,7 +15,7 @@ import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from scpl.outside import parse_json, read_text
 from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
 from scpl.runs.lock import LOCK_FILE, RunLock
 from scpl.runs.metrics import METRICS, Metric, metric_of
+from scpl.runs.numbers import as_number, as_numbers
+from scpl.runs.tested import Tested
 
-__all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord", "as_number", "as_numbers"]
+__all__ = ["Event", "LoggedStep", "RunFolder", "RunRecord"]
 
 
 MOST = 1024
 """Stages or processes of a run; a file that names more is damaged."""
-_IMMENSE = 1e100
-"""No measurement comes near it, and a picture has no axis for it: as good as infinite."""
 
 
 class RunFolder:
@@ -442,6 +442,7 @@ class RunRecord:
         epochs: Rows of ``metrics.csv``; an empty field is NaN.
         steps: Rows of ``steps.jsonl``.
         timeline: Events of ``timeline.json``.
+        tested: ``test.json``; empty while the run is not finished.
     """
 
     folder: Path
@@ -451,6 +452,7 @@ class RunRecord:
     epochs: tuple[Mapping[str, float], ...]
     steps: tuple[LoggedStep, ...]
     timeline: tuple[Event, ...]
+    tested: Tested = field(default_factory=Tested)
 
     @classmethod
     def read(cls, path: Path) -> RunRecord:
@@ -475,6 +477,7 @@ class RunRecord:
             epochs=_epochs(folder),
             steps=_steps(folder),
             timeline=_timeline(folder),
+            tested=_tested(folder),
         )
         if record.num_stages > MOST:
             rule, got = f"at most {MOST} stages", f"{record.num_stages}"
@@ -545,21 +548,10 @@ class RunRecord:
         return dict(sorted(self.stage_columns(VALID).get(self.metric.name, {}).items()))
 
 
-def as_number(value: object) -> float:
-    """Turn a JSON value into a float; NaN for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return math.nan
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return math.nan
-    return number if abs(number) < _IMMENSE else math.copysign(math.inf, number)
-
-
 def _whole(value: object) -> int:
     """Turn a JSON value into a whole number; ValueError for what nobody counts up to."""
     number = as_number(value)
-    if not abs(number) < _IMMENSE:
+    if not math.isfinite(number):
         raise ValueError(f"{value!r:.60} is no whole number")
     return int(number)
 
@@ -570,13 +562,6 @@ def _place(value: object) -> int:
     if not 0 <= number < MOST:
         raise ValueError(f"{value!r:.60} is not in 0 .. {MOST - 1}")
     return number
-
-
-def as_numbers(value: object) -> list[float]:
-    """Turn a JSON list, or one number, into floats; nothing for null."""
-    if value is None:
-        return []
-    return [as_number(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _epochs(folder: RunFolder) -> tuple[Mapping[str, float], ...]:
@@ -633,3 +618,12 @@ def _timeline(folder: RunFolder) -> tuple[Event, ...]:
         if math.isfinite(event.begin) and event.begin <= event.end < math.inf:
             events.append(event)
     return tuple(events)
+
+
+def _tested(folder: RunFolder) -> Tested:
+    content = folder.read_json(folder.test, optional=True)
+    try:
+        return Tested.of(content)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise _damaged(folder.test, "what the final test found", got) from error

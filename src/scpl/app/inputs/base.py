@@ -17,6 +17,7 @@ from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
 from scpl.engine.scores import Evaluation
+from scpl.runs.columns import PICTURE, SAMPLE, TEXT
 from scpl.tasks import Classes, Task, task_of
 
 __all__ = [
@@ -316,11 +317,11 @@ def shown_samples(loader: EpochLoader, places: Iterable[int]) -> list[dict[str, 
     """
     found = []
     for name, text, picture in map(loader.show, places):
-        row = {"sample": name}
+        row = {SAMPLE: name}
         if text is not None:
-            row["text"] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+            row[TEXT] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
         if picture is not None:
-            row["picture"] = base64.b64encode(picture).decode()
+            row[PICTURE] = base64.b64encode(picture).decode()
         found.append(row)
     return found
 
