@@ -81,6 +81,7 @@ def train(out, name, ranks, options):
         if pipeline.epoch == 1 and options.save_after is None:
             pipeline.checkpoint()
     results = [vars(scores.result()) for scores in evaluations]
+    details = evaluations[-1].details(range(parts.num_outputs))
     logits = pipeline.predict([inputs for inputs, _ in batches])
     exported = pipeline.export().state_dict()
     pipeline.close()
@@ -92,6 +93,7 @@ def train(out, name, ranks, options):
     return {
         "losses": losses,
         "evaluations": results,
+        "details": details,
         "logits": logits,
         "exported": exported,
         "bytes": bytes_per_step,

@@ -127,7 +127,15 @@ def targets(root: Path) -> list[Target]:
     add("word vectors", vectors, lambda: read_vectors(vectors, known), b"a 0.5 1\nb -2 3e-1\n")
 
     run = make_run(root / "run", epochs=3, num_steps=5)
-    for name in ("summary.json", "metrics.csv", "steps.jsonl", "timeline.json", "env.json"):
+    account = {
+        "table": [{"class": name, "samples": 3, "f1": 0.5} for name in "ab"],
+        "confusion": [[2, 1], [1, 2]],
+        "calibration": {"expected_calibration_error": 0.1, "bins": [{"from": 0, "to": 1}]},
+        "mistakes": [{"sample": "x.png", "true": "a", "predicted": "b", "picture": "AAAA"}],
+    }
+    RunFolder(run).write_test(account)
+    for name in ("summary.json", "metrics.csv", "steps.jsonl", "timeline.json", "env.json",
+                 "test.json"):  # fmt: skip
         add(f"run: {name}", run / name, lambda: run_page(RunRecord.read(run), []))
     add("run: config.toml", run / "config.toml", lambda: run_page(RunRecord.read(run), []))
 

@@ -199,6 +199,7 @@ def main():
                     break_on_purpose(pipeline, options.fail[1])
             evaluations.append(pipeline.evaluate(batches))
         results = [scores.result() for scores in evaluations]
+        details = [scores.details(range(parts.num_outputs)) for scores in evaluations]
         exported = pipeline.export().state_dict()
         if pipeline.has_exits:
             exported.update(pipeline.export_exits().state_dict())
@@ -218,6 +219,7 @@ def main():
             },
             "losses": losses,
             "evaluations": [vars(result) for result in results],
+            "details": details,
             "exported": exported,
             "memory": memory,
             "bytes": pipeline.bytes_per_step,

@@ -1,5 +1,6 @@
 """What outputs mean: losses, positives and metrics against values by hand and by slow loops."""
 
+import json
 import math
 from itertools import chain
 
@@ -18,7 +19,9 @@ from scpl.losses.contrastive import supervised_contrastive_loss
 from scpl.measures import average_precision, spearman
 from scpl.methods import METHODS
 from scpl.tasks import (
+    MOST_CONFUSED,
     TASKS,
+    WORST,
     Classes,
     MultiLabel,
     Regression,
@@ -292,6 +295,121 @@ def test_metrics_at_their_edges():
     }  # fmt: skip
     with pytest.raises(DataError, match=r"An evaluation needs at least one sample"):
         Scores([{}], 1, OneRank(), MultiLabel()).result()
+    with pytest.raises(DataError, match=r"An evaluation needs at least one sample"):
+        Scores([{}], 1, OneRank(), MultiLabel()).details("ab")
+
+
+def detailed(task, outputs, target, names, sizes=None):
+    """A full account of these predictions, in batches of these sizes."""
+    counts, first = Counts(1, task), 0
+    sizes = sizes or [len(outputs)]
+    for some, wanted in zip(outputs.split(sizes), task.prepare(target).split(sizes), strict=True):
+        counts.add(0, some, wanted, last=True, first=first)
+        first += len(some)
+    return Scores(counts.stages, 1, OneRank(), task).details(names)
+
+
+def test_an_account_of_classes_by_hand():
+    """Six samples of a, b, c: three are right, a is once taken for b, b and c once for a."""
+    taken, true = [0, 1, 0, 0, 1, 2], [0, 0, 1, 2, 1, 2]
+    sure = torch.tensor([0.6, 0.7, 0.9, 0.8, 0.6, 0.5])
+    outputs = torch.full((6, 3), 0.0)
+    for row, (place, chance) in enumerate(zip(taken, sure, strict=True)):
+        outputs[row] = ((1 - chance) / 2).log()
+        outputs[row, place] = chance.log()
+    found = detailed(Classes(), outputs, torch.tensor(true), ["a", "b", "c"], [2, 3, 1])
+    assert found["confusion"] == [[1, 1, 0], [1, 1, 0], [1, 0, 1]]  # rows: what is true
+    columns = ["class", "samples", "predicted", "right", "precision", "recall", "f1"]
+    expected = [
+        ["a", 2, 3, 1, 1 / 3, 1 / 2, 2 / 5],
+        ["b", 2, 2, 1, 1 / 2, 1 / 2, 1 / 2],
+        ["c", 2, 1, 1, 1, 1 / 2, 2 / 3],
+    ]
+    assert [list(row) for row in found["table"]] == [columns] * 3
+    assert [list(row.values()) for row in found["table"]] == [
+        [row[0], *map(pytest.approx, row[1:])] for row in expected
+    ]
+    result = measured(Classes(), outputs, torch.tensor(true))
+    assert result.metrics["macro_f1"] == pytest.approx((2 / 5 + 1 / 2 + 2 / 3) / 3)
+    # 0.5 by 6: 0.5 + 0.320077 -+ 0.5 z sqrt(...), over 1.640153
+    assert result.intervals == {"accuracy": pytest.approx((0.187616, 0.812384), abs=1e-6)}
+    assert found["mistakes"] == [  # the surest first, by their place among all six
+        {"sample": 2, "true": "b", "predicted": "a", "probability": pytest.approx(0.9)},
+        {"sample": 3, "true": "c", "predicted": "a", "probability": pytest.approx(0.8)},
+        {"sample": 1, "true": "a", "predicted": "b", "probability": pytest.approx(0.7)},
+    ]
+    # Bins of 1/15: 0.5 (right), 0.6 (two, right), 0.7, 0.8 and 0.9 (all wrong).
+    error = (0.5 + 2 * 0.4 + 0.7 + 0.8 + 0.9) / 6
+    assert found["calibration"]["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+
+
+def test_an_account_of_labels_by_hand():
+    chances = torch.tensor([[0.9, 0.2], [0.6, 0.8], [0.3, 0.7]])
+    target = torch.tensor([[1, 1], [0, 1], [0, 0]])
+    found = detailed(MultiLabel(), chances.logit(), target, ["x", "y"], [1, 2])
+    assert [list(row.values()) for row in found["table"]] == [
+        ["x", 1, 2, 1, 0.5, 1.0, pytest.approx(2 / 3)],
+        ["y", 2, 2, 1, 0.5, 0.5, 0.5],
+    ]
+    assert found["mistakes"] == [
+        {"sample": 0, "label": "y", "true": "yes", "predicted": "no",
+         "probability": pytest.approx(0.8)},
+        {"sample": 2, "label": "y", "true": "no", "predicted": "yes",
+         "probability": pytest.approx(0.7)},
+        {"sample": 1, "label": "x", "true": "no", "predicted": "yes",
+         "probability": pytest.approx(0.6)},
+    ]  # fmt: skip
+    # Each in a bin of its own: 0.9 and 0.8 are there, 0.3 is not; 0.2 is there, 0.6 and 0.7 not.
+    error = (0.1 + 0.2 + 0.3 + 0.8 + 0.6 + 0.7) / 6
+    assert found["calibration"]["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    exact = measured(MultiLabel(), chances.logit(), target).intervals["exact_match"]
+    assert exact == pytest.approx((0.0, 0.561497), abs=1e-6)  # z^2 / (3 + z^2)
+
+
+def test_an_account_of_numbers_by_hand():
+    """True 0, 10, 20 and predicted 1, 10, 16, of mean 10 and deviation 5."""
+    task = Regression((10.0,), (5.0,))
+    target = torch.tensor([0.0, 10.0, 20.0])
+    outputs = (torch.tensor([[1.0], [10.0], [16.0]]) - 10) / 5
+    found = detailed(task, outputs, target, ["hours"], [2, 1])
+    (row,) = found["table"]
+    assert row["r2"] == pytest.approx(1 - 17 / 200)
+    assert row["mean_absolute_error"] == pytest.approx(5 / 3)
+    assert row["root_mean_squared_error"] == pytest.approx((17 / 3) ** 0.5)
+    assert [row["sample"] for row in found["mistakes"]] == [2, 0, 1]
+    assert found["mistakes"][0] == {
+        "sample": 2, "number": "hours", "true": pytest.approx(20), "predicted": pytest.approx(16),
+        "error": pytest.approx(-4),
+    }  # fmt: skip
+    (points,) = found["points"]
+    assert points["true"] == pytest.approx([0, 10, 20])
+    assert points["predicted"] == pytest.approx([1, 10, 16])
+    assert "calibration" not in found
+    assert measured(task, outputs, target).intervals == {}
+
+
+def test_of_very_many_classes_it_is_not_counted_which_is_taken_for_which():
+    count = MOST_CONFUSED + 1
+    outputs, target = torch.randn(40, count), torch.arange(40)
+    found = detailed(Classes(), outputs, target, [str(i) for i in range(count)])
+    assert "confusion" not in found
+    assert len(found["table"]) == count
+    few = detailed(Classes(), outputs[:, :40], target, [str(i) for i in range(40)])
+    assert torch.tensor(few["confusion"]).sum(1).tolist() == [1] * 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_account_does_not_depend_on_batches_and_bears_what_is_no_number(kind):
+    task, ((_, target),) = for_task(kind, [(None, torch.arange(30) % 3)])
+    outputs = torch.randn(30, 3)
+    whole, parts = (
+        detailed(task, outputs, target, ["a", "b", "c"], sizes) for sizes in ([30], [7, 7, 16])
+    )
+    assert whole["mistakes"] == parts["mistakes"]
+    assert whole.get("confusion") == parts.get("confusion")
+    outputs[3] = math.nan
+    broken = detailed(task, outputs, target, ["a", "b", "c"])
+    assert json.loads(json.dumps(broken))["table"][0].keys() == whole["table"][0].keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -301,23 +419,29 @@ def test_what_ranks_counted_of_their_shares_adds_up(kind):
     whole, first, second = Counts(1, task), Counts(1, task), Counts(1, task)
     whole.add(0, outputs, target, last=True)
     first.add(0, outputs[:3], target[:3], last=True)
-    second.add(0, outputs[3:], target[3:], last=True)
+    second.add(0, outputs[3:], target[3:], last=True, first=3)
     both = joined(first.stages[0], second.stages[0])
     expected, found = (
         Scores([counted], 1, OneRank(), task).result() for counted in (whole.stages[0], both)
     )
     assert found.metrics == pytest.approx(expected.metrics)
     assert found.num_samples == 7
+    accounts = [
+        Scores([counted], 1, OneRank(), task).details("abc") for counted in (whole.stages[0], both)
+    ]
+    assert accounts[0]["mistakes"] == accounts[1]["mistakes"]
+    assert accounts[0].get("confusion") == accounts[1].get("confusion")
 
 
 def test_only_the_last_stage_keeps_predictions():
     counts = Counts(2, MultiLabel())
     for stage in (0, 1):
         counts.add(stage, torch.randn(3, 2), torch.ones(3, 2), last=stage == 1)
-    assert ["outputs" in stage for stage in counts.stages] == [False, True]
+    for kept in ("outputs", WORST):
+        assert [kept in stage for stage in counts.stages] == [False, True]
     elsewhere = Counts(1, MultiLabel(), predicts=False)
     elsewhere.add(0, torch.randn(3, 2), torch.ones(3, 2), last=True)
-    assert "outputs" not in elsewhere.stages[0]
+    assert not {"outputs", WORST} & elsewhere.stages[0].keys()
     result = Scores(counts.stages, 2, OneRank(), MultiLabel()).result()
     assert None not in result.stage_scores
     assert not math.isnan(result.metrics["mean_average_precision"])

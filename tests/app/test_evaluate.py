@@ -27,8 +27,8 @@ from scpl.runs import RunFolder
 BATCH = 100
 EVAL_KEYS = [
     "method", "data", "model", "stages", "processes", "epochs", "seed", "task", "metric",
-    "test_accuracy", "test_macro_f1", "test_loss", "samples_per_second", "wall_seconds",
-    "peak_memory_bytes", "run",
+    "test_accuracy", "test_macro_f1", "test_accuracy_interval", "test_loss", "samples_per_second",
+    "wall_seconds", "peak_memory_bytes", "run", "table", "confusion", "calibration", "mistakes",
 ]  # fmt: skip
 
 

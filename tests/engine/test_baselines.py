@@ -49,6 +49,12 @@ def assert_same_gradients(expected, ranks, method):
         assert mine["num_samples"] == other["num_samples"]
         assert mine["metrics"] == pytest.approx(other["metrics"], abs=1e-5)
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    # A replica sees a share of each batch, and still every sample is found at its place among all.
+    assert last["details"].get("confusion") == expected["details"].get("confusion")
+    for mine, other in zip(
+        expected["details"]["mistakes"], last["details"]["mistakes"], strict=True
+    ):
+        assert mine == pytest.approx(other, abs=1e-4)
     torch.testing.assert_close(last["logits"], expected["logits"], atol=1e-5, rtol=0)
     assert all(rank[method]["logits"] is None for rank in ranks[:-1])
 

@@ -42,6 +42,7 @@ def assert_same(alone, ranks):
     ]
     assert not different
     assert ranks[-1]["losses"] == alone[0]["losses"]
+    assert ranks[-1]["details"] == alone[0]["details"]
     for rank in ranks:
         assert rank["evaluations"] == alone[0]["evaluations"]
         assert rank["exported"].keys() == alone[0]["exported"].keys()
