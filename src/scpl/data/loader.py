@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["Batch", "EpochLoader", "Inputs", "check", "prefetched"]
+__all__ = ["Batch", "EpochLoader", "Inputs", "check", "mapped_ahead", "prefetched"]
 
 Inputs: TypeAlias = Tensor | dict[str, Tensor]
 """What goes into a network: one tensor, or several by the names of its arguments."""
 Batch: TypeAlias = tuple[Inputs, Tensor]
 """Inputs and targets."""
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class EpochLoader(ABC):
@@ -96,6 +99,23 @@ def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
             raise item.error
     finally:
         source.stop()
+
+
+def mapped_ahead(
+    function: Callable[[T], R], items: Iterable[T], workers: int
+) -> Generator[R, None, None]:
+    """Yield ``function`` of each item in order, from threads that are at most two rounds ahead."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="scpl-worker")
+    waiting: collections.deque[Future[R]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _End:

@@ -17,7 +17,7 @@ from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
 from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
 from scpl.data import images as data
-from scpl.data.images import EXTENSIONS, decode_images, normalise
+from scpl.data.images import EXTENSIONS, decode_images, normalise, with_channels
 from scpl.errors import DataError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.runs import RunFolder
@@ -45,7 +45,6 @@ _LEAST_SIDE = 16
 """Smaller images leave the later layers of a network that pools nothing to pool."""
 _SHARE_OF_MEMORY = 1 / 4
 """What images may take of an accelerator's free memory: the rest is for training."""
-_GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
 
 def loaders(config: TrainConfig) -> Loaders:
@@ -148,8 +147,7 @@ def _as_wanted(
     notes: tuple[str, ...] = ()
     if wanted.channels != source.channels:
         train, test = (
-            dataclasses.replace(split, images=_with_channels(split.images, wanted.channels))
-            for split in (source.train, source.test)
+            split.with_channels(wanted.channels) for split in (source.train, source.test)
         )
         was = source.channels
         mean, std = ((values[0],) * wanted.channels for values in (source.mean, source.std))
@@ -255,7 +253,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _read_images(files: Sequence[Path], size: int, channels: int) -> tuple[list[Path], Tensor]:
     """Decode files into ``uint8 [N, channels, size, size]``; unreadable ones are left out."""
     try:
-        return list(files), _with_channels(decode_images(files, size), channels)
+        return list(files), with_channels(decode_images(files, size), channels)
     except DataError as error:
         if len(files) == 1:
             reason = error.__cause__ or error
@@ -264,15 +262,6 @@ def _read_images(files: Sequence[Path], size: int, channels: int) -> tuple[list[
     # One of them is bad: one by one, so that the others are still read.
     parts = [_read_images([file], size, channels) for file in files]
     return [path for paths, _ in parts for path in paths], torch.cat([each for _, each in parts])
-
-
-def _with_channels(images: Tensor, channels: int) -> Tensor:
-    """Turn ``uint8 [N, C, H, W]`` from grey to colour or back, if the network needs it."""
-    if images.shape[1] in (1, channels):
-        return images.expand(-1, channels, -1, -1)
-    weights = torch.tensor(_GREY, dtype=torch.int32).view(1, 3, 1, 1)
-    luma = (images.int() * weights).sum(1, keepdim=True) + (1 << 15)
-    return (luma >> 16).to(torch.uint8)
 
 
 def _shown(path: Path) -> str:

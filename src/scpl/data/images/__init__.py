@@ -4,6 +4,7 @@ from scpl.data.images.dataset import ImageData, Split, carve_validation, limit
 from scpl.data.images.decode import EXTENSIONS, decode_images
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
+from scpl.data.images.ondemand import OnDemand, with_channels
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Augmentation",
     "ImageData",
     "Loader",
+    "OnDemand",
     "Split",
     "carve_validation",
     "decode_images",
@@ -21,4 +23,5 @@ __all__ = [
     "limit",
     "load",
     "normalise",
+    "with_channels",
 ]

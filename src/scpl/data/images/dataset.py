@@ -1,14 +1,14 @@
 """What a data set of labelled images is, and how subsets of it are drawn.
 
 Images stay bytes until a batch is made: 60,000 CIFAR images take 184 MB as ``uint8`` and four times
-that as ``float32``.
+that as ``float32``. More than memory holds stay encoded on disk, see ``ondemand``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scpl.data.images.decode import check_room
+from scpl.data.images.ondemand import OnDemand, pixel_sums, with_channels
 from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
 from scpl.seeding import generator
@@ -34,19 +35,22 @@ __all__ = [
 ]
 
 
+_CHUNK_BYTES = 8 << 20  # of images whose pixels are summed up at once, in eight times the memory
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Images with their labels.
 
     Args:
-        images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1.
+        images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1; in memory, or decoded on demand.
         labels: ``int64``, shape ``[N]``, none negative.
 
     Raises:
         DataError: A shape or type is another, the counts differ, or there is no image.
     """
 
-    images: Tensor
+    images: Tensor | OnDemand
     labels: Tensor
 
     def __post_init__(self) -> None:
@@ -60,7 +64,7 @@ class Split:
                 "There must be one label for each image",
                 f"Got {len(images)} images and {len(labels)} labels",
             )
-        if images.numel() == 0:
+        if images.shape.numel() == 0:
             raise DataError("A split must hold at least one image", _got(images))
         if int(labels.min()) < 0:
             raise DataError(
@@ -73,8 +77,29 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Split:
-        """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
-        return Split(self.images[indices], self.labels[indices])
+        """Return the images at ``indices`` (``int64 [M]``), in that order; in memory, as a copy."""
+        images = self.images
+        chosen = images.subset(indices) if isinstance(images, OnDemand) else images[indices]
+        return Split(chosen, self.labels[indices])
+
+    def batches(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images ``uint8 [M, C, H, W]`` and labels of each batch of indices ``int64 [M]``.
+
+        What must be decoded is decoded ahead.
+        """
+        images, places = self.images, list(batches)
+        if isinstance(images, OnDemand):
+            pixels = images.each(places)
+        else:
+            pixels = (images[each] for each in places)
+        yield from zip(pixels, (self.labels[each] for each in places), strict=True)
+
+    def with_channels(self, channels: int) -> Split:
+        """Return the same in grey (1) or colour (3)."""
+        images = self.images
+        if isinstance(images, OnDemand):
+            return Split(images.with_channels(channels), self.labels)
+        return Split(with_channels(images, channels), self.labels)
 
     @property
     def nbytes(self) -> int:
@@ -82,11 +107,17 @@ class Split:
         return self.images.nbytes + self.labels.nbytes
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the same on a device."""
+        """Return the same on a device.
+
+        Raises:
+            InputError: The images are not in memory.
+        """
+        if isinstance(self.images, OnDemand):
+            raise InputError("Images that are decoded on demand must stay where they are", "")
         return Split(self.images.to(device), self.labels.to(device))
 
 
-def _got(tensor: Tensor) -> str:
+def _got(tensor: Tensor | OnDemand) -> str:
     return f"Got {tensor.dtype} of shape {list(tensor.shape)}"
 
 
@@ -240,20 +271,21 @@ def resize(split: Split, size: int) -> Split:
     if split.images.shape[2:] == (size, size):
         return split
     check_room(*split.images.shape[:2], size, size)
-    images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
+    images = F.interpolate(split.images[:], (size, size), mode="bilinear", antialias=True)
     return Split(images, split.labels)
 
 
-def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_stats(images: Tensor | OnDemand) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of ``uint8 [N, C, H, W]``, scaled to 0..1."""
-    channels = images.shape[1]
-    total, squares = torch.zeros(channels).double(), torch.zeros(channels).double()
-    for chunk in torch.split(images, 4096):  # bounds the memory of the floating-point copy
-        pixels = chunk.double().div_(255)
-        total += pixels.sum((0, 2, 3))
-        squares += pixels.square_().sum((0, 2, 3))
-    count = images.numel() // channels
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0)
+    count, channels, height, width = images.shape
+    if isinstance(images, OnDemand) and images.sums is not None:
+        total, squares = images.sums[images.rows].sum(0)[:, :channels].double()
+    else:
+        rows = max(1, _CHUNK_BYTES // (channels * height * width))
+        chunks = (images[start : start + rows] for start in range(0, count, rows))
+        total, squares = torch.stack([pixel_sums(chunk).sum(0) for chunk in chunks]).sum(0).double()
+    count *= height * width
+    mean = total / (255 * count)
+    variance = (squares / (255**2 * count) - mean.square()).clamp(min=0)
     std = variance.sqrt().clamp(min=1 / 255)  # a constant channel must not divide by zero
     return tuple(mean.tolist()), tuple(std.tolist())

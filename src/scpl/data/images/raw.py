@@ -181,7 +181,7 @@ class _Cifar(NamedTuple):
         """Read the set."""
         classes = _cifar_classes(folder / self.names, self.num_classes)
         train = [self._read_file(folder / name) for name in self.train]
-        images = torch.cat([split.images for split in train])
+        images = torch.cat([split.images[:] for split in train])
         labels = torch.cat([split.labels for split in train])
         return Splits(Split(images, labels), self._read_file(folder / self.test), classes)
 
