@@ -24,7 +24,7 @@ __all__ = ["keep", "recall", "remember"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # raise it when the same files decode to other bytes than before
+_FORMAT = "2"  # raise it when the same files decode to other bytes than before
 _MIN_IMAGES = 5000  # fewer decode in less than a second
 
 
