@@ -20,7 +20,7 @@ from torch import Tensor
 from scpl.data.extras import import_extra
 from scpl.files import replacing
 
-__all__ = ["keep", "recall", "remember"]
+__all__ = ["decoding_key", "folder", "keep", "recall", "remember"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def remember(
     The key is the path, size and time of change of each file, and the size decoded to. A few images
     are not worth a file.
     """
-    if _folder() is None or num_images < _MIN_IMAGES:
+    if folder() is None or num_images < _MIN_IMAGES:
         return decode()
-    key = _key(files, image_size)
+    key = decoding_key(files, image_size)
     found = recall("images", key)
     if found is not None and len(found[0]["images"]) == num_images:
         return found[0]["images"]
@@ -95,11 +95,12 @@ def keep(
 
 
 def _path(kind: str, key: str) -> Path | None:
-    folder = _folder()
-    return None if folder is None else folder / f"{kind}-{key[:32]}.safetensors"
+    place = folder()
+    return None if place is None else place / f"{kind}-{key[:32]}.safetensors"
 
 
-def _folder() -> Path | None:
+def folder() -> Path | None:
+    """Return where the cache lies; None: it is off."""
     setting = os.environ.get("SCPL_CACHE", "")
     if setting.lower() in ("off", "0", "none"):
         return None
@@ -109,7 +110,8 @@ def _folder() -> Path | None:
         return None
 
 
-def _key(files: Sequence[Path], image_size: int | None) -> str:
+def decoding_key(files: Sequence[Path], image_size: int | None) -> str:
+    """Return a digest of all that decoded images depend on: path, size and time of their files."""
     # The decoder's version counts: another one may round otherwise.
     version = import_extra("PIL", "images", "Decoding images").__version__
     digest = hashlib.sha256(f"{_FORMAT} {version} {image_size}".encode())

@@ -56,13 +56,14 @@ def loaders(config: TrainConfig) -> Loaders:
     chosen, seed = config.data, config.run.seed
     wanted = network_wants(config)
     side = chosen.image_size or (wanted.size if wanted else None)
-    source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=side)
+    given: dict[str, Any] = {"data_dir": chosen.data_dir, "decoding": _decoding(config)}
+    source = data.load(chosen.data, image_size=side, **given)
     notes: tuple[str, ...] = ()
     size = side or side_of(source.image_size, config)
     if size != source.image_size:
         notes = (f"Images of {source.image_size} x {source.image_size} pixels are enlarged to "
                  f"{size} x {size} (--image-size)",)  # fmt: skip
-        source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=size)
+        source = data.load(chosen.data, image_size=size, **given)
     source, told = _as_wanted(source, wanted)
     notes += told
     train, valid = source.train, source.valid
@@ -83,7 +84,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )
     notes += balanced_notes(chosen, task, source.classes)
     strata = drawn_from(chosen, task, train.labels)
-    given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}
+    given = {"batch_size": config.chosen.batch_size, "device": device}
     return Loaders(
         source.name,
         tuple(source.classes),
@@ -112,16 +113,23 @@ def loaders(config: TrainConfig) -> Loaders:
     )
 
 
+def _decoding(config: TrainConfig) -> data.Decoding:
+    return data.Decoding(config.data.in_memory, config.data.workers)
+
+
 def lie_on(
     device: torch.device, splits: Sequence[data.Split]
 ) -> tuple[torch.device | None, tuple[str, ...]]:
     """Choose where the images of a run lie: on the accelerator, where they take little of it.
 
+    Those that are decoded on demand never do.
+
     Returns:
         The device, or None to leave them in the memory of the CPU; and what to tell the user.
     """
     free, taken = free_memory(device), sum(split.nbytes for split in splits)
-    if free is None or taken > _SHARE_OF_MEMORY * free:
+    held = all(isinstance(split.images, Tensor) for split in splits)
+    if free is None or not held or taken > _SHARE_OF_MEMORY * free:
         return None, ()
     return device, (
         f"Images lie on {device}: they take {taken / 1e6:,.0f} of its {free / 1e6:,.0f} MB free",
@@ -171,7 +179,9 @@ def test_loader(
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
-    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
+    source = data.load(
+        name, data_dir=data_dir, image_size=inputs.image_size, decoding=_decoding(trained)
+    )
     if models.origin_of(description["model"]) == "hf":
         source, _ = _as_wanted(
             source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)

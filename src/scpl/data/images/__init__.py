@@ -4,7 +4,7 @@ from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, 
 from scpl.data.images.decode import EXTENSIONS, decode_images
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
-from scpl.data.images.ondemand import OnDemand, with_channels
+from scpl.data.images.ondemand import Decoding, OnDemand, with_channels
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "EXTENSIONS",
     "IMAGE_SETS",
     "Augmentation",
+    "Decoding",
     "ImageData",
     "Loader",
     "OnDemand",

@@ -83,6 +83,12 @@ class Split:
         chosen = images.subset(indices) if isinstance(images, OnDemand) else images[indices]
         return Split(chosen, self.labels[indices], self.place)
 
+    def between(self, start: int, end: int) -> Split:
+        """Return the images from ``start`` to before ``end``, not copied."""
+        images = self.images
+        chosen = images.between(start, end) if isinstance(images, OnDemand) else images[start:end]
+        return dataclasses.replace(self, images=chosen, labels=self.labels[start:end])
+
     def batches(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images ``uint8 [M, C, H, W]`` and labels of each batch of indices ``int64 [M]``.
 

@@ -53,6 +53,8 @@ __all__ = [
     "decode_image",
     "decode_images",
     "decode_readable",
+    "doubts_counted",
+    "prepare",
     "white_levels",
 ]
 
@@ -128,7 +130,7 @@ def decode_images(
         DataError: Some cannot be read.
     """
     decoded = decode_readable(sources, image_size, name_of, white)
-    check_readable(decoded, sources, name_of)
+    check_readable(decoded.unreadable, len(sources), name_of or _names(sources))
     return decoded.images
 
 
@@ -154,32 +156,26 @@ def decode_readable(
     Warns:
         ImageWarning: Once, if the decoder had doubts about images that it did read.
     """
-    _prepare()
+    prepare()
     if not sources:
         raise DataError("There must be at least one image to decode", "Got none")
-    with _doubts_counted(len(sources)):
+    with doubts_counted(len(sources)):
         white = white_levels(sources) if white is None else white
         return _decode(sources, image_size, name_of or _names(sources), white)
 
 
-def check_readable(
-    decoded: Decoded,
-    sources: Sequence[bytes | Path],
-    name_of: Callable[[int], str] | None = None,
-) -> None:
-    """Check that all images could be read.
+def check_readable(faults: Mapping[int, str], count: int, name: Callable[[int], str]) -> None:
+    """Check that all of ``count`` images could be read; ``faults`` say of some why not.
 
     Raises:
         DataError: Naming those that could not, up to 20 of them, and why.
     """
-    faults = decoded.unreadable
     if faults:
-        name = name_of or _names(sources)
         told = [f"{name(index)}: {faults[index]}" for index in sorted(faults)[:_LISTED]]
         more = [f"{len(faults) - _LISTED:,} more"] if len(faults) > _LISTED else []
         raise DataError(
             "Every image must be readable",
-            f"{len(faults):,} of {len(sources):,} are not: {'; '.join(told + more)}",
+            f"{len(faults):,} of {count:,} are not: {'; '.join(told + more)}",
             "Replace or remove them, or leave them out with `skip_unreadable`",
         )
 
@@ -214,7 +210,7 @@ def white_levels(sources: Sequence[bytes | Path]) -> WhiteLevels:
         DataError: Images in colour have 16 bits but leave the upper ones unused. Pillow reads no
             others.
     """
-    _prepare()
+    prepare()
     with warnings.catch_warnings():  # told where they are decoded
         warnings.simplefilter("ignore")
         chunks = list(_chunks(sources, lambda index: _peak(sources[index])))
@@ -247,7 +243,7 @@ def _peak(source: bytes | Path) -> tuple[str, float] | None:
     return None
 
 
-def _prepare() -> None:
+def prepare() -> None:
     import_extra("PIL.Image", "images", "Decoding images")
     _silence_libtiff()
 
@@ -368,12 +364,12 @@ def check_room(*shape: int) -> None:
         raise DataError(
             "All images together must have room in the memory of this machine",
             f"Got {' x '.join(map(str, shape))} bytes, {size / 1e9:,.0f} of {memory / 1e9:,.0f} GB",
-            "Give a smaller `image_size`, or fewer images",
+            "Give a smaller `image_size`, fewer images, or `in_memory` no",
         )
 
 
 @contextmanager
-def _doubts_counted(count: int) -> Iterator[None]:
+def doubts_counted(count: int) -> Iterator[None]:
     """Say in one sentence what Pillow would warn of image by image."""
     from PIL import Image
 

@@ -7,20 +7,35 @@ out. Decoding starts from it, and so does whatever else needs to know which imag
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scpl.data.cache import remember
+from scpl.data.cache import decoding_key, keep, recall, remember
 from scpl.data.images.dataset import Split, sentence
-from scpl.data.images.decode import decode_images
+from scpl.data.images.decode import (
+    WhiteLevels,
+    check_readable,
+    decode_image,
+    decode_images,
+    doubts_counted,
+    prepare,
+    white_levels,
+)
+from scpl.data.images.ondemand import Decoding, OnDemand, Survey, survey
 from scpl.data.notes import Faults
 from scpl.data.parquet import rows
 from scpl.data.sampling import stratified
+from scpl.data.spool import PackedPaths, PackedTexts, Spool
 from scpl.errors import DataError
 from scpl.seeding import generator
 
@@ -37,6 +52,8 @@ __all__ = [
 ]
 
 _TEST_SHARE = 0.2
+_USUAL = Decoding()
+_TRIED = 8  # of the first images, for one that can be read
 _SPLIT_SEED = 0  # fixed: the same images must give the same test images in every run
 
 
@@ -139,34 +156,108 @@ class Listing:
         train, valid, test = self.to_learn()
         return sentence(train=train, validation=valid, test=test)
 
-    def decoded(self, image_size: int | None = None) -> Splits:
-        """Decode the images, all to the same number of channels.
+    def decoded(self, image_size: int | None = None, decoding: Decoding = _USUAL) -> Splits:
+        """Decode the images, now or on demand, all to the same number of channels.
 
         Args:
             image_size: Resize each shorter side to this and cut out the centre, in pixels.
+            decoding: When they are decoded.
 
         Raises:
             DataError: as `to_learn`, or an image cannot be read.
             InputError: Pillow is not installed.
         """
         parts = [part for part in self.to_learn() if part is not None]
-        splits = decoded(parts, image_size)
+        splits = decoded(parts, image_size, decoding)
         valid = splits[1] if len(splits) == 3 else None
-        notes = (*self.notes, *self.left_out.notes())
+        notes = (*self.notes, *self.left_out.notes(), *_told(splits, decoding))
         return Splits(splits[0], splits[-1], self.classes, valid, notes)
 
 
-def decoded(parts: Sequence[Part], image_size: int | None = None) -> list[Split]:
-    """Decode parts together, so that all get the same number of channels."""
-    items = [item for part in parts for item in part.items]
-    files = dict.fromkeys(item.file if isinstance(item, Row) else item for item in items)
+def _told(splits: Sequence[Split], decoding: Decoding) -> Iterator[str]:
+    """Say so if images are not held in memory."""
+    if isinstance(splits[0].images, OnDemand):
+        size = sum(split.nbytes for split in splits) / 1e6
+        yield (
+            f"Images are decoded when a mini-batch needs them, by {decoding.workers} threads: they "
+            f"would take {size:,.0f} MB of memory"
+        )
 
+
+def decoded(
+    parts: Sequence[Part], image_size: int | None = None, decoding: Decoding = _USUAL
+) -> list[Split]:
+    """Decode parts together, now or on demand, so that all get the same number of channels."""
+    items = [item for part in parts for item in part.items]
+    held = decoding.holds(len(items), 3, *_size(items, image_size))
+    split = Split(
+        _held(items, image_size) if held else _on_demand(items, image_size, decoding.workers),
+        torch.cat([part.labels for part in parts]),
+    )
+    ends = itertools.accumulate(map(len, parts))
+    return [
+        dataclasses.replace(split.between(end - len(part), end), place=part.place)
+        for end, part in zip(ends, parts, strict=True)
+    ]
+
+
+def _size(items: Sequence[Item], image_size: int | None) -> tuple[int, int]:
+    """Height and width of decoded images, as the first ones tell; no pixel if none can be read."""
+    if image_size is not None:
+        return image_size, image_size
+    prepare()
+    for item in items[:_TRIED]:
+        with suppress(DataError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # all are decoded again
+            source = _sources([item])
+            height, width, _ = decode_image(source[0], white=white_levels(source)).shape
+            return height, width
+    return 0, 0
+
+
+def _held(items: Sequence[Item], image_size: int | None) -> Tensor:
     def decode() -> Tensor:
         return decode_images(_sources(items), image_size, lambda index: str(items[index]))
 
-    images = remember(list(files), image_size, len(items), decode)
-    pixels = torch.split(images, [len(part) for part in parts])
-    return [Split(p, part.labels, part.place) for p, part in zip(pixels, parts, strict=True)]
+    return remember(_files(items), image_size, len(items), decode)
+
+
+def _on_demand(items: Sequence[Item], image_size: int | None, workers: int) -> OnDemand:
+    """Read all images once; what this tells is kept on disk, as the decoded images would be."""
+    places = PackedTexts(map(str, items))
+    rows = [item for item in items if isinstance(item, Row)]
+    sources: Sequence[bytes | Path] = _spooled(rows) if rows else PackedPaths(places)
+
+    def name(index: int) -> str:
+        return places[index]
+
+    prepare()
+    key = decoding_key(_files(items), image_size)
+    kept = recall("survey", key)
+    if kept is not None:
+        found, white = Survey.of(kept[0]), WhiteLevels(*json.loads(kept[1]["white"]))
+        decode = partial(decode_image, image_size=image_size, white=white)
+    else:
+        with doubts_counted(len(sources)):
+            white = white_levels(sources)
+            decode = partial(decode_image, image_size=image_size, white=white)
+            found = survey(sources, name, decode, workers)
+        check_readable(found.unreadable, len(sources), name)
+        keep("survey", key, found.tensors(), {"white": json.dumps(white)})
+    return OnDemand(
+        sources,
+        name,
+        decode,
+        found.size,
+        found.channels,
+        found.sums,
+        torch.arange(len(sources)),
+        workers,
+    )
+
+
+def _files(items: Sequence[Item]) -> list[Path]:
+    return list(dict.fromkeys(item.file if isinstance(item, Row) else item for item in items))
 
 
 def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:
@@ -174,17 +265,34 @@ def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:
     return encoded_rows(rows) if rows else [item for item in items if isinstance(item, Path)]
 
 
+def _spooled(wanted: Sequence[Row]) -> Spool:
+    """Copy the encoded images of some rows to where each can be read by itself."""
+    places: dict[Row, int] = {}
+
+    def values() -> Iterator[bytes]:
+        for row, value in _each_row(wanted):
+            places[row] = len(places)
+            yield value
+
+    spool = Spool(values())
+    return spool.in_order(places[row] for row in wanted)
+
+
 def encoded_rows(wanted: Sequence[Row]) -> list[bytes]:
     """Read the encoded images of some rows, in the order asked for."""
+    found = dict(_each_row(wanted))
+    return [found[row] for row in wanted]
+
+
+def _each_row(wanted: Sequence[Row]) -> Iterator[tuple[Row, bytes]]:
+    """Read the encoded images of some rows, in the order in which they lie in their files."""
     numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
     for row in wanted:
         numbers[row.file, row.column].add(row.number)
-    found = {}
     for (file, column), chosen in numbers.items():
-        for number, (value,) in enumerate(rows(file, [column])):
+        for number, (value,) in zip(range(max(chosen) + 1), rows(file, [column])):  # noqa: B905
             if number in chosen:
-                found[Row(file, number, column)] = _image_bytes(value, number, file)
-    return [found[row] for row in wanted]
+                yield Row(file, number, column), _image_bytes(value, number, file)
 
 
 def _image_bytes(value: Any, row: int, path: Path) -> bytes:

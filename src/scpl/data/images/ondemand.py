@@ -7,9 +7,11 @@ Nothing decoded is kept, in memory or on disk, where a million photos of 224 pix
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +20,36 @@ from torch import Tensor
 
 from scpl.data.loader import mapped_ahead
 from scpl.errors import DataError
+from scpl.outside import available_memory
 
-__all__ = ["OnDemand", "Survey", "pixel_sums", "survey", "with_channels"]
+__all__ = ["Decoding", "InMemory", "OnDemand", "Survey", "pixel_sums", "survey", "with_channels"]
 
 Source = bytes | Path
+InMemory = Literal["auto", "yes", "no"]
 Pixels = npt.NDArray[np.uint8]
 
 _CHUNK = 256
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
+_MOST_OF_MEMORY = 1 / 4  # that is free: images are copied while they are decoded and divided
+
+
+class Decoding(NamedTuple):
+    """When images are decoded.
+
+    Attributes:
+        in_memory: ``yes``: once, and they are held in memory; ``no``: whenever a batch needs them;
+            ``auto``: in memory if they take at most a quarter of what is free.
+        workers: How many threads decode what is not held in memory.
+    """
+
+    in_memory: InMemory = "auto"
+    workers: int = 2
+
+    def holds(self, *shape: int) -> bool:
+        """Whether images ``uint8 [N, C, H, W]`` are held in memory."""
+        if self.in_memory == "auto":
+            return math.prod(shape) <= _MOST_OF_MEMORY * available_memory()
+        return self.in_memory == "yes"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,6 +131,10 @@ class OnDemand:
         """Return the images at some places, ``int64 [M]``; nothing is decoded."""
         return dataclasses.replace(self, rows=self.rows[which])
 
+    def between(self, start: int, end: int) -> OnDemand:
+        """Return the images from ``start`` to before ``end``; nothing is decoded."""
+        return dataclasses.replace(self, rows=self.rows[start:end])
+
     def with_channels(self, channels: int) -> OnDemand:
         """Return the same images in grey or colour; nothing is decoded."""
         sums = self.sums if channels >= self.channels else None
@@ -127,7 +155,17 @@ class Survey:
     size: tuple[int, int]
     channels: int
     sums: Tensor
-    unreadable: Mapping[int, str]
+    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Survey:
+        """Rebuild from `tensors`."""
+        height, width, channels = tensors["shape"].tolist()
+        return cls((height, width), channels, tensors["sums"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that is known, if all could be read."""
+        return {"shape": torch.tensor([*self.size, self.channels]), "sums": self.sums}
 
 
 def survey(
