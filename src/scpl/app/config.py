@@ -158,6 +158,8 @@ class DataConfig:
     from rare ones several times. For labels a class is the rarest label of a sample."""
     image_size: int | None = setting(None, _PIXELS, samples="images")
     """images: resize them to this many pixels."""
+    skip_unreadable: bool = setting(False, samples="images")
+    """images: leave out those that cannot be read, and count them; else one is an error."""
     augmentation: Literal["none", "basic", "strong"] = setting("none", samples="images")
     """images: none; basic: random crop and flip; strong: basic with colour jitter and random
     grey."""
@@ -1029,6 +1031,8 @@ class EvalConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
     """Samples per mini-batch; default: as in training."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, and count them; default: as in training."""
     probe: bool = False
     """Also fit a linear classifier to the features after every stage, on the run's own data."""
     exit_threshold: float | None = None

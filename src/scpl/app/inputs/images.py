@@ -57,13 +57,17 @@ def loaders(config: TrainConfig) -> Loaders:
     chosen, seed = config.data, config.run.seed
     wanted = network_wants(config)
     side = chosen.image_size or (wanted.size if wanted else None)
-    source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=side)
+    given: dict[str, Any] = {
+        "data_dir": chosen.data_dir,
+        "reading": data.Reading(skip_unreadable=chosen.skip_unreadable),
+    }
+    source = data.load(chosen.data, image_size=side, **given)
     notes: tuple[str, ...] = ()
     size = side or side_of(source.image_size, config)
     if size != source.image_size:
         notes = (f"Images of {source.image_size} x {source.image_size} pixels are enlarged to "
                  f"{size} x {size} (--image-size)",)  # fmt: skip
-        source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=size)
+        source = data.load(chosen.data, image_size=size, **given)
     source, told = _as_wanted(source, wanted)
     notes += told
     train, valid = source.train, source.valid
@@ -84,7 +88,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )
     notes += balanced_notes(chosen, task, source.classes)
     strata = drawn_from(chosen, task, train.labels)
-    given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}
+    given = {"batch_size": config.chosen.batch_size, "device": device}
     return Loaders(
         source.name,
         tuple(source.classes),
@@ -95,6 +99,7 @@ def loaders(config: TrainConfig) -> Loaders:
             std,
             config.network.width,
             (PROCESSOR,) if wanted and wanted.text else (),
+            source.white,
         ),
         data.Loader(
             train,
@@ -172,7 +177,8 @@ def test_loader(
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
-    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
+    reading = data.Reading(inputs.white, config.skip_unreadable or trained.data.skip_unreadable)
+    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size, reading=reading)
     if models.origin_of(description["model"]) == "hf":
         source, _ = _as_wanted(
             source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scpl.data.images.decode import check_room
+from scpl.data.images.decode import EIGHT_BITS, WhiteLevels, check_room
 from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
 from scpl.seeding import generator
@@ -124,6 +124,7 @@ class ImageData:
         flip: Whether a mirrored image still belongs to its class (not so for characters).
         valid: Images to validate on, if the data set says which.
         notes: What the user should know of the data.
+        white: What values of more than 8 bits were scaled by.
 
     Raises:
         DataError: A label has no class, or the shapes of the parts do not fit each other.
@@ -138,6 +139,7 @@ class ImageData:
     flip: bool = True
     valid: Split | None = None
     notes: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
 
     def __post_init__(self) -> None:
         train = list(self.train.images.shape[1:])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import logging
 import math
 import os
@@ -25,9 +26,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -38,15 +39,18 @@ from torch import Tensor
 
 from scpl.data.extras import import_extra
 from scpl.errors import DataError, ImageWarning
-from scpl.outside import machine_memory
+from scpl.outside import machine_memory, parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "AS_IT_IS",
+    "EIGHT_BITS",
     "EXTENSIONS",
     "FORMATS",
     "Decoded",
+    "Reading",
     "WhiteLevels",
     "check_readable",
     "check_room",
@@ -92,11 +96,47 @@ class WhiteLevels(NamedTuple):
     whole: int = 255
     real: float = 1.0
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> WhiteLevels:
+        """Rebuild from a list of both.
+
+        Raises:
+            TypeError, ValueError: They are none.
+        """
+        whole, real = values
+        if whole not in _WHOLE_LEVELS or real not in _REAL_LEVELS:
+            raise ValueError(f"{whole!r} and {real!r} are no values of white")
+        return cls(int(whole), float(real))
+
+    def notes(self) -> list[str]:
+        """Say what differs from 8 bits and from 0 to 1."""
+        kinds = {"whole": "whole numbers", "real": "floating-point numbers"}
+        return [
+            f"Where images hold {kind} of more than 8 bits, {value:,g} is white: the values of all "
+            "images fit below it"
+            for (name, kind), usual in zip(kinds.items(), EIGHT_BITS, strict=True)
+            if (value := getattr(self, name)) != usual
+        ]
+
+
+class Reading(NamedTuple):
+    """What is wished of decoding, but for the size.
+
+    Attributes:
+        white: What deeper values are scaled by; None: `white_levels` of all images.
+        skip_unreadable: Leave out images that cannot be read.
+    """
+
+    white: WhiteLevels | None = None
+    skip_unreadable: bool = False
+
+
+AS_IT_IS = Reading()
 
 _WHOLE_LEVELS = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 """What sensors and files hold."""
 _REAL_LEVELS = (1.0, *map(float, _WHOLE_LEVELS))
-_EIGHT_BITS = WhiteLevels()
+EIGHT_BITS = WhiteLevels()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +151,18 @@ class Decoded:
 
     images: Tensor
     white: WhiteLevels
-    unreadable: Mapping[int, str] = field(default_factory=dict)
+    unreadable: Mapping[int, str]
+
+    @classmethod
+    def of(cls, images: Tensor, about: str) -> Decoded:
+        """Rebuild from `stored`."""
+        values = parse_json(about)
+        unreadable = {int(index): why for index, why in values["unreadable"].items()}
+        return cls(images, WhiteLevels.of(values["white"]), unreadable)
+
+    def stored(self) -> tuple[Tensor, str]:
+        """Return the images, and a text that says all else."""
+        return self.images, json.dumps({"white": self.white, "unreadable": self.unreadable})
 
 
 def decode_images(
@@ -128,7 +179,7 @@ def decode_images(
         DataError: Some cannot be read.
     """
     decoded = decode_readable(sources, image_size, name_of, white)
-    check_readable(decoded, sources, name_of)
+    check_readable(decoded, len(sources), name_of or _names(sources))
     return decoded.images
 
 
@@ -162,30 +213,25 @@ def decode_readable(
         return _decode(sources, image_size, name_of or _names(sources), white)
 
 
-def check_readable(
-    decoded: Decoded,
-    sources: Sequence[bytes | Path],
-    name_of: Callable[[int], str] | None = None,
-) -> None:
-    """Check that all images could be read.
+def check_readable(decoded: Decoded, count: int, name_of: Callable[[int], str]) -> None:
+    """Check that all of so many images could be read.
 
     Raises:
         DataError: Naming those that could not, up to 20 of them, and why.
     """
     faults = decoded.unreadable
     if faults:
-        name = name_of or _names(sources)
-        told = [f"{name(index)}: {faults[index]}" for index in sorted(faults)[:_LISTED]]
+        told = [f"{name_of(index)}: {why}" for index, why in islice(faults.items(), _LISTED)]
         more = [f"{len(faults) - _LISTED:,} more"] if len(faults) > _LISTED else []
         raise DataError(
             "Every image must be readable",
-            f"{len(faults):,} of {len(sources):,} are not: {'; '.join(told + more)}",
+            f"{len(faults):,} of {count:,} are not: {'; '.join(told + more)}",
             "Replace or remove them, or leave them out with `skip_unreadable`",
         )
 
 
 def decode_image(
-    source: bytes | Path, image_size: int | None = None, white: WhiteLevels = _EIGHT_BITS
+    source: bytes | Path, image_size: int | None = None, white: WhiteLevels = EIGHT_BITS
 ) -> Pixels:
     """Decode one image into ``uint8 [H, W, C]``, C being 1 or 3.
 

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from scpl.data.cache import remember
 from scpl.data.images.dataset import Split, sentence
-from scpl.data.images.decode import decode_images
+from scpl.data.images.decode import (
+    AS_IT_IS,
+    EIGHT_BITS,
+    Decoded,
+    Reading,
+    WhiteLevels,
+    check_readable,
+    decode_readable,
+)
 from scpl.data.notes import Faults
 from scpl.data.parquet import rows
 from scpl.data.sampling import stratified
@@ -89,6 +97,7 @@ class Splits(NamedTuple):
     classes: tuple[str, ...] | None = None
     valid: Split | None = None
     notes: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,34 +148,78 @@ class Listing:
         train, valid, test = self.to_learn()
         return sentence(train=train, validation=valid, test=test)
 
-    def decoded(self, image_size: int | None = None) -> Splits:
+    def decoded(self, image_size: int | None = None, reading: Reading = AS_IT_IS) -> Splits:
         """Decode the images, all to the same number of channels.
 
         Args:
             image_size: Resize each shorter side to this and cut out the centre, in pixels.
+            reading: What else is wished of it.
 
         Raises:
-            DataError: as `to_learn`, or an image cannot be read.
+            DataError: as `to_learn`, or as `decoded`.
             InputError: Pillow is not installed.
         """
         parts = [part for part in self.to_learn() if part is not None]
-        splits = decoded(parts, image_size)
+        splits, white, told = decoded(parts, image_size, reading)
         valid = splits[1] if len(splits) == 3 else None
-        notes = (*self.notes, *self.left_out.notes())
-        return Splits(splits[0], splits[-1], self.classes, valid, notes)
+        notes = (*self.notes, *self.left_out.notes(), *told)
+        return Splits(splits[0], splits[-1], self.classes, valid, notes, white)
 
 
-def decoded(parts: Sequence[Part], image_size: int | None = None) -> list[Split]:
-    """Decode parts together, so that all get the same number of channels."""
+def decoded(
+    parts: Sequence[Part], image_size: int | None = None, reading: Reading = AS_IT_IS
+) -> tuple[list[Split], WhiteLevels, list[str]]:
+    """Decode parts together, so that all get the same number of channels and the same white.
+
+    Returns:
+        The parts, what is white in them, and what the user should know.
+
+    Raises:
+        DataError: as `decode_readable`; images cannot be read, or, where these are left out, all
+            of a class in one part.
+    """
     items = [item for part in parts for item in part.items]
     files = dict.fromkeys(item.file if isinstance(item, Row) else item for item in items)
 
-    def decode() -> Tensor:
-        return decode_images(_sources(items), image_size, lambda index: str(items[index]))
+    def name(index: int) -> str:
+        return str(items[index])
 
-    images = remember(list(files), image_size, len(items), decode)
-    pixels = torch.split(images, [len(part) for part in parts])
-    return [Split(p, part.labels, part.place) for p, part in zip(pixels, parts, strict=True)]
+    def decode() -> tuple[Tensor, str]:
+        return decode_readable(_sources(items), image_size, name, reading.white).stored()
+
+    how = (image_size, reading.white)
+    found = Decoded.of(*remember(list(files), how, len(items), decode))
+    if not reading.skip_unreadable:
+        check_readable(found, len(items), name)
+    kept = torch.ones(len(items), dtype=torch.bool)
+    kept[list(found.unreadable)] = False
+    left_out = Faults()
+    for index, why in found.unreadable.items():
+        left_out.add("images that cannot be read left out", f"{name(index)}: {why}")
+    parts = [
+        _kept(part, mask, left_out) for part, mask in zip(parts, _cut(kept, parts), strict=True)
+    ]
+    pixels = _cut(found.images, parts)
+    splits = [Split(p, part.labels, part.place) for p, part in zip(pixels, parts, strict=True)]
+    return splits, found.white, [*left_out.notes(), *found.white.notes()]
+
+
+def _cut(rows: Tensor, parts: Sequence[Part]) -> Sequence[Tensor]:
+    return torch.split(rows, [len(part) for part in parts])
+
+
+def _kept(part: Part, mask: Tensor, left_out: Faults) -> Part:
+    """Leave out what cannot be read; nobody wants to lose a class by that."""
+    lost = set(part.labels.tolist()) - set(part.labels[mask].tolist())
+    if lost:
+        first = part.items[part.labels.tolist().index(min(lost))]
+        raise DataError(
+            "Every class must keep an image that can be read",
+            f"Got none of {len(lost)} of the classes in {part.place}, such as that of {first}; "
+            + "; ".join(left_out.notes()),
+            "Replace these images, or remove the class",
+        )
+    return part.take(torch.nonzero(mask)[:, 0])
 
 
 def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:
