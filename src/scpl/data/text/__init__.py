@@ -7,10 +7,13 @@ from scpl.data.text.pretrained import PretrainedTokenizer
 from scpl.data.text.splits import Columns, SplitSettings, is_text
 from scpl.data.text.tables import (
     LEFT_OUT,
+    LONGEST_TEXT,
     Faults,
     check_columns,
     columns_of,
+    count_rows,
     is_table,
+    lines_of,
     rows_of,
     text_of,
 )
@@ -18,6 +21,7 @@ from scpl.data.text.tokenizer import Tokenizer, WordVectors, from_json, read_vec
 
 __all__ = [
     "LEFT_OUT",
+    "LONGEST_TEXT",
     "TEXT_SETS",
     "WITH_ZEROS",
     "Columns",
@@ -34,9 +38,11 @@ __all__ = [
     "WordVectors",
     "check_columns",
     "columns_of",
+    "count_rows",
     "from_json",
     "is_table",
     "is_text",
+    "lines_of",
     "load_test",
     "load_text",
     "read_vectors",
