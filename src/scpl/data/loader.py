@@ -84,11 +84,12 @@ def check(holds: bool, rule: str, got: int) -> None:
         raise InputError(rule, f"Got {got}")
 
 
-def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+def prefetched(items: Iterator[T], depth: int, *, patient: bool = True) -> Generator[T, None, None]:
     """Yield ``items``, taken by a thread that is at most ``depth`` (1 or more) items ahead.
 
     The thread starts with the first item asked for. It ends when the items do, when they raise (the
-    error is raised here), and when this iterator is closed or no longer referenced.
+    error is raised here), and when this iterator is closed or no longer referenced. Closing it
+    waits for that, unless it is not ``patient``: an item may be long in coming, as from a terminal.
     """
     source = _Source(items, depth)
     source.thread.start()
@@ -98,7 +99,7 @@ def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
         if item.error is not None:
             raise item.error
     finally:
-        source.stop()
+        source.stop(patient)
 
 
 def mapped_ahead(
@@ -146,8 +147,8 @@ class _Source(Generic[T]):
         if not self.stopped.is_set():
             self.queue.put(end)
 
-    def stop(self) -> None:
-        """End the thread and wait for it.
+    def stop(self, wait: bool) -> None:
+        """End the thread, and perhaps wait for it.
 
         Once ``stopped`` is set it puts at most one item more, for which the emptied queue has room.
         """
@@ -156,4 +157,5 @@ class _Source(Generic[T]):
             return  # a forgotten iterator was collected as garbage by this very thread
         while not self.queue.empty():
             self.queue.get_nowait()
-        self.thread.join()
+        if wait:
+            self.thread.join()

@@ -40,7 +40,7 @@ class PackedTexts(_Made[str]):
     def __init__(self, texts: Iterable[str]) -> None:
         self._content, self._ends = bytearray(), array("q", [0])
         for text in texts:
-            self._content += os.fsencode(text)  # the name of a file need not be UTF-8
+            self._content += os.fsencode(text)  # a file's name need not be UTF-8
             self._ends.append(len(self._content))
 
     def __len__(self) -> int:
@@ -63,6 +63,16 @@ class PackedPaths(_Made[Path]):
         return Path(self._texts[place])
 
 
+class _Descriptor:
+    """Keeps a file open as long as it is in use."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class Spool(_Made[bytes]):
     """Byte strings in a file without a name, which is gone when the process ends.
 
@@ -82,13 +92,14 @@ class Spool(_Made[bytes]):
         try:
             if place is not None:
                 place.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115 - open as long as this is
-            for value in values:
-                self._file.write(value)
-                self._starts.append(end)
-                self._sizes.append(len(value))
-                end += len(value)
-            self._file.flush()
+            with tempfile.TemporaryFile(dir=place) as file:
+                for value in values:
+                    file.write(value)
+                    self._starts.append(end)
+                    self._sizes.append(len(value))
+                    end += len(value)
+                file.flush()
+                self._file = _Descriptor(os.dup(file.fileno()))
         except OSError as error:
             raise DataError(
                 "Rows that are read one by one need room for a copy of them on the disk",
@@ -100,7 +111,7 @@ class Spool(_Made[bytes]):
         return len(self._starts)
 
     def _at(self, place: int) -> bytes:
-        return os.pread(self._file.fileno(), self._sizes[place], self._starts[place])
+        return os.pread(self._file.number, self._sizes[place], self._starts[place])
 
     def in_order(self, places: Iterable[int]) -> Spool:
         """Return those at some places, in that order, from the same file."""

@@ -250,10 +250,13 @@ class Source:
     def __call__(self, image_size=None):
         def make():
             self.calls += 1
-            return torch.arange(self.n * 4).view(self.n, 1, 2, 2).to(torch.uint8)
+            images = torch.arange(self.n * 4).view(self.n, 1, 2, 2).to(torch.uint8)
+            return images, "a text about them"
 
-        images = remember([self.file], image_size, self.n, make)
-        assert torch.equal(images, make())
+        images, about = remember([self.file], image_size, self.n, make)
+        assert torch.equal(images, make()[0])
+        assert about == make()[1]
+        self.calls -= 1
         self.calls -= 1
         return self.calls
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scpl import models
 from scpl.app.config import DataConfig
 from scpl.data.images.dataset import check_normalisation
+from scpl.data.images.decode import EIGHT_BITS, WhiteLevels
 from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
@@ -69,6 +70,7 @@ class ImageInputs:
         std: What each channel is divided by.
         width: Factor on the channels of the network.
         files: Files of the run folder that a prediction needs besides.
+        white: What values of more than 8 bits are scaled by.
     """
 
     channels: int
@@ -77,6 +79,7 @@ class ImageInputs:
     std: tuple[float, ...]
     width: float = 1.0
     files: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
     modality: ClassVar[str] = "image"
 
     @property
@@ -113,6 +116,7 @@ class ImageInputs:
             "std": list(self.std),
             "width": self.width,
             "files": list(self.files),
+            "white": list(self.white),
         }
 
     @classmethod
@@ -122,7 +126,8 @@ class ImageInputs:
         check_normalisation(mean, std, values["in_channels"], "a network")
         width = values.get("width", 1.0)  # earlier versions had none
         files = tuple(values.get("files", ()))  # nor this
-        return cls(values["in_channels"], values["image_size"], mean, std, width, files)
+        white = WhiteLevels.of(values.get("white", EIGHT_BITS))  # nor this
+        return cls(values["in_channels"], values["image_size"], mean, std, width, files, white)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
 from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
-from scpl.data.images.decode import EXTENSIONS, decode_images
+from scpl.data.images.decode import (
+    EXTENSIONS,
+    Reading,
+    WhiteLevels,
+    decode_images,
+    decode_readable,
+)
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
-from scpl.data.images.ondemand import Decoding, OnDemand, with_channels
+from scpl.data.images.ondemand import OnDemand, with_channels
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [
@@ -13,13 +19,15 @@ __all__ = [
     "EXTENSIONS",
     "IMAGE_SETS",
     "Augmentation",
-    "Decoding",
     "ImageData",
     "Loader",
     "OnDemand",
+    "Reading",
     "Split",
+    "WhiteLevels",
     "carve_validation",
     "decode_images",
+    "decode_readable",
     "known",
     "limit",
     "load",

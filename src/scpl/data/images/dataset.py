@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scpl.data.images.decode import check_room
+from scpl.data.images.decode import EIGHT_BITS, WhiteLevels, check_room
 from scpl.data.images.ondemand import OnDemand, pixel_sums, with_channels
 from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
@@ -82,12 +82,6 @@ class Split:
         images = self.images
         chosen = images.subset(indices) if isinstance(images, OnDemand) else images[indices]
         return Split(chosen, self.labels[indices], self.place)
-
-    def between(self, start: int, end: int) -> Split:
-        """Return the images from ``start`` to before ``end``, not copied."""
-        images = self.images
-        chosen = images.between(start, end) if isinstance(images, OnDemand) else images[start:end]
-        return dataclasses.replace(self, images=chosen, labels=self.labels[start:end])
 
     def batches(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images ``uint8 [M, C, H, W]`` and labels of each batch of indices ``int64 [M]``.
@@ -164,6 +158,7 @@ class ImageData:
         flip: Whether a mirrored image still belongs to its class (not so for characters).
         valid: Images to validate on, if the data set says which.
         notes: What the user should know of the data.
+        white: What values of more than 8 bits were scaled by.
 
     Raises:
         DataError: A label has no class, or the shapes of the parts do not fit each other.
@@ -178,6 +173,7 @@ class ImageData:
     flip: bool = True
     valid: Split | None = None
     notes: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
 
     def __post_init__(self) -> None:
         train = list(self.train.images.shape[1:])

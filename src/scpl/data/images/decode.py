@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import logging
 import math
 import os
@@ -25,9 +26,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -38,15 +39,18 @@ from torch import Tensor
 
 from scpl.data.extras import import_extra
 from scpl.errors import DataError, ImageWarning
-from scpl.outside import machine_memory
+from scpl.outside import available_memory, machine_memory, parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "AS_IT_IS",
+    "EIGHT_BITS",
     "EXTENSIONS",
     "FORMATS",
     "Decoded",
+    "Reading",
     "WhiteLevels",
     "check_readable",
     "check_room",
@@ -80,6 +84,7 @@ _CHUNK = 256
 # Below this, Python's own work per image outweighs the decoder's, and threads only fight for the
 # interpreter: 50,000 CIFAR JPEGs took 5.8 s with one thread and 9.3 s with two.
 _SMALL_BYTES = 16 * 1024
+_SHARE_OF_MEMORY = 1 / 4  # images are copied while they are decoded and divided
 _LISTED = 20  # unreadable images that a message names
 
 
@@ -94,11 +99,58 @@ class WhiteLevels(NamedTuple):
     whole: int = 255
     real: float = 1.0
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> WhiteLevels:
+        """Rebuild from a list of both.
+
+        Raises:
+            TypeError, ValueError: They are none.
+        """
+        whole, real = values
+        if whole not in _WHOLE_LEVELS or real not in _REAL_LEVELS:
+            raise ValueError(f"{whole!r} and {real!r} are no values of white")
+        return cls(int(whole), float(real))
+
+    def notes(self) -> list[str]:
+        """Say what differs from 8 bits and from 0 to 1."""
+        kinds = {"whole": "whole numbers", "real": "floating-point numbers"}
+        return [
+            f"Where images hold {kind} of more than 8 bits, {value:,g} is white: the values of all "
+            "images fit below it"
+            for (name, kind), usual in zip(kinds.items(), EIGHT_BITS, strict=True)
+            if (value := getattr(self, name)) != usual
+        ]
+
+
+class Reading(NamedTuple):
+    """What is wished of decoding, but for the size.
+
+    Attributes:
+        white: What deeper values are scaled by; None: `white_levels` of all images.
+        skip_unreadable: Leave out images that cannot be read.
+        in_memory: yes: decode all at once, and hold them in memory; no: whenever a mini-batch needs
+            them; auto: in memory if they take at most a quarter of what is free.
+        workers: How many threads decode what is not held in memory.
+    """
+
+    white: WhiteLevels | None = None
+    skip_unreadable: bool = False
+    in_memory: Literal["auto", "yes", "no"] = "auto"
+    workers: int = 2
+
+    def holds(self, *shape: int) -> bool:
+        """Whether images ``uint8 [N, C, H, W]`` are held in memory."""
+        if self.in_memory == "auto":
+            return math.prod(shape) <= _SHARE_OF_MEMORY * available_memory()
+        return self.in_memory == "yes"
+
+
+AS_IT_IS = Reading()
 
 _WHOLE_LEVELS = tuple((1 << bits) - 1 for bits in (8, 10, 12, 14, 16))
 """What sensors and files hold."""
 _REAL_LEVELS = (1.0, *map(float, _WHOLE_LEVELS))
-_EIGHT_BITS = WhiteLevels()
+EIGHT_BITS = WhiteLevels()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +165,18 @@ class Decoded:
 
     images: Tensor
     white: WhiteLevels
-    unreadable: Mapping[int, str] = field(default_factory=dict)
+    unreadable: Mapping[int, str]
+
+    @classmethod
+    def of(cls, images: Tensor, about: str) -> Decoded:
+        """Rebuild from `stored`."""
+        values = parse_json(about)
+        unreadable = {int(index): why for index, why in values["unreadable"].items()}
+        return cls(images, WhiteLevels.of(values["white"]), unreadable)
+
+    def stored(self) -> tuple[Tensor, str]:
+        """Return the images, and a text that says all else."""
+        return self.images, json.dumps({"white": self.white, "unreadable": self.unreadable})
 
 
 def decode_images(
@@ -164,14 +227,14 @@ def decode_readable(
         return _decode(sources, image_size, name_of or _names(sources), white)
 
 
-def check_readable(faults: Mapping[int, str], count: int, name: Callable[[int], str]) -> None:
-    """Check that all of ``count`` images could be read; ``faults`` say of some why not.
+def check_readable(faults: Mapping[int, str], count: int, name_of: Callable[[int], str]) -> None:
+    """Check that all of so many images could be read; ``faults`` say why some could not.
 
     Raises:
         DataError: Naming those that could not, up to 20 of them, and why.
     """
     if faults:
-        told = [f"{name(index)}: {faults[index]}" for index in sorted(faults)[:_LISTED]]
+        told = [f"{name_of(index)}: {why}" for index, why in islice(faults.items(), _LISTED)]
         more = [f"{len(faults) - _LISTED:,} more"] if len(faults) > _LISTED else []
         raise DataError(
             "Every image must be readable",
@@ -181,7 +244,7 @@ def check_readable(faults: Mapping[int, str], count: int, name: Callable[[int], 
 
 
 def decode_image(
-    source: bytes | Path, image_size: int | None = None, white: WhiteLevels = _EIGHT_BITS
+    source: bytes | Path, image_size: int | None = None, white: WhiteLevels = EIGHT_BITS
 ) -> Pixels:
     """Decode one image into ``uint8 [H, W, C]``, C being 1 or 3.
 
@@ -244,6 +307,11 @@ def _peak(source: bytes | Path) -> tuple[str, float] | None:
 
 
 def prepare() -> None:
+    """Get Pillow ready; once, before `decode_image`.
+
+    Raises:
+        InputError: It is not installed.
+    """
     import_extra("PIL.Image", "images", "Decoding images")
     _silence_libtiff()
 

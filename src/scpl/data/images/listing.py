@@ -7,31 +7,32 @@ out. Decoding starts from it, and so does whatever else needs to know which imag
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scpl.data.cache import decoding_key, keep, recall, remember
+from scpl.data.cache import remember
 from scpl.data.images.dataset import Split, sentence
 from scpl.data.images.decode import (
+    AS_IT_IS,
+    EIGHT_BITS,
+    Decoded,
+    Reading,
     WhiteLevels,
     check_readable,
     decode_image,
-    decode_images,
-    doubts_counted,
+    decode_readable,
     prepare,
     white_levels,
 )
-from scpl.data.images.ondemand import Decoding, OnDemand, Survey, survey
+from scpl.data.images.ondemand import OnDemand, Survey, survey
 from scpl.data.notes import Faults
 from scpl.data.parquet import rows
 from scpl.data.sampling import stratified
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 _TEST_SHARE = 0.2
-_USUAL = Decoding()
 _TRIED = 8  # of the first images, for one that can be read
 _SPLIT_SEED = 0  # fixed: the same images must give the same test images in every run
 
@@ -106,6 +106,7 @@ class Splits(NamedTuple):
     classes: tuple[str, ...] | None = None
     valid: Split | None = None
     notes: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,108 +157,96 @@ class Listing:
         train, valid, test = self.to_learn()
         return sentence(train=train, validation=valid, test=test)
 
-    def decoded(self, image_size: int | None = None, decoding: Decoding = _USUAL) -> Splits:
-        """Decode the images, now or on demand, all to the same number of channels.
+    def decoded(self, image_size: int | None = None, reading: Reading = AS_IT_IS) -> Splits:
+        """Decode the images, all to the same number of channels.
 
         Args:
             image_size: Resize each shorter side to this and cut out the centre, in pixels.
-            decoding: When they are decoded.
+            reading: What else is wished of it.
 
         Raises:
-            DataError: as `to_learn`, or an image cannot be read.
+            DataError: as `to_learn`, or as `decoded`.
             InputError: Pillow is not installed.
         """
         parts = [part for part in self.to_learn() if part is not None]
-        splits = decoded(parts, image_size, decoding)
+        splits, white, told = decoded(parts, image_size, reading)
         valid = splits[1] if len(splits) == 3 else None
-        notes = (*self.notes, *self.left_out.notes(), *_told(splits, decoding))
-        return Splits(splits[0], splits[-1], self.classes, valid, notes)
-
-
-def _told(splits: Sequence[Split], decoding: Decoding) -> Iterator[str]:
-    """Say so if images are not held in memory."""
-    if isinstance(splits[0].images, OnDemand):
-        size = sum(split.nbytes for split in splits) / 1e6
-        yield (
-            f"Images are decoded when a mini-batch needs them, by {decoding.workers} threads: they "
-            f"would take {size:,.0f} MB of memory"
-        )
+        notes = (*self.notes, *self.left_out.notes(), *told)
+        return Splits(splits[0], splits[-1], self.classes, valid, notes, white)
 
 
 def decoded(
-    parts: Sequence[Part], image_size: int | None = None, decoding: Decoding = _USUAL
-) -> list[Split]:
-    """Decode parts together, now or on demand, so that all get the same number of channels."""
+    parts: Sequence[Part], image_size: int | None = None, reading: Reading = AS_IT_IS
+) -> tuple[list[Split], WhiteLevels, list[str]]:
+    """Decode parts together, so that all get the same number of channels and the same white.
+
+    Returns:
+        The parts, what is white in them, and what the user should know.
+
+    Raises:
+        DataError: as `decode_readable`; images cannot be read, or, where these are left out, all
+            of a class in one part.
+    """
     items = [item for part in parts for item in part.items]
-    held = decoding.holds(len(items), 3, *_size(items, image_size))
-    split = Split(
-        _held(items, image_size) if held else _on_demand(items, image_size, decoding.workers),
-        torch.cat([part.labels for part in parts]),
-    )
-    ends = itertools.accumulate(map(len, parts))
-    return [
-        dataclasses.replace(split.between(end - len(part), end), place=part.place)
-        for end, part in zip(ends, parts, strict=True)
-    ]
-
-
-def _size(items: Sequence[Item], image_size: int | None) -> tuple[int, int]:
-    """Height and width of decoded images, as the first ones tell; no pixel if none can be read."""
-    if image_size is not None:
-        return image_size, image_size
-    prepare()
-    for item in items[:_TRIED]:
-        with suppress(DataError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # all are decoded again
-            source = _sources([item])
-            height, width, _ = decode_image(source[0], white=white_levels(source)).shape
-            return height, width
-    return 0, 0
-
-
-def _held(items: Sequence[Item], image_size: int | None) -> Tensor:
-    def decode() -> Tensor:
-        return decode_images(_sources(items), image_size, lambda index: str(items[index]))
-
-    return remember(_files(items), image_size, len(items), decode)
-
-
-def _on_demand(items: Sequence[Item], image_size: int | None, workers: int) -> OnDemand:
-    """Read all images once; what this tells is kept on disk, as the decoded images would be."""
     places = PackedTexts(map(str, items))
-    rows = [item for item in items if isinstance(item, Row)]
-    sources: Sequence[bytes | Path] = _spooled(rows) if rows else PackedPaths(places)
+    images, found = _found(items, places, image_size, reading)
+    if not reading.skip_unreadable:
+        check_readable(found.unreadable, len(items), places.__getitem__)
+    kept = torch.ones(len(items), dtype=torch.bool)
+    kept[list(found.unreadable)] = False
+    left_out, sizes = Faults(), [len(part) for part in parts]
+    for index, why in found.unreadable.items():
+        left_out.add("images that cannot be read left out", f"{places[index]}: {why}")
+    parts = [
+        _kept(part, mask, left_out)
+        for part, mask in zip(parts, torch.split(kept, sizes), strict=True)
+    ]
+    sizes = [len(part) for part in parts]
+    pixels: Sequence[Tensor | OnDemand]
+    pixels: Sequence[Tensor | OnDemand] = (
+        images.split(sizes) if isinstance(images, OnDemand) else torch.split(images, sizes)
+    )
+    told = [images.note()] if isinstance(images, OnDemand) else []
+    splits = [Split(p, part.labels, part.place) for p, part in zip(pixels, parts, strict=True)]
+    return splits, found.white, [*left_out.notes(), *found.white.notes(), *told]
+
+
+def _found(
+    items: Sequence[Item], places: PackedTexts, image_size: int | None, reading: Reading
+) -> tuple[Tensor | OnDemand, Decoded | Survey]:
+    """Decode images, or read them once to be decoded on demand; those that can be read."""
+    files = list(dict.fromkeys(item.file if isinstance(item, Row) else item for item in items))
 
     def name(index: int) -> str:
         return places[index]
 
-    prepare()
-    key = decoding_key(_files(items), image_size)
-    kept = recall("survey", key)
-    if kept is not None:
-        found, white = Survey.of(kept[0]), WhiteLevels(*json.loads(kept[1]["white"]))
-        decode = partial(decode_image, image_size=image_size, white=white)
-    else:
-        with doubts_counted(len(sources)):
-            white = white_levels(sources)
-            decode = partial(decode_image, image_size=image_size, white=white)
-            found = survey(sources, name, decode, workers)
-        check_readable(found.unreadable, len(sources), name)
-        keep("survey", key, found.tensors(), {"white": json.dumps(white)})
-    return OnDemand(
-        sources,
-        name,
-        decode,
-        found.size,
-        found.channels,
-        found.sums,
-        torch.arange(len(sources)),
-        workers,
-    )
+    def decode() -> tuple[Tensor, str]:
+        return decode_readable(_sources(items), image_size, name, reading.white).stored()
+
+    def look_at() -> tuple[Tensor, str]:
+        return survey(sources, image_size, name, reading).stored()
+
+    if reading.holds(len(items), 3, *_size(items, image_size)):
+        decoded = Decoded.of(*remember(files, (image_size, reading.white), len(items), decode))
+        return decoded.images, decoded
+    sources = _on_disk(items, places)
+    how = ("survey", image_size, reading.white)
+    known = Survey.of(*remember(files, how, len(items), look_at))
+    return known.images(sources, image_size, name, reading.workers), known
 
 
-def _files(items: Sequence[Item]) -> list[Path]:
-    return list(dict.fromkeys(item.file if isinstance(item, Row) else item for item in items))
+def _kept(part: Part, mask: Tensor, left_out: Faults) -> Part:
+    """Leave out what cannot be read; nobody wants to lose a class by that."""
+    lost = set(part.labels.tolist()) - set(part.labels[mask].tolist())
+    if lost:
+        first = part.items[part.labels.tolist().index(min(lost))]
+        raise DataError(
+            "Every class must keep an image that can be read",
+            f"Got none of {len(lost)} of the classes in {part.place}, such as that of {first}; "
+            + "; ".join(left_out.notes()),
+            "Replace these images, or remove the class",
+        )
+    return part.take(torch.nonzero(mask)[:, 0])
 
 
 def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:
@@ -265,17 +254,21 @@ def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:
     return encoded_rows(rows) if rows else [item for item in items if isinstance(item, Path)]
 
 
-def _spooled(wanted: Sequence[Row]) -> Spool:
-    """Copy the encoded images of some rows to where each can be read by itself."""
-    places: dict[Row, int] = {}
+def _on_disk(items: Sequence[Item], places: PackedTexts) -> Sequence[bytes | Path]:
+    """The same where nothing but their places is held in memory."""
+    rows = [item for item in items if isinstance(item, Row)]
+    if not rows:
+        return PackedPaths(places)
+    numbers: dict[Row, int] = {}
 
     def values() -> Iterator[bytes]:
-        for row, value in _each_row(wanted):
-            places[row] = len(places)
+        for row, value in _each_row(rows):
+            numbers[row] = len(numbers)
             yield value
 
+    # A row of parquet cannot be read without many others.
     spool = Spool(values())
-    return spool.in_order(places[row] for row in wanted)
+    return spool.in_order(numbers[row] for row in rows)
 
 
 def encoded_rows(wanted: Sequence[Row]) -> list[bytes]:
@@ -290,9 +283,23 @@ def _each_row(wanted: Sequence[Row]) -> Iterator[tuple[Row, bytes]]:
     for row in wanted:
         numbers[row.file, row.column].add(row.number)
     for (file, column), chosen in numbers.items():
-        for number, (value,) in zip(range(max(chosen) + 1), rows(file, [column])):  # noqa: B905
+        for number, (value,) in enumerate(islice(rows(file, [column]), max(chosen) + 1)):
             if number in chosen:
                 yield Row(file, number, column), _image_bytes(value, number, file)
+
+
+def _size(items: Sequence[Item], image_size: int | None) -> tuple[int, int]:
+    """Height and width of decoded images, as the first ones tell; no pixel if none can be read."""
+    if image_size is not None:
+        return image_size, image_size
+    prepare()
+    for item in items[:_TRIED]:
+        with suppress(DataError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # all are decoded again
+            source = _sources([item])
+            height, width, _ = decode_image(source[0], white=white_levels(source)).shape
+            return height, width
+    return 0, 0
 
 
 def _image_bytes(value: Any, row: int, path: Path) -> bytes:

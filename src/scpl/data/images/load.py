@@ -8,14 +8,12 @@ from pathlib import Path
 
 from scpl.data.images import encoded, folders, raw
 from scpl.data.images.dataset import ImageData, channel_stats, resize
+from scpl.data.images.decode import AS_IT_IS, Reading
 from scpl.data.images.listing import Format, Listing, Splits
-from scpl.data.images.ondemand import Decoding
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find
 from scpl.errors import DataError, InputError, unknown_name
 
 __all__ = ["FORMATS", "known", "load", "locate"]
-
-_USUAL = Decoding()
 
 
 # In a folder of the user's own they are tried in this order: a known layout before any other folder
@@ -39,9 +37,9 @@ def load(
     data_dir: Path | None = None,
     image_size: int | None = None,
     download: bool = True,
-    decoding: Decoding = _USUAL,
+    reading: Reading = AS_IT_IS,
 ) -> ImageData:
-    """Load a data set: into memory, or what is needed to decode its images on demand.
+    """Load a data set into memory.
 
     A known set is looked for in ``data_dir``, then in the folder named by the environment variable
     ``SCPL_DATA``, each time in a subfolder with its usual name and in the folder itself, in the
@@ -53,7 +51,7 @@ def load(
         image_size: Side of the images in pixels; others are resized. By default they stay as they
             are, but for ``tiny-imagenet``, which the literature of this field uses at 32.
         download: Whether the hub may be asked.
-        decoding: When encoded images are decoded; raw ones are always held in memory.
+        reading: How images are decoded.
 
     Returns:
         Train and test split with ``uint8 [N, C, H, W]`` images and ``int64 [N]`` labels.
@@ -67,10 +65,10 @@ def load(
     if name == EMBEDDED:
         return _resized(raw.load_digits(), image_size)
     if name in IMAGE_SETS:
-        return _load_known(name, data_dir, image_size, download, decoding)
+        return _load_known(name, data_dir, image_size, download, reading)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, image_size, decoding)
+        return _load_folder(path, image_size, reading)
     advice = (
         "The path of a folder works too: one folder of images per class, or parquet files; or that "
         "of a table of texts (CSV, TSV, JSON lines, parquet)"
@@ -79,7 +77,7 @@ def load(
 
 
 def _load_known(
-    name: str, data_dir: Path | None, image_size: int | None, download: bool, decoding: Decoding
+    name: str, data_dir: Path | None, image_size: int | None, download: bool, reading: Reading
 ) -> ImageData:
     spec = IMAGE_SETS[name]
     size = image_size or spec.image_size
@@ -91,7 +89,7 @@ def _load_known(
         data_dir=data_dir,
         download=download,
     )
-    splits = _read(files, folder, size, decoding)
+    splits = _read(files, folder, size, reading)
     classes = splits.classes or spec.classes or _numbered(splits, spec.num_classes)
     channels = splits.train.images.shape[1]
     if len(classes) != spec.num_classes or channels != spec.channels:
@@ -131,10 +129,10 @@ def _candidates(root: Path, name: str) -> Iterator[Path]:
         yield root
 
 
-def _load_folder(folder: Path, image_size: int | None, decoding: Decoding) -> ImageData:
+def _load_folder(folder: Path, image_size: int | None, reading: Reading) -> ImageData:
     for files in FORMATS.values():
         if files.complete(folder):
-            splits = _read(files, folder, image_size, decoding)
+            splits = _read(files, folder, image_size, reading)
             classes = splits.classes or _numbered(splits)
             mean, std = channel_stats(splits.train.images)
             return _resized(_data(folder.resolve().name, splits, classes, mean, std), image_size)
@@ -145,9 +143,9 @@ def _load_folder(folder: Path, image_size: int | None, decoding: Decoding) -> Im
     )
 
 
-def _read(files: Format, folder: Path, image_size: int | None, decoding: Decoding) -> Splits:
+def _read(files: Format, folder: Path, image_size: int | None, reading: Reading) -> Splits:
     found = files.read(folder)
-    return found.decoded(image_size, decoding) if isinstance(found, Listing) else found
+    return found.decoded(image_size, reading) if isinstance(found, Listing) else found
 
 
 def _data(
@@ -162,7 +160,9 @@ def _data(
         split if split.place else dataclasses.replace(split, place=f"the {purpose} files of {name}")
         for purpose, split in (("training", splits.train), ("test", splits.test))
     )
-    return ImageData(name, train, test, classes, mean, std, flip, splits.valid, splits.notes)
+    return ImageData(
+        name, train, test, classes, mean, std, flip, splits.valid, splits.notes, splits.white
+    )
 
 
 def _numbered(splits: Splits, count: int = 0) -> tuple[str, ...]:

@@ -7,49 +7,35 @@ Nothing decoded is kept, in memory or on disk, where a million photos of 224 pix
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scpl.data.images.decode import (
+    Pixels,
+    Reading,
+    WhiteLevels,
+    decode_image,
+    doubts_counted,
+    prepare,
+    white_levels,
+)
 from scpl.data.loader import mapped_ahead
 from scpl.errors import DataError
-from scpl.outside import available_memory
+from scpl.outside import parse_json
 
-__all__ = ["Decoding", "InMemory", "OnDemand", "Survey", "pixel_sums", "survey", "with_channels"]
+__all__ = ["OnDemand", "Survey", "pixel_sums", "survey", "with_channels"]
 
 Source = bytes | Path
-InMemory = Literal["auto", "yes", "no"]
-Pixels = npt.NDArray[np.uint8]
 
 _CHUNK = 256
 _GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
-_MOST_OF_MEMORY = 1 / 4  # that is free: images are copied while they are decoded and divided
-
-
-class Decoding(NamedTuple):
-    """When images are decoded.
-
-    Attributes:
-        in_memory: ``yes``: once, and they are held in memory; ``no``: whenever a batch needs them;
-            ``auto``: in memory if they take at most a quarter of what is free.
-        workers: How many threads decode what is not held in memory.
-    """
-
-    in_memory: InMemory = "auto"
-    workers: int = 2
-
-    def holds(self, *shape: int) -> bool:
-        """Whether images ``uint8 [N, C, H, W]`` are held in memory."""
-        if self.in_memory == "auto":
-            return math.prod(shape) <= _MOST_OF_MEMORY * available_memory()
-        return self.in_memory == "yes"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,9 +117,16 @@ class OnDemand:
         """Return the images at some places, ``int64 [M]``; nothing is decoded."""
         return dataclasses.replace(self, rows=self.rows[which])
 
-    def between(self, start: int, end: int) -> OnDemand:
-        """Return the images from ``start`` to before ``end``; nothing is decoded."""
-        return dataclasses.replace(self, rows=self.rows[start:end])
+    def split(self, sizes: list[int]) -> list[OnDemand]:
+        """Divide them into so many images each; nothing is decoded."""
+        return [dataclasses.replace(self, rows=rows) for rows in torch.split(self.rows, sizes)]
+
+    def note(self) -> str:
+        """Say what the user should know."""
+        return (
+            f"Images are decoded when a mini-batch needs them, by {self.workers} threads: in "
+            f"memory they would take {self.nbytes / 1e6:,.0f} MB (--in-memory)"
+        )
 
     def with_channels(self, channels: int) -> OnDemand:
         """Return the same images in grey or colour; nothing is decoded."""
@@ -148,37 +141,88 @@ class Survey:
     Attributes:
         size: Height and width of each, in pixels.
         channels: 3 if any is in colour, else 1.
-        sums: Of the pixels of each, see `pixel_sums`.
+        sums: Of the pixels of each, see `pixel_sums`; 0 where it could not be read.
+        white: What deeper values are scaled by.
         unreadable: Why some could not be read, by their places among the sources.
     """
 
     size: tuple[int, int]
     channels: int
     sums: Tensor
-    unreadable: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    white: WhiteLevels
+    unreadable: Mapping[int, str]
+
+    def stored(self) -> tuple[Tensor, str]:
+        """Return a tensor and a text that `of` makes the same of."""
+        about = {"size": self.size, "channels": self.channels, "white": self.white}
+        return self.sums, json.dumps({**about, "unreadable": list(self.unreadable.items())})
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Survey:
-        """Rebuild from `tensors`."""
-        height, width, channels = tensors["shape"].tolist()
-        return cls((height, width), channels, tensors["sums"])
+    def of(cls, sums: Tensor, text: str) -> Survey:
+        """Rebuild from `stored`."""
+        about = parse_json(text)
+        height, width = about["size"]
+        white, faults = WhiteLevels.of(about["white"]), dict(about["unreadable"])
+        return cls((height, width), about["channels"], sums, white, faults)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all that is known, if all could be read."""
-        return {"shape": torch.tensor([*self.size, self.channels]), "sums": self.sums}
+    def images(
+        self,
+        sources: Sequence[Source],
+        image_size: int | None,
+        name: Callable[[int], str],
+        workers: int,
+    ) -> OnDemand:
+        """Return those that could be read, in their order; arguments as for `survey`."""
+        prepare()
+        readable = torch.ones(len(sources), dtype=torch.bool)
+        readable[list(self.unreadable)] = False
+        return OnDemand(
+            sources,
+            name,
+            partial(decode_image, image_size=image_size, white=self.white),
+            self.size,
+            self.channels,
+            self.sums,
+            torch.nonzero(readable)[:, 0],
+            workers,
+        )
 
 
 def survey(
     sources: Sequence[Source],
+    image_size: int | None,
     name: Callable[[int], str],
-    decode: Callable[[Source], Pixels],
-    workers: int,
+    reading: Reading,
 ) -> Survey:
     """Read every image once, so that none is found unreadable in the middle of a run.
 
+    Args:
+        sources: Encoded images or paths of image files.
+        image_size: As for `decode_readable`.
+        name: Says what the i-th of them is, for messages.
+        reading: What is white, and how many threads decode.
+
     Raises:
-        DataError: Sizes differ, or no image can be read.
+        DataError: Sizes differ and no ``image_size`` was given, or as `white_levels`.
+        InputError: Pillow is not installed.
+
+    Warns:
+        ImageWarning: Once, if the decoder had doubts about images that it did read.
     """
+    prepare()
+    with doubts_counted(len(sources)):
+        white = white_levels(sources) if reading.white is None else reading.white
+        decode = partial(decode_image, image_size=image_size, white=white)
+        return _survey(sources, name, decode, white, reading.workers)
+
+
+def _survey(
+    sources: Sequence[Source],
+    name: Callable[[int], str],
+    decode: Callable[[Source], Pixels],
+    white: WhiteLevels,
+    workers: int,
+) -> Survey:
     faults: dict[int, str] = {}
 
     def pixels(number: int) -> Pixels | None:
@@ -214,7 +258,7 @@ def survey(
     parts = list(mapped_ahead(read, range(0, len(sources), _CHUNK), workers))
     channels = 3 if any(colour for colour, _ in parts) else 1
     sums = torch.cat([each for _, each in parts])
-    return Survey((height, width), channels, sums, dict(sorted(faults.items())))
+    return Survey((height, width), channels, sums, white, dict(sorted(faults.items())))
 
 
 def pixel_sums(images: Tensor) -> Tensor:
