@@ -202,7 +202,6 @@ def decoded(
         for part, mask in zip(parts, torch.split(kept, sizes), strict=True)
     ]
     sizes = [len(part) for part in parts]
-    pixels: Sequence[Tensor | OnDemand]
     pixels: Sequence[Tensor | OnDemand] = (
         images.split(sizes) if isinstance(images, OnDemand) else torch.split(images, sizes)
     )
