@@ -70,9 +70,9 @@ def picture(size=(8, 8), mode="RGB", seed=0):
     return Image.fromarray(rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
-def encoded(image, kind="PNG"):
+def encoded(image, kind="PNG", **how):
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **how)
     return buffer.getvalue()
 
 

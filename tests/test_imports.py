@@ -44,7 +44,7 @@ INSIDE = {
                {"build"}, {"export", "planning"}],
     "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"network"},
             {"bench"}, {"planning"}, {"train"}, {"evaluate", "exits", "export", "probe"},
-            {"compare"}, {"cli"}],
+            {"predict"}, {"compare"}, {"cli"}],
 }  # fmt: skip
 """Within a folder of folders: lowest first; what is not named here is below all."""
 ENTRY = {"__init__", "__main__"}

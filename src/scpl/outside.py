@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ else:
 
 __all__ = [
     "LARGEST_TEXT",
+    "available_memory",
     "machine_memory",
     "most_unpacked",
     "parse_json",
@@ -133,3 +135,13 @@ def most_unpacked(size: int) -> int:
 def machine_memory() -> int:
     """Memory of this machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory() -> int:
+    """Memory that this process may still take, in bytes: as Linux says it, else all there is."""
+    bounds = [machine_memory()]
+    with suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
+        bounds += [int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError):  # of a container
+        bounds.append(int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    return min(bounds)

@@ -14,10 +14,11 @@ from data_files import picture, write_folder
 from scpl import models
 from scpl.app.cli import run as cli
 from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, write_toml
-from scpl.app.evaluate import evaluate, predict
+from scpl.app.evaluate import evaluate
 from scpl.app.exits import exits
 from scpl.app.export import export
 from scpl.app.network import load_exits, load_network
+from scpl.app.predict import predict
 from scpl.app.train.run import train
 from scpl.data import images as data
 from scpl.data.images import normalise

@@ -2,12 +2,12 @@ import io
 
 import pytest
 
+from scpl.app.progress import format_seconds
 from scpl.app.train.progress import (
     Progress,
     Usage,
     format_exits,
     format_losses,
-    format_seconds,
     format_usage,
 )
 

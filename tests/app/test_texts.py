@@ -306,7 +306,7 @@ class TestPredict:
         code = (
             "import io, resource, sys\n"
             "from pathlib import Path\n"
-            "from scpl.app.evaluate import predict\n"
+            "from scpl.app.predict import predict\n"
             "from scpl.app.config import PredictConfig\n"
             "def peak(*names):\n"
             "    predict(PredictConfig(Path(sys.argv[1]), names, batch_size=64), io.StringIO())\n"

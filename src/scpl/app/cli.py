@@ -261,7 +261,7 @@ def _eval(arguments: list[str]) -> int:
 
 def _predict(arguments: list[str]) -> int:
     config = _parse(PredictConfig, "predict RUN INPUT...", arguments)
-    from scpl.app.evaluate import predict
+    from scpl.app.predict import predict
 
     predict(config, sys.stdout)
     return 0

@@ -158,11 +158,18 @@ class DataConfig:
     from rare ones several times. For labels a class is the rarest label of a sample."""
     image_size: int | None = setting(None, _PIXELS, samples="images")
     """images: resize them to this many pixels."""
+    skip_unreadable: bool = setting(False, samples="images")
+    """images: leave out those that cannot be read, and count them; else one is an error."""
     augmentation: Literal["none", "basic", "strong"] = setting("none", samples="images")
     """images: none; basic: random crop and flip; strong: basic with colour jitter and random
     grey."""
     views: Literal[1, 2] = setting(1, samples="images")
     """images: with 2, every mini-batch holds a weakly and a strongly augmented view of each."""
+    in_memory: Literal["auto", "yes", "no"] = setting("auto", samples="images", decides="speed")
+    """images: yes: decode all once and hold them in memory; no: decode them whenever a mini-batch
+    needs them; auto: in memory if they take at most a quarter of what is free."""
+    workers: int = setting(2, _THREADS, samples="images", decides="speed")
+    """images: so many threads decode what is not held in memory."""
     text: tuple[str, ...] = setting((), samples="texts")
     """texts: columns that make a text; default: text, sentence or content."""
     task: Literal["classes", "multi-label", "regression"] = setting("classes", samples="texts")
@@ -1029,6 +1036,8 @@ class EvalConfig:
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
     """Samples per mini-batch; default: as in training."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, and count them; default: as in training."""
     probe: bool = False
     """Also fit a linear classifier to the features after every stage, on the run's own data."""
     exit_threshold: float | None = None
@@ -1053,16 +1062,25 @@ class PredictConfig:
     """Predict of images or texts with a trained run; prints CSV, one line for each.
 
     A class is printed with its probability, of labels those above 0.5 with theirs, and numbers in
-    the units of the training data.
+    the units of the training data. In CSV a text that a spreadsheet would take for a formula (it
+    begins with = + - @, a tab or the end of a line, and is no number) has an apostrophe in front;
+    JSON lines and Parquet hold every text as it is.
     """
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """Image files, or folders of them; texts in quotes, or tables of them (CSV, TSV, JSON lines,
-    parquet)."""
+    parquet); - for standard input: one path, or one text, per line."""
+    out: Path | None = None
+    """Write a file instead of printing: .csv, .jsonl or .parquet. It is there when all is done, or
+    not at all."""
+    force: bool = False
+    """Overwrite what is there."""
     text: tuple[str, ...] = ()
     """Text columns of tables; default: those of the training data."""
+    stdin: Literal["lines", "csv", "tsv", "jsonl", "parquet"] = "lines"
+    """texts: what - holds: a text per line, or a table, which is copied to a temporary file."""
     top: int = 1
     """classes: how many to print for each."""
     exit_threshold: float | None = None
@@ -1072,7 +1090,7 @@ class PredictConfig:
     """The network as in training; needed if code of your own makes it (package.module:function),
     which is never run because a run folder says so."""
     batch_size: int = 256
-    """Images or texts per mini-batch."""
+    """Images or texts per mini-batch; each is written when it is done, so 1 answers at once."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     json: bool = False

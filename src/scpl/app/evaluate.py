@@ -1,15 +1,13 @@
-"""What a finished run is good for: `scpl eval` and `scpl predict`.
+"""How good a finished run is: `scpl eval`; and what `scpl predict` does alike.
 
 Both need only what `scpl.app.network` reads: the plain network, or the one with exits.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +22,11 @@ from scpl.data.loader import EpochLoader, Inputs
 from scpl.engine.export import ExitNetwork
 from scpl.engine.ranks import OneRank
 from scpl.engine.scores import Counts, Scores
-from scpl.errors import InputError
 from scpl.partition.values import tree_map
 from scpl.runs import RunFolder
 from scpl.runs.columns import PICTURE
 
-__all__ = ["evaluate", "predict"]
+__all__ = ["Exits", "compute_logits", "evaluate", "open_run"]
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -47,16 +44,16 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         InputError: for an exit threshold that is none, or a run without early exits or on numbers.
     """
     started = time.perf_counter()
-    folder, trained, network, description, device = _open_run(config, config.exit_threshold)
+    folder, trained, network, description, device = open_run(config, config.exit_threshold)
     # The number of threads decides the last bit of a sum.
     set_threads(trained.run.threads, trained.run.processes)
     loader = modality_named(description).test_loader(config, trained, folder, description)
     loaded = time.perf_counter()
     task = task_named(description)
     counts, seen = Counts(1, task), 0
-    exits = _Exits(network, config.exit_threshold)
+    exits = Exits(network, config.exit_threshold)
     for inputs, target in loader:
-        logits = _compute_logits(exits, inputs, device, trained.optimizer.precision)
+        logits = compute_logits(exits, inputs, device, trained.optimizer.precision)
         counts.add(0, logits, task.prepare(target).to(device), last=True, first=seen)
         seen += len(target)
     scores = Scores(counts.stages, 1, OneRank(), task)
@@ -91,53 +88,7 @@ def _named(loader: EpochLoader, details: Mapping[str, Any]) -> list[dict[str, st
     return [{key: row[key] for key in row if key != PICTURE} for row in shown]
 
 
-def predict(config: PredictConfig, out: TextIO) -> None:
-    """Predict of the user's own inputs and write a line for each to `out`, batch by batch.
-
-    In CSV, lists (of labels, of their probabilities) are written with ; between.
-
-    Raises:
-        CheckpointError: if the run is not finished or damaged.
-        DataError: before anything, if an input is missing; at the end, if some could not be read.
-        InputError: for a flag that does not fit what the network predicts.
-    """
-    folder, trained, network, description, device = _open_run(config, config.exit_threshold)
-    task, classes = task_named(description), description["classes"]
-    columns = task.columns(classes, config.top)
-    if not 1 <= config.batch_size <= 1 << 16:
-        raise InputError(f"--batch-size must lie in 1 .. {1 << 16}", f"Got {config.batch_size}")
-    set_threads(trained.run.threads, 1)
-    precision = trained.optimizer.precision
-    modality = modality_named(description)
-    exits = _Exits(network, config.exit_threshold)
-    # A number may be called like what names an input.
-    apart = {n: f"predicted {n}" if n in modality.COLUMNS else n for n in columns}
-    names_of = [*modality.COLUMNS, *apart.values()]
-    if config.exit_threshold is not None:
-        names_of.append("stages")
-    table = csv.DictWriter(out, names_of, lineterminator="\n")
-    batches = modality.pending(config, folder, description)
-    if not config.json:
-        table.writeheader()
-    for names, inputs in batches:
-        outputs = _compute_logits(exits, inputs, device, precision)
-        predicted = task.written(outputs, classes, config.top)
-        for number, (name, values) in enumerate(zip(names, predicted, strict=True)):
-            row = {**name, **{apart[column]: value for column, value in values.items()}}
-            if exits.stages is not None:
-                row["stages"] = int(exits.stages[number]) + 1
-            if config.json:
-                out.write(json.dumps(row) + "\n")
-            else:
-                table.writerow({column: _cell(value) for column, value in row.items()})
-        out.flush()
-
-
-def _cell(value: Any) -> Any:
-    return ";".join(map(str, value)) if isinstance(value, list) else value
-
-
-def _open_run(
+def open_run(
     config: EvalConfig | PredictConfig, threshold: float | None = None
 ) -> tuple[RunFolder, TrainConfig, nn.Module, dict[str, Any], torch.device]:
     """Open a finished run: its folder, configuration, network, description and device."""
@@ -159,7 +110,7 @@ def _check_exits(folder: RunFolder) -> None:
         task.confidence(torch.zeros(1, 1))  # which says why not
 
 
-def _compute_logits(
+def compute_logits(
     network: Callable[[Inputs], Tensor], inputs: Inputs, device: torch.device, precision: str
 ) -> Tensor:
     """Compute float32 logits ``[N, C]`` in the precision the network was trained in."""
@@ -168,7 +119,7 @@ def _compute_logits(
         return network(tree_map(lambda tensor: tensor.to(device), inputs)).float()
 
 
-class _Exits:
+class Exits:
     """A network whose samples leave at a threshold, and a count of where they left.
 
     Without a threshold, which is a probability, any network will do and all of it runs.

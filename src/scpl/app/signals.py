@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
-__all__ = ["LAUNCHER", "GracefulStop", "die_with_launcher", "end_signals", "outlive_launcher"]
+from scpl.errors import Interrupted
+
+__all__ = [
+    "LAUNCHER",
+    "GracefulStop",
+    "Unbroken",
+    "die_with_launcher",
+    "end_signals",
+    "outlive_launcher",
+]
 
 LAUNCHER = "SCPL_LAUNCHER"
 """The environment variable with the process number of the launcher of this process."""
@@ -116,6 +125,49 @@ class GracefulStop:
                 callback(received)
         elif now - self._time > SAME_EVENT:
             raise KeyboardInterrupt
+
+
+class Unbroken:
+    """While active, a signal to end raises `Interrupted` wherever the main thread is.
+
+    Only what is done within `unbroken` is finished first, unless a second signal comes: it may
+    be blocked.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._inside = False
+        self._active = ExitStack()
+
+    def __enter__(self) -> Unbroken:
+        self._active.enter_context(end_signals(self._receive))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._active.close()
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Finish what is within before a signal counts."""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+        if self._received is not None:
+            raise _interrupted(self._received)
+
+    def _receive(self, received: signal.Signals) -> None:
+        if self._inside and self._received is None:
+            self._received = received
+        else:
+            raise _interrupted(received)
+
+
+def _interrupted(received: signal.Signals) -> Interrupted:
+    error = Interrupted("Interrupted")
+    error.signal = int(received)
+    return error
 
 
 @contextmanager

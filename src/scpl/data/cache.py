@@ -8,6 +8,7 @@ It lives in ``$SCPL_CACHE``, else ``~/.cache/scpl``; ``SCPL_CACHE=off`` turns it
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -20,31 +21,30 @@ from torch import Tensor
 from scpl.data.extras import import_extra
 from scpl.files import replacing
 
-__all__ = ["keep", "recall", "remember"]
+__all__ = ["folder", "keep", "recall", "remember"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"  # raise it when the same files decode to other bytes than before
+_FORMAT = "2"  # raise it when the same files decode to other bytes than before
 _MIN_IMAGES = 5000  # fewer decode in less than a second
 
 
 def remember(
-    files: Sequence[Path], image_size: int | None, num_images: int, decode: Callable[[], Tensor]
-) -> Tensor:
-    """Return ``decode()``, ``uint8 [N, C, H, W]``, or what it returned for these files before.
+    files: Sequence[Path], how: object, num_images: int, decode: Callable[[], tuple[Tensor, str]]
+) -> tuple[Tensor, str]:
+    """Return ``decode()`` or what it returned for these files before: images, a text about them.
 
-    The key is the path, size and time of change of each file, and the size decoded to. A few images
-    are not worth a file.
+    The key is the path, size and time of change of each file, and how they are decoded: a value of
+    which the text says all. A few images are not worth a file.
     """
-    if _folder() is None or num_images < _MIN_IMAGES:
+    if folder() is None or num_images < _MIN_IMAGES:
         return decode()
-    key = _key(files, image_size)
-    found = recall("images", key)
-    if found is not None and len(found[0]["images"]) == num_images:
-        return found[0]["images"]
-    images = decode()
-    keep("images", key, {"images": images})
-    return images
+    key = _key(files, how)
+    if found := recall("images", key):
+        return found[0]["images"], found[1]["about"]
+    images, about = decode()
+    keep("images", key, {"images": images}, {"about": about})
+    return images, about
 
 
 def recall(kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -65,7 +65,8 @@ def recall(kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | No
         if path.exists():
             _log.info("the cache file %s is damaged and will be made again: %s", path, error)
         return None
-    if about.pop("key", None) != key or about.pop("crc32", None) != _checksum(tensors):
+    checksum = about.pop("crc32", None)
+    if about.pop("key", None) != key or checksum != _checksum(tensors, about):
         _log.info("the cache file %s is damaged and will be made again", path)
         return None
     return tensors, about
@@ -86,7 +87,7 @@ def keep(
         if shutil.disk_usage(path.parent).free < 2 * size:
             _log.info("no room in %s to keep %s", path.parent, kind)
             return
-        stored = {**(about or {}), "key": key, "crc32": _checksum(tensors)}
+        stored = {**(about or {}), "key": key, "crc32": _checksum(tensors, about or {})}
         with replacing(path) as draft:
             save_file(dict(tensors), draft, stored)
         _log.info("kept %s in %s (%d MB)", kind, path, size // 10**6)
@@ -95,11 +96,12 @@ def keep(
 
 
 def _path(kind: str, key: str) -> Path | None:
-    folder = _folder()
-    return None if folder is None else folder / f"{kind}-{key[:32]}.safetensors"
+    place = folder()
+    return None if place is None else place / f"{kind}-{key[:32]}.safetensors"
 
 
-def _folder() -> Path | None:
+def folder() -> Path | None:
+    """Return where the cache lies; None: it is off."""
     setting = os.environ.get("SCPL_CACHE", "")
     if setting.lower() in ("off", "0", "none"):
         return None
@@ -109,18 +111,18 @@ def _folder() -> Path | None:
         return None
 
 
-def _key(files: Sequence[Path], image_size: int | None) -> str:
+def _key(files: Sequence[Path], how: object) -> str:
     # The decoder's version counts: another one may round otherwise.
     version = import_extra("PIL", "images", "Decoding images").__version__
-    digest = hashlib.sha256(f"{_FORMAT} {version} {image_size}".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {version} {how}".encode())
     for file in files:
         state = file.stat()
         digest.update(f"\n{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = 0
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].contiguous().numpy().data, total)
     return str(total)

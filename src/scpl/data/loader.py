@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from scpl.errors import InputError
 
-__all__ = ["Batch", "EpochLoader", "Inputs", "Shown", "check", "prefetched"]
+__all__ = [
+    "Batch",
+    "EpochLoader",
+    "Inputs",
+    "Shown",
+    "check",
+    "mapped_ahead",
+    "prefetched",
+]
 
 Inputs: TypeAlias = Tensor | dict[str, Tensor]
 """What goes into a network: one tensor, or several by the names of its arguments."""
 Batch: TypeAlias = tuple[Inputs, Tensor]
 """Inputs and targets."""
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Shown(NamedTuple):
@@ -99,11 +110,12 @@ def check(holds: bool, rule: str, got: int) -> None:
         raise InputError(rule, f"Got {got}")
 
 
-def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+def prefetched(items: Iterator[T], depth: int, *, patient: bool = True) -> Generator[T, None, None]:
     """Yield ``items``, taken by a thread that is at most ``depth`` (1 or more) items ahead.
 
     The thread starts with the first item asked for. It ends when the items do, when they raise (the
-    error is raised here), and when this iterator is closed or no longer referenced.
+    error is raised here), and when this iterator is closed or no longer referenced. Closing it
+    waits for that, unless it is not ``patient``: an item may be long in coming, as from a terminal.
     """
     source = _Source(items, depth)
     source.thread.start()
@@ -113,7 +125,24 @@ def prefetched(items: Iterator[T], depth: int) -> Generator[T, None, None]:
         if item.error is not None:
             raise item.error
     finally:
-        source.stop()
+        source.stop(patient)
+
+
+def mapped_ahead(
+    function: Callable[[T], R], items: Iterable[T], workers: int
+) -> Generator[R, None, None]:
+    """Yield ``function`` of each item in order, from threads that are at most two rounds ahead."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="scpl-worker")
+    waiting: collections.deque[Future[R]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _End:
@@ -144,8 +173,8 @@ class _Source(Generic[T]):
         if not self.stopped.is_set():
             self.queue.put(end)
 
-    def stop(self) -> None:
-        """End the thread and wait for it.
+    def stop(self, wait: bool) -> None:
+        """End the thread, and perhaps wait for it.
 
         Once ``stopped`` is set it puts at most one item more, for which the emptied queue has room.
         """
@@ -154,4 +183,5 @@ class _Source(Generic[T]):
             return  # a forgotten iterator was collected as garbage by this very thread
         while not self.queue.empty():
             self.queue.get_nowait()
-        self.thread.join()
+        if wait:
+            self.thread.join()

@@ -249,7 +249,7 @@ def test_batches_are_made_where_the_images_lie_and_nothing_waits_to_read_a_numbe
 
     class Elsewhere:  # meta tensors raise where a number is read, as a device would wait there
         images, labels = SPLIT.images.to("meta"), SPLIT.labels.to("meta")
-        __len__ = SPLIT.__len__
+        __len__, batches = SPLIT.__len__, Split.batches
 
     batches.split = Elsewhere()
     found = [(inputs.device.type, targets.device.type, len(targets)) for inputs, targets in batches]

@@ -5,13 +5,14 @@ May import: config, and what app may import.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs import images, texts
 from scpl.app.inputs.base import Loaders
-from scpl.data.loader import EpochLoader, Inputs
+from scpl.app.inputs.pending import Pending
+from scpl.data.loader import EpochLoader
 from scpl.data.text import is_text
 from scpl.runs import RunFolder
 
@@ -23,8 +24,8 @@ class Modality(Protocol):
 
     SAMPLES: Samples
     """What the samples are."""
-    COLUMNS: tuple[str, ...]
-    """What names an input in the output of `scpl predict`."""
+    COLUMNS: Mapping[str, Any]
+    """What names an input in the output of `scpl predict`, with an example of each."""
 
     def loaders(self, config: TrainConfig) -> Loaders:
         """Load a data set and make its loaders."""
@@ -40,8 +41,8 @@ class Modality(Protocol):
 
     def pending(
         self, config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
-    ) -> Iterator[tuple[list[dict[str, Any]], Inputs]]:
-        """Read what is to be classified: names of the inputs, and a batch of them."""
+    ) -> Pending:
+        """Find what is to be predicted of."""
 
 
 _MODALITIES: Mapping[str, Modality] = {"image": images, "text": texts}

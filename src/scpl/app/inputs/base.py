@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scpl import models
 from scpl.app.config import DataConfig
 from scpl.data.images.dataset import check_normalisation
+from scpl.data.images.decode import EIGHT_BITS, WhiteLevels
 from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
@@ -75,6 +76,7 @@ class ImageInputs:
         std: What each channel is divided by.
         width: Factor on the channels of the network.
         files: Files of the run folder that a prediction needs besides.
+        white: What values of more than 8 bits are scaled by.
     """
 
     channels: int
@@ -83,6 +85,7 @@ class ImageInputs:
     std: tuple[float, ...]
     width: float = 1.0
     files: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
     modality: ClassVar[str] = "image"
 
     @property
@@ -119,6 +122,7 @@ class ImageInputs:
             "std": list(self.std),
             "width": self.width,
             "files": list(self.files),
+            "white": list(self.white),
         }
 
     @classmethod
@@ -128,7 +132,8 @@ class ImageInputs:
         check_normalisation(mean, std, values["in_channels"], "a network")
         width = values.get("width", 1.0)  # earlier versions had none
         files = tuple(values.get("files", ()))  # nor this
-        return cls(values["in_channels"], values["image_size"], mean, std, width, files)
+        white = WhiteLevels.of(values.get("white", EIGHT_BITS))  # nor this
+        return cls(values["in_channels"], values["image_size"], mean, std, width, files, white)
 
 
 @dataclass(frozen=True)
@@ -317,6 +322,8 @@ def shown_samples(loader: EpochLoader, places: Iterable[int]) -> list[dict[str, 
     """
     found = []
     for name, text, picture in map(loader.show, places):
+        # Names of files may be made of any bytes.
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         row = {SAMPLE: name}
         if text is not None:
             row[TEXT] = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
 from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
+from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import images as data
-from scpl.data.images import EXTENSIONS, decode_images, normalise
-from scpl.errors import DataError
+from scpl.data.images import EXTENSIONS, decode_readable, normalise, with_channels
+from scpl.errors import DataError, InputError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
@@ -36,16 +37,13 @@ __all__ = [
 ]
 
 SAMPLES: Samples = "images"
-COLUMNS: tuple[str, ...] = ("path",)
-"""What names an image in the output of `scpl predict`."""
-
-Batch = tuple[list[dict[str, Any]], Tensor]
+COLUMNS: Mapping[str, Any] = {"path": ""}
+"""What names an image in the output of `scpl predict`, with an example."""
 
 _LEAST_SIDE = 16
 """Smaller images leave the later layers of a network that pools nothing to pool."""
 _SHARE_OF_MEMORY = 1 / 4
 """What images may take of an accelerator's free memory: the rest is for training."""
-_GREY = (19595, 38470, 7471)  # ITU-R 601 luma in 1/65536, as Pillow converts colour to grey
 
 
 def loaders(config: TrainConfig) -> Loaders:
@@ -57,24 +55,29 @@ def loaders(config: TrainConfig) -> Loaders:
     chosen, seed = config.data, config.run.seed
     wanted = network_wants(config)
     side = chosen.image_size or (wanted.size if wanted else None)
-    source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=side)
+    given: dict[str, Any] = {
+        "data_dir": chosen.data_dir,
+        "reading": _reading(config),
+    }
+    source = data.load(chosen.data, image_size=side, **given)
     notes: tuple[str, ...] = ()
     size = side or side_of(source.image_size, config)
     if size != source.image_size:
         notes = (f"Images of {source.image_size} x {source.image_size} pixels are enlarged to "
                  f"{size} x {size} (--image-size)",)  # fmt: skip
-        source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=size)
+        source = data.load(chosen.data, image_size=size, **given)
     source, told = _as_wanted(source, wanted)
     notes += told
-    train, valid = source.train, None
+    train, valid = source.train, source.valid
     if chosen.limit_train is not None and chosen.limit_train < len(train):
         train = data.limit(train, chosen.limit_train, derive_seed(seed, "limit"))
-    if chosen.validation > 0:
+    if valid is None and chosen.validation > 0:
         train, valid = data.carve_validation(
             train, chosen.validation, derive_seed(seed, "validation")
         )
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
+    notes += (*source.notes, data.sentence(train=train, validation=valid, test=source.test))
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
@@ -83,7 +86,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )
     notes += balanced_notes(chosen, task, source.classes)
     strata = drawn_from(chosen, task, train.labels)
-    given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}
+    given = {"batch_size": config.chosen.batch_size, "device": device}
     return Loaders(
         source.name,
         tuple(source.classes),
@@ -94,6 +97,7 @@ def loaders(config: TrainConfig) -> Loaders:
             std,
             config.network.width,
             (PROCESSOR,) if wanted and wanted.text else (),
+            source.white,
         ),
         data.Loader(
             train,
@@ -112,16 +116,24 @@ def loaders(config: TrainConfig) -> Loaders:
     )
 
 
+def _reading(config: TrainConfig) -> data.Reading:
+    chosen = config.data
+    return data.Reading(None, chosen.skip_unreadable, chosen.in_memory, chosen.workers)
+
+
 def lie_on(
     device: torch.device, splits: Sequence[data.Split]
 ) -> tuple[torch.device | None, tuple[str, ...]]:
     """Choose where the images of a run lie: on the accelerator, where they take little of it.
 
+    Those that are decoded on demand never do.
+
     Returns:
         The device, or None to leave them in the memory of the CPU; and what to tell the user.
     """
     free, taken = free_memory(device), sum(split.nbytes for split in splits)
-    if free is None or taken > _SHARE_OF_MEMORY * free:
+    held = all(isinstance(split.images, Tensor) for split in splits)
+    if free is None or not held or taken > _SHARE_OF_MEMORY * free:
         return None, ()
     return device, (
         f"Images lie on {device}: they take {taken / 1e6:,.0f} of its {free / 1e6:,.0f} MB free",
@@ -147,13 +159,10 @@ def _as_wanted(
         return source, ()
     notes: tuple[str, ...] = ()
     if wanted.channels != source.channels:
-        train, test = (
-            dataclasses.replace(split, images=_with_channels(split.images, wanted.channels))
-            for split in (source.train, source.test)
-        )
         was = source.channels
         mean, std = ((values[0],) * wanted.channels for values in (source.mean, source.std))
-        source = dataclasses.replace(source, train=train, test=test, mean=mean, std=std)
+        changed = source.each(lambda split: split.with_channels(wanted.channels))
+        source = dataclasses.replace(changed, mean=mean, std=std)
         notes += (f"Images of {was} channels are given {wanted.channels}, as the network wants",)
     if wanted.mean is None or wanted.std is None:
         return source, (*notes, "The network does not say how pixels are normalised: as the data")
@@ -174,7 +183,10 @@ def test_loader(
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
-    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
+    reading = _reading(trained)._replace(white=inputs.white)
+    if config.skip_unreadable:
+        reading = reading._replace(skip_unreadable=True)
+    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size, reading=reading)
     if models.origin_of(description["model"]) == "hf":
         source, _ = _as_wanted(
             source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)
@@ -194,54 +206,90 @@ def test_loader(
     return data.Loader(source.test, plain, batch_size=batch_size)
 
 
-def pending(
-    config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
-) -> Iterator[Batch]:
-    """Read the images that are to be classified, batch by batch.
-
-    Images that cannot be read are named on stderr; the others go on.
-
-    Returns:
-        What names each image, and the normalised images ``[N, C, H, W]``.
+def pending(config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]) -> Pending:
+    """Find the images that are to be classified: files, those in folders, or named on stdin.
 
     Raises:
-        DataError: at once, if an input is missing or there is no image; at the end, if images
-            could not be read.
+        DataError: if an input is missing, or there is no image.
+        InputError: if stdin is said to be a table.
     """
-    files = _find_images([Path(name) for name in config.inputs])
-    return _batches(files, config.batch_size, ImageInputs.of(description))
-
-
-def _batches(files: Sequence[Path], size: int, inputs: ImageInputs) -> Iterator[Batch]:
-    failed = 0
-    for start in range(0, len(files), size):
-        chunk = files[start : start + size]
-        paths, images = _read_images(chunk, inputs.image_size, inputs.channels)
-        failed += len(chunk) - len(paths)
-        if paths:
-            names = [{"path": _shown(path)} for path in paths]
-            yield names, normalise(images, inputs.mean, inputs.std)
-    if failed:
-        raise DataError(
-            "Every image must be readable",
-            f"{failed} of {len(files)} were not; they are named above",
-            "Replace or remove them; all others were classified",
+    if config.stdin != "lines":
+        raise InputError(
+            "Standard input must hold paths, one per line, for a run on images",
+            f"Got --stdin {config.stdin}",
         )
+    names = [str(name) for name in config.inputs]
+    return _Images(names, config.batch_size, ImageInputs.of(description))
 
 
-def _find_images(inputs: Sequence[Path]) -> list[Path]:
-    """List the image files that were named, and those in named folders, each once."""
-    missing = [_shown(path) for path in inputs if not path.exists()]
-    if missing:
-        raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
-    found = [file for path in inputs for file in (_walk(path) if path.is_dir() else [path])]
-    if not found:
-        raise DataError(
-            "There must be at least one image to classify",
-            f"Got none in {', '.join(map(_shown, inputs)) or 'no input'}",
-            f"Known image files: {', '.join(sorted(EXTENSIONS))}",
-        )
-    return list(dict.fromkeys(found))
+class _Images(Pending):
+    def __init__(self, names: Sequence[str], size: int, network: ImageInputs) -> None:
+        self._names, self._size, self._network = names, size, network
+        self._found = self._failed = 0
+        self.waits = STDIN in names
+        paths = (Path(name) for name in names if name != STDIN)
+        missing = [_shown(path) for path in paths if not path.exists()]
+        if missing:
+            raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
+        # Listing a folder twice takes little beside decoding what is in it.
+        self.total = None if self.waits else sum(1 for _ in _files(names))
+        if self.total == 0:
+            raise DataError(
+                "There must be at least one image to classify",
+                f"Got none in {', '.join(_shown(Path(name)) for name in names) or 'no input'}",
+                f"Known image files: {', '.join(sorted(EXTENSIONS))}",
+            )
+
+    def batches(self, say: Say) -> Iterator[Named]:
+        files, network = _files(self._names), self._network
+        while chunk := list(islice(files, self._size)):
+            paths, images = _read_images(chunk, network, say)
+            self._found += len(chunk)
+            self._failed += len(chunk) - len(paths)
+            if paths:
+                names = [{"path": _shown(path)} for path in paths]
+                yield names, normalise(images, network.mean, network.std)
+
+    def check(self, say: Say) -> None:
+        if self._failed:
+            raise DataError(
+                "Every image must be readable",
+                f"{self._failed} of {self._found} were not; they are named above",
+                "Replace or remove them; all others were classified",
+            )
+
+
+def _files(names: Sequence[str]) -> Iterator[Path]:
+    """List the image files that were named, and those in named folders, each once.
+
+    What is held are the names, not what is found in them; what stdin names is not compared.
+    """
+    before: set[Path] = set()
+    for name in names:
+        if name == STDIN:
+            yield from _named_on_stdin()
+            continue
+        path = Path(name)
+        for file in _walk(path) if path.is_dir() else [path]:
+            if not (before and _is_among(file, before)):
+                yield file
+        before.add(path)
+
+
+def _is_among(file: Path, inputs: Collection[Path]) -> bool:
+    """Whether a file is one of the inputs, or found in one that is a folder."""
+    if file in inputs:
+        return True
+    above = [folder for folder in file.parents if folder in inputs]
+    hidden = (any(part.startswith(".") for part in file.relative_to(f).parts) for f in above)
+    return file.suffix.lower() in EXTENSIONS and not all(hidden)
+
+
+def _named_on_stdin() -> Iterator[Path]:
+    with open_stdin("paths of images") as lines:
+        for line in lines:
+            if name := line.rstrip(b"\r\n"):
+                yield Path(os.fsdecode(name))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -252,27 +300,15 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (file for file in shown if file.suffix.lower() in EXTENSIONS)
 
 
-def _read_images(files: Sequence[Path], size: int, channels: int) -> tuple[list[Path], Tensor]:
-    """Decode files into ``uint8 [N, channels, size, size]``; unreadable ones are left out."""
-    try:
-        return list(files), _with_channels(decode_images(files, size), channels)
-    except DataError as error:
-        if len(files) == 1:
-            reason = error.__cause__ or error
-            sys.stderr.write(f"{_shown(files[0])}: {type(reason).__name__}: {reason}\n")
-            return [], torch.empty(0, channels, size, size, dtype=torch.uint8)
-    # One of them is bad: one by one, so that the others are still read.
-    parts = [_read_images([file], size, channels) for file in files]
-    return [path for paths, _ in parts for path in paths], torch.cat([each for _, each in parts])
-
-
-def _with_channels(images: Tensor, channels: int) -> Tensor:
-    """Turn ``uint8 [N, C, H, W]`` from grey to colour or back, if the network needs it."""
-    if images.shape[1] in (1, channels):
-        return images.expand(-1, channels, -1, -1)
-    weights = torch.tensor(_GREY, dtype=torch.int32).view(1, 3, 1, 1)
-    luma = (images.int() * weights).sum(1, keepdim=True) + (1 << 15)
-    return (luma >> 16).to(torch.uint8)
+def _read_images(
+    files: Sequence[Path], network: ImageInputs, say: Say
+) -> tuple[list[Path], Tensor]:
+    """Decode files into ``uint8 [N, C, H, W]``; unreadable ones are named and left out."""
+    decoded = decode_readable(files, network.image_size, white=network.white)
+    for index, why in decoded.unreadable.items():
+        say(f"{_shown(files[index])}: {why}")
+    paths = [file for index, file in enumerate(files) if index not in decoded.unreadable]
+    return paths, with_channels(decoded.images, network.channels)
 
 
 def _shown(path: Path) -> str:

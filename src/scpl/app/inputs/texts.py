@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
+from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import text
-from scpl.data.loader import Inputs
+from scpl.data.notes import Faults
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import SENTENCE_LIMIT, inputs_of_texts
-from scpl.outside import read_text
+from scpl.outside import parse_json, read_text
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 from scpl.tasks import TASKS
@@ -33,10 +38,8 @@ __all__ = [
 ]
 
 SAMPLES: Samples = "texts"
-COLUMNS: tuple[str, ...] = ("source", "row")
-"""What names a text in the output of `scpl predict`."""
-
-Batch = tuple[list[dict[str, Any]], Inputs]
+COLUMNS: Mapping[str, Any] = {"source": "", "row": 1}
+"""What names a text in the output of `scpl predict`, with an example."""
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_LIMIT = "model_max_length of its tokenizer"
@@ -230,50 +233,81 @@ def test_loader(
     return made(source.test)
 
 
-def pending(
-    config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]
-) -> Iterator[Batch]:
-    """Read the texts that are to be classified, batch by batch, in constant memory.
+def pending(config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]) -> Pending:
+    """Find the texts that are to be predicted of.
 
-    An input that is a file is a table; any other is a text itself. Rows that cannot be read are
-    counted on stderr; the others go on.
-
-    Returns:
-        What names each text, and a batch of them, as the network takes it.
+    An input that is a file is a table, - is standard input, and any other is a text itself.
 
     Raises:
-        DataError: at once, if a file is missing or lacks a column; at the end, if rows could not
-            be read.
+        DataError: if a file is missing or lacks a column.
+        InputError: if there is none.
     """
-    columns = config.text or TextInputs.of(description).text_columns
-    sources = [_source(str(name), columns) for name in config.inputs]
-    if not sources:
+    if not config.inputs:
         raise InputError("There must be at least one text to predict of", "Got none")
-    return _batches(sources, columns, config.batch_size, folder, TextInputs.of(description))
+    return _Texts(config, folder, TextInputs.of(description))
 
 
-def _batches(
-    sources: Sequence[Path | str],
-    columns: Sequence[str],
-    size: int,
-    folder: RunFolder,
-    inputs: TextInputs,
-) -> Iterator[Batch]:
-    tokenizer, faults = _tokenizer(folder, inputs), text.Faults()
-    found = (each for source in sources for each in _texts(source, columns, faults))
-    while batch := list(islice(found, size)):
-        names = [{"source": source, "row": row} for source, row, _ in batch]
-        rows = tokenizer.encode([content for _, _, content in batch], inputs.max_tokens)
-        yield names, inputs.padding.rows(rows)
-    for note in faults.notes():
-        sys.stderr.write(f"{note}\n")
-    lost = sum(map(faults.count, text.LEFT_OUT))
-    if lost:
-        raise DataError(
-            "Every row must be readable",
-            f"{lost} were not, as told above",
-            "Correct or remove them; all others were classified",
-        )
+class _Texts(Pending):
+    def __init__(self, config: PredictConfig, folder: RunFolder, network: TextInputs) -> None:
+        self._columns = config.text or network.text_columns
+        self._network, self._size, self._stdin = network, config.batch_size, config.stdin
+        self._tokenizer, self._faults = _tokenizer(folder, network), Faults()
+        names = map(str, config.inputs)
+        self._sources = [n if n == STDIN else _source(n, self._columns) for n in names]
+        self.waits = STDIN in self._sources
+        counts = [None if s == STDIN else 1 if isinstance(s, str) else text.count_rows(s)
+                  for s in self._sources]  # fmt: skip
+        known = [count for count in counts if count is not None]
+        self.total = sum(known) if len(known) == len(counts) else None
+
+    def batches(self, say: Say) -> Iterator[Named]:
+        found = (each for source in self._sources for each in self._texts(source, say))
+        while batch := list(islice(found, self._size)):
+            names = [{"source": source, "row": row} for source, row, _ in batch]
+            contents = [content for _, _, content in batch]
+            rows = self._tokenizer.encode(contents, self._network.max_tokens)
+            yield names, self._network.padding.rows(rows)
+
+    def check(self, say: Say) -> None:
+        for note in self._faults.notes():
+            say(note)
+        lost = sum(map(self._faults.count, text.LEFT_OUT))
+        if lost:
+            raise DataError(
+                "Every row must be readable",
+                f"{lost} were not, as told above",
+                "Correct or remove them; all others were classified",
+            )
+
+    def _texts(self, source: Path | str, say: Say) -> Iterator[tuple[str, int, str]]:
+        """Yield the texts of a source, with its name and their numbers in it."""
+        if isinstance(source, Path):
+            yield from self._rows(source, str(source))
+        elif source != STDIN:
+            yield source, 1, source
+        elif self._stdin == "lines":
+            yield from self._lines(say)
+        else:
+            with TemporaryDirectory() as folder, open_stdin("a table") as stream:
+                copy = Path(folder, f"stdin.{self._stdin}")  # tables are read twice
+                with copy.open("wb") as file:
+                    copyfileobj(stream, file)
+                yield from self._rows(copy, STDIN)
+
+    def _rows(self, table: Path, name: str) -> Iterator[tuple[str, int, str]]:
+        for number, values in text.rows_of(table, self._columns, self._faults):
+            yield name, number, text.text_of(values, self._columns, f"{table} row {number}")
+
+    def _lines(self, say: Say) -> Iterator[tuple[str, int, str]]:
+        with open_stdin("texts") as stream:
+            lines = text.lines_of(stream, "standard input", self._faults)
+            for number, line in enumerate(lines, start=1):
+                if number == 1 and _begins_table(line, self._columns):
+                    say(
+                        f"The first line of standard input names {', '.join(self._columns)}: if it "
+                        "is a table, say so with --stdin csv, tsv or jsonl"
+                    )
+                yield STDIN, number, line.rstrip("\r\n")[: text.LONGEST_TEXT]
 
 
 def _source(name: str, columns: Sequence[str]) -> Path | str:
@@ -290,14 +324,12 @@ def _source(name: str, columns: Sequence[str]) -> Path | str:
     return name
 
 
-def _texts(
-    source: Path | str, columns: Sequence[str], faults: text.Faults
-) -> Iterator[tuple[str, int, str]]:
-    if isinstance(source, str):
-        yield source, 1, source
-        return
-    for number, values in text.rows_of(source, columns, faults):
-        yield str(source), number, text.text_of(values, columns, f"{source} row {number}")
+def _begins_table(line: str, columns: Sequence[str]) -> bool:
+    """Whether a line is a header, or a JSON object, that names all the columns."""
+    names = {cell.strip().strip('"') for cell in re.split(r"[,;|\t]", line)}
+    with suppress(ValueError):
+        names.update(parse_json(line) if line.startswith("{") else ())
+    return names.issuperset(columns)
 
 
 def _tokenizer(folder: RunFolder, inputs: TextInputs) -> text.Tokenizer:

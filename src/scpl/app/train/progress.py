@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from tqdm import tqdm
 
 from scpl.app.environment import peak_memory
+from scpl.app.progress import LIVE, SECONDS_BETWEEN_LINES, format_seconds
 from scpl.pipeline import Pipeline
 from scpl.report.formats import memory
 from scpl.runs.columns import stage_scores, valid_column
@@ -19,8 +20,6 @@ from scpl.runs.metrics import METRICS, Metric
 __all__ = ["Clock", "Meter", "Progress", "Usage", "format_losses", "format_usage"]
 
 Log: TypeAlias = Callable[[str], None]
-SECONDS_BETWEEN_LINES = 30.0
-LIVE = "{bar:10} {desc}"  # what does not fit the terminal is cut off at the end
 
 
 @dataclass(frozen=True)
@@ -185,15 +184,6 @@ def format_exits(
     digits = 1 if metric.is_share else 3
     shown = ("-" if v in (None, "") else f"{metric.scale * v:.{digits}f}" for v in found)
     return f" (stages {' | '.join(shown)})"
-
-
-def format_seconds(seconds: float) -> str:
-    """Write a duration for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 class Meter:

@@ -1,9 +1,16 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
-from scpl.data.images.dataset import ImageData, Split, carve_validation, limit
-from scpl.data.images.decode import EXTENSIONS, decode_images
+from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
+from scpl.data.images.decode import (
+    EXTENSIONS,
+    Reading,
+    WhiteLevels,
+    decode_images,
+    decode_readable,
+)
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
+from scpl.data.images.ondemand import OnDemand, with_channels
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [
@@ -14,11 +21,17 @@ __all__ = [
     "Augmentation",
     "ImageData",
     "Loader",
+    "OnDemand",
+    "Reading",
     "Split",
+    "WhiteLevels",
     "carve_validation",
     "decode_images",
+    "decode_readable",
     "known",
     "limit",
     "load",
     "normalise",
+    "sentence",
+    "with_channels",
 ]

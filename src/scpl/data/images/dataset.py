@@ -1,37 +1,40 @@
 """What a data set of labelled images is, and how subsets of it are drawn.
 
 Images stay bytes until a batch is made: 60,000 CIFAR images take 184 MB as ``uint8`` and four times
-that as ``float32``.
+that as ``float32``. More than memory holds stay encoded on disk, see ``ondemand``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scpl.data.images.decode import check_room
+from scpl.data.images.decode import EIGHT_BITS, WhiteLevels, check_room
+from scpl.data.images.ondemand import OnDemand, pixel_sums, with_channels
 from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
 from scpl.seeding import generator
 
 __all__ = [
-    "Format",
+    "Counted",
     "ImageData",
     "Split",
-    "Splits",
     "carve_validation",
     "channel_stats",
     "check_normalisation",
     "limit",
     "resize",
+    "sentence",
 ]
+
+
+_CHUNK_BYTES = 8 << 20  # of images whose pixels are summed up at once, in eight times the memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,17 +42,19 @@ class Split:
     """Images with their labels.
 
     Args:
-        images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1.
+        images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1; in memory, or decoded on demand.
         labels: ``int64``, shape ``[N]``, none negative.
-        names: Of each image; nothing where they have none.
+        place: Which images these are, for messages, e.g. ``"photos/train"``.
+        names: What each is: a file, or a row of one; nothing where they have no names.
 
     Raises:
         DataError: A shape or type is another, the counts differ, or there is no image.
     """
 
-    images: Tensor
+    images: Tensor | OnDemand
     labels: Tensor
-    names: Sequence[str] = ()
+    place: str = ""
+    names: Sequence[object] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -62,7 +67,7 @@ class Split:
                 "There must be one label for each image",
                 f"Got {len(images)} images and {len(labels)} labels",
             )
-        if images.numel() == 0:
+        if images.shape.numel() == 0:
             raise DataError("A split must hold at least one image", _got(images))
         if int(labels.min()) < 0:
             raise DataError(
@@ -75,13 +80,37 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Split:
-        """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
+        """Return the images at ``indices`` (``int64 [M]``), in that order; in memory, as a copy."""
+        images = self.images
+        chosen = images.subset(indices) if isinstance(images, OnDemand) else images[indices]
         names = [self.names[index] for index in indices.tolist()] if self.names else ()
-        return Split(self.images[indices], self.labels[indices], names)
+        return Split(chosen, self.labels[indices], self.place, names)
 
     def name(self, index: int) -> str:
-        """Say which image it is: the name of its file, or its number from 1."""
-        return self.names[index] if self.names else f"image {index + 1:,} of {len(self):,}"
+        """Say which image it is: its file, or its number from 1."""
+        return str(self.names[index]) if self.names else f"image {index + 1:,} of {len(self):,}"
+
+    def batches(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images ``uint8 [M, C, H, W]`` and labels of each batch of indices ``int64 [M]``.
+
+        What must be decoded is decoded ahead.
+        """
+        images, places = self.images, list(batches)
+        if isinstance(images, OnDemand):
+            pixels = images.each(places)
+        else:
+            pixels = (images[each] for each in places)
+        yield from zip(pixels, (self.labels[each] for each in places), strict=True)
+
+    def with_channels(self, channels: int) -> Split:
+        """Return the same in grey (1) or colour (3)."""
+        images = self.images
+        changed = (
+            images.with_channels(channels)
+            if isinstance(images, OnDemand)
+            else with_channels(images, channels)
+        )
+        return dataclasses.replace(self, images=changed)
 
     @property
     def nbytes(self) -> int:
@@ -89,34 +118,39 @@ class Split:
         return self.images.nbytes + self.labels.nbytes
 
     def to(self, device: torch.device | str) -> Split:
-        """Return the same on a device."""
-        return Split(self.images.to(device), self.labels.to(device), self.names)
+        """Return the same on a device.
+
+        Raises:
+            InputError: The images are not in memory.
+        """
+        if isinstance(self.images, OnDemand):
+            raise InputError("Images that are decoded on demand must stay where they are", "")
+        return dataclasses.replace(
+            self, images=self.images.to(device), labels=self.labels.to(device)
+        )
 
 
-def _got(tensor: Tensor) -> str:
+def _got(tensor: Tensor | OnDemand) -> str:
     return f"Got {tensor.dtype} of shape {list(tensor.shape)}"
 
 
-class Splits(NamedTuple):
-    """What a reader of files returns; ``classes`` is None where the files do not name them."""
+class Counted(Protocol):
+    """Images, decoded or not, of which is known where they come from."""
 
-    train: Split
-    test: Split
-    classes: tuple[str, ...] | None = None
+    @property
+    def place(self) -> str:
+        """Which images these are, for messages."""
+
+    def __len__(self) -> int: ...
 
 
-class Format(NamedTuple):
-    """A format in which data sets of images are kept.
-
-    ``files`` says which files these are, for messages, and ``complete`` whether a folder holds all
-    of them. ``read`` reads such a folder; encoded images are resized so that the shorter side has
-    as many pixels as its second argument says, and the centre is cut out. It raises DataError if a
-    file is missing or damaged, and InputError if an optional package is missing.
-    """
-
-    files: str
-    complete: Callable[[Path], bool]
-    read: Callable[[Path, int | None], Splits]
+def sentence(**splits: Counted | None) -> str:
+    """Say how many images of which folders or files a split has, for each that there is."""
+    return ", ".join(
+        f"{name}: {len(split):,} image{'s' * (len(split) != 1)} of {split.place or 'the data'}"
+        for name, split in splits.items()
+        if split is not None
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,6 +165,9 @@ class ImageData:
         mean: Mean of each channel, for pixels in 0..1.
         std: Standard deviation of each channel, for pixels in 0..1.
         flip: Whether a mirrored image still belongs to its class (not so for characters).
+        valid: Images to validate on, if the data set says which.
+        notes: What the user should know of the data.
+        white: What values of more than 8 bits were scaled by.
 
     Raises:
         DataError: A label has no class, or the shapes of the parts do not fit each other.
@@ -143,22 +180,26 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
+    valid: Split | None = None
+    notes: tuple[str, ...] = ()
+    white: WhiteLevels = EIGHT_BITS
 
     def __post_init__(self) -> None:
-        train, test = (list(split.images.shape[1:]) for split in (self.train, self.test))
-        if train != test:
-            raise DataError(
-                f"Train and test images of {self.name} must have one shape [C, H, W]",
-                f"Got {train} and {test}",
-                "Give `image_size` to bring all to one size",
-            )
+        train = list(self.train.images.shape[1:])
+        for split in self._splits:
+            if train != list(split.images.shape[1:]):
+                raise DataError(
+                    f"Train and test images of {self.name} must have one shape [C, H, W]",
+                    f"Got {train} and {list(split.images.shape[1:])}",
+                    "Give `image_size` to bring all to one size",
+                )
         if train[1] != train[2]:
             raise DataError(
                 f"Images of {self.name} must be square",
                 f"Got height {train[1]} and width {train[2]}",
                 "Give `image_size`: the shorter side is resized to it and the centre cut out",
             )
-        for kind, split in (("train", self.train), ("test", self.test)):
+        for kind, split in zip(("train", "test", "valid"), self._splits, strict=False):
             if int(split.labels.max()) >= len(self.classes):
                 raise DataError(
                     f"Labels of {self.name} must be 0..{len(self.classes) - 1}, "
@@ -166,6 +207,15 @@ class ImageData:
                     f"Got {int(split.labels.max())} in the {kind} split",
                 )
         check_normalisation(self.mean, self.std, self.channels, self.name)
+
+    @property
+    def _splits(self) -> list[Split]:
+        return [self.train, self.test] + ([] if self.valid is None else [self.valid])
+
+    def each(self, change: Callable[[Split], Split]) -> ImageData:
+        """Return the same with every split changed in one way."""
+        train, test, *valid = map(change, self._splits)
+        return dataclasses.replace(self, train=train, test=test, valid=valid[0] if valid else None)
 
     @property
     def num_classes(self) -> int:
@@ -225,7 +275,8 @@ def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
             "Use more images or another fraction",
         )
     chosen = stratified(split.labels, count, generator(seed, "carve"))
-    return split.take(torch.nonzero(~chosen)[:, 0]), split.take(torch.nonzero(chosen)[:, 0])
+    rest, held_out = (split.take(torch.nonzero(mask)[:, 0]) for mask in (~chosen, chosen))
+    return rest, dataclasses.replace(held_out, place=f"{split.place} (held out)")
 
 
 def limit(split: Split, n: int, seed: int) -> Split:
@@ -247,20 +298,21 @@ def resize(split: Split, size: int) -> Split:
     if split.images.shape[2:] == (size, size):
         return split
     check_room(*split.images.shape[:2], size, size)
-    images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
-    return Split(images, split.labels, split.names)
+    images = F.interpolate(split.images[:], (size, size), mode="bilinear", antialias=True)
+    return dataclasses.replace(split, images=images)
 
 
-def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_stats(images: Tensor | OnDemand) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of ``uint8 [N, C, H, W]``, scaled to 0..1."""
-    channels = images.shape[1]
-    total, squares = torch.zeros(channels).double(), torch.zeros(channels).double()
-    for chunk in torch.split(images, 4096):  # bounds the memory of the floating-point copy
-        pixels = chunk.double().div_(255)
-        total += pixels.sum((0, 2, 3))
-        squares += pixels.square_().sum((0, 2, 3))
-    count = images.numel() // channels
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0)
+    count, channels, height, width = images.shape
+    if isinstance(images, OnDemand) and images.sums is not None:
+        total, squares = images.sums[images.rows].sum(0)[:, :channels].double()
+    else:
+        rows = max(1, _CHUNK_BYTES // (channels * height * width))
+        chunks = (images[start : start + rows] for start in range(0, count, rows))
+        total, squares = torch.stack([pixel_sums(chunk).sum(0) for chunk in chunks]).sum(0).double()
+    count *= height * width
+    mean = total / (255 * count)
+    variance = (squares / (255**2 * count) - mean.square()).clamp(min=0)
     std = variance.sqrt().clamp(min=1 / 255)  # a constant channel must not divide by zero
     return tuple(mean.tolist()), tuple(std.tolist())

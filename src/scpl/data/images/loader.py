@@ -276,13 +276,14 @@ class Loader(EpochLoader):
 
     def _produce(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         order = sent(self._order(epoch), self.split.images.device)
-        for batch in range(start, len(self), self._together):
-            begin, end = (n * self.batch_size for n in (batch, batch + self._together))
-            yield from self._made(order[begin:end], seed=self.seed, epoch=epoch, batch=batch)
+        numbers = range(start, len(self), self._together)
+        ends = [(n * self.batch_size, (n + self._together) * self.batch_size) for n in numbers]
+        found = self.split.batches(order[begin:end] for begin, end in ends)
+        for number, (images, labels) in zip(numbers, found, strict=True):
+            yield from self._made(images, labels, seed=self.seed, epoch=epoch, batch=number)
 
-    def _made(self, rows: Tensor, **draws: int) -> Iterator[Batch]:
-        """Make the batches that hold the images at ``rows``, numbered from ``draws["batch"]``."""
-        images, labels = self.split.images[rows], self.split.labels[rows]
+    def _made(self, images: Tensor, labels: Tensor, **draws: int) -> Iterator[Batch]:
+        """Make the batches that hold these images, numbered from ``draws["batch"]``."""
         if self.views == 2:
             yield self.augmentation.two_views(images, **draws), torch.cat([labels, labels])
             return

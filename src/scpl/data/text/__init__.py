@@ -7,10 +7,12 @@ from scpl.data.text.pretrained import PretrainedTokenizer
 from scpl.data.text.splits import Columns, SplitSettings, is_text
 from scpl.data.text.tables import (
     LEFT_OUT,
-    Faults,
+    LONGEST_TEXT,
     check_columns,
     columns_of,
+    count_rows,
     is_table,
+    lines_of,
     rows_of,
     text_of,
 )
@@ -18,11 +20,11 @@ from scpl.data.text.tokenizer import Tokenizer, WordVectors, from_json, read_vec
 
 __all__ = [
     "LEFT_OUT",
+    "LONGEST_TEXT",
     "TEXT_SETS",
     "WITH_ZEROS",
     "Columns",
     "Encoded",
-    "Faults",
     "Padding",
     "PretrainedTokenizer",
     "SplitSettings",
@@ -34,9 +36,11 @@ __all__ = [
     "WordVectors",
     "check_columns",
     "columns_of",
+    "count_rows",
     "from_json",
     "is_table",
     "is_text",
+    "lines_of",
     "load_test",
     "load_text",
     "read_vectors",

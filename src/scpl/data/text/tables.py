@@ -16,21 +16,24 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scpl.data import parquet
+from scpl.data.notes import Faults
 from scpl.errors import DataError
 from scpl.outside import parse_json
 
 __all__ = [
     "LEFT_OUT",
+    "LONGEST_TEXT",
     "SUFFIXES",
-    "Faults",
     "check_columns",
     "class_names",
     "columns_of",
+    "count_rows",
     "is_missing",
     "is_table",
+    "lines_of",
     "rows_of",
     "text_of",
 ]
@@ -50,28 +53,6 @@ LONGEST_LINE = 64 << 20
 """Bytes of a line; a file with longer ones is no table."""
 
 _CHUNK = 1024  # rows of JSON lines that name the columns
-
-
-class Faults:
-    """Counts faults by kind; one bad row must not end a run, nor pass unseen."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
-
-    def add(self, kind: str, place: str) -> None:
-        """Count a fault, e.g. ``add("rows without a label left out", "a.csv row 3")``."""
-        count, first = self._found.get(kind, (0, place))
-        self._found[kind] = (count + 1, first)
-
-    def count(self, kind: str) -> int:
-        """How many of a kind there were."""
-        return self._found.get(kind, (0, ""))[0]
-
-    def notes(self) -> list[str]:
-        """One sentence for each kind."""
-        return [
-            f"{kind}: {count:,} (first: {first})" for kind, (count, first) in self._found.items()
-        ]
 
 
 def is_table(path: Path) -> bool:
@@ -131,6 +112,13 @@ def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> No
             f"Its columns are: {', '.join(known)}",
             hint + "Choose columns with `text` and `label`",
         )
+
+
+def count_rows(path: Path) -> int | None:
+    """How many rows a table has, if the file tells: only parquet does."""
+    if path.suffix.lower() != ".parquet":
+        return None
+    return int(parquet.open_parquet(path).metadata.num_rows)
 
 
 def class_names(path: Path, label: str) -> tuple[str, ...] | None:
@@ -309,37 +297,45 @@ def text_lines(path: Path, faults: Faults) -> Iterator[str]:
         with path.open("rb") as file:
             start = file.read(4)
         encoding = next((name for mark, name in _MARKS if start.startswith(mark)), None)
-        yield from _utf8(path, faults) if encoding is None else _marked(path, encoding)
+        if encoding is not None:
+            yield from _marked(path, encoding)
+            return
+        with path.open("rb") as file:
+            yield from lines_of(file, str(path), faults)
     except OSError as error:
         raise DataError("A file of texts must be readable", f"Got {path}: {error}") from error
 
 
-def _utf8(path: Path, faults: Faults) -> Iterator[str]:
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(LONGEST_LINE + 1):
-            number += 1
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            _check(raw, path, number)
-            try:
-                yield raw.decode("utf-8")
-            except UnicodeDecodeError:
-                faults.add(NOT_UTF8, f"{path.name} line {number}")
-                yield raw.decode("cp1252", "replace")
+def lines_of(file: BinaryIO, name: str, faults: Faults) -> Iterator[str]:
+    """Yield the lines of an open file in UTF-8, with their ends.
+
+    Raises:
+        DataError: It holds a NUL byte, or a line longer than ``LONGEST_LINE``.
+    """
+    number = 0
+    while raw := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        _check(raw, name, number)
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError:
+            faults.add(NOT_UTF8, f"{Path(name).name} line {number}")
+            yield raw.decode("cp1252", "replace")
 
 
-def _check(raw: bytes, path: Path, number: int) -> None:
+def _check(raw: bytes, name: str, number: int) -> None:
     if b"\0" in raw:
         raise DataError(
             "A file of texts must not hold NUL bytes",
-            f"Got one in {path}, line {number}",
+            f"Got one in {name}, line {number}",
             "It may be UTF-16 without a byte order mark, or no text: save it as UTF-8",
         )
     if len(raw) > LONGEST_LINE:
         raise DataError(
             f"A line of a file of texts must be at most {LONGEST_LINE >> 20} MB long",
-            f"Got a longer one in {path}, line {number}",
+            f"Got a longer one in {name}, line {number}",
         )
 
 
@@ -348,7 +344,7 @@ def _marked(path: Path, encoding: str) -> Iterator[str]:
         # Only \n ends a line here, as in UTF-8; the reader of rows knows what \r means.
         with path.open(encoding=encoding, newline="\n") as file:
             while line := file.readline(LONGEST_LINE + 1):
-                _check(line.encode("utf-8", "replace"), path, 0)
+                _check(line.encode("utf-8", "replace"), str(path), 0)
                 yield line
     except UnicodeError as error:
         raise DataError(
