@@ -1,3 +1,4 @@
+import base64
 import csv
 import io
 import json
@@ -210,6 +211,30 @@ class TestEvaluate:
         assert 0 < result["wall_seconds"] < 60
         assert result["peak_memory_bytes"][0] > 1 << 20
         json.dumps(result)
+
+    def test_it_finds_the_mistakes_that_the_run_wrote_down(self, runs):
+        """The same table, confusions and samples, in the same order; the run has pictures, too."""
+        path, _ = runs()
+        result, kept = evaluate(EvalConfig(path)), json.loads((path / "test.json").read_text())
+        assert {key: result[key] for key in ("table", "confusion")} == {
+            key: kept[key] for key in ("table", "confusion")
+        }
+        right = sum(row[i] for i, row in enumerate(result["confusion"]))
+        count = sum(map(sum, result["confusion"]))
+        assert result["test_accuracy"] == right / count
+        low, high = result["test_accuracy_interval"]
+        assert low < right / count < high
+        pictures = [row.pop("picture") for row in kept["mistakes"]]
+        assert kept["mistakes"] == result["mistakes"] != []
+        test = data.load("digits", image_size=8).test
+        for row, shown in zip(kept["mistakes"], pictures, strict=True):
+            number = int(row["sample"].removeprefix("image ").partition(" of ")[0]) - 1
+            assert row["true"] == str(int(test.labels[number]))
+            pixels = Image.open(io.BytesIO(base64.b64decode(shown)))
+            assert list(pixels.tobytes()) == test.images[number].flatten().tolist()
+        header, *lines = (path / "test.csv").read_text().splitlines()
+        assert header == "class,samples,predicted,right,precision,recall,f1"
+        assert len(lines) == 10
 
     def test_other_data_is_brought_to_the_size_of_the_network(self, tmp_path):
         made_run(tmp_path / "run", size=16)

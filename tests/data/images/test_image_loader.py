@@ -1,4 +1,5 @@
 import gc
+import io
 import threading
 import time
 
@@ -6,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from data_files import random_split
+from data_files import random_split, write_folder
 from scpl.data.images import Augmentation, Loader, Split
 from scpl.data.images import loader as loading
+from scpl.data.images.folders import list_folder
 from scpl.data.loader import prefetched
 from scpl.errors import InputError
 
@@ -254,3 +257,21 @@ def test_batches_are_made_where_the_images_lie_and_nothing_waits_to_read_a_numbe
     batches.split = Elsewhere()
     found = [(inputs.device.type, targets.device.type, len(targets)) for inputs, targets in batches]
     assert found == [("meta", "meta", size) for size in (5, 5, 5, 5, 2)]
+
+
+def test_a_sample_is_shown_by_its_place_and_named_by_its_file(tmp_path):
+    write_folder(tmp_path / "train", n=3)
+    write_folder(tmp_path / "test", n=3)
+    test = list_folder(tmp_path).decoded().test
+    shown = loader(test).show(4)
+    assert shown.name == str(tmp_path / "test" / "dog" / "001.png")
+    assert shown.text is None
+    image = Image.open(io.BytesIO(shown.picture))
+    assert list(image.tobytes()) == test.images[4].permute(1, 2, 0).flatten().tolist()
+    # Whatever the order: batches and samples agree.
+    mixed = loader(test, shuffle=True, seed=3, batch_size=6)
+    ((_, labels),) = list(mixed)
+    names = [mixed.show(place).name for place in range(6)]
+    assert sorted(names) == sorted(map(str, test.names))
+    assert [int("dog" in name) for name in names] == labels.tolist()
+    assert loader().show(4).name == "image 5 of 22"

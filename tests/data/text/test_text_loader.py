@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scpl.data.text import WITH_ZEROS, Encoded, TextLoader
+from scpl.data.text.tokenizer import Words
 from scpl.errors import DataError, InputError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=300)
@@ -121,3 +122,15 @@ def test_padding():
 def test_parts_must_fit(tokens, starts, labels):
     with pytest.raises(DataError, match="Encoded texts"):
         Encoded(*(torch.tensor(part, dtype=torch.int64) for part in (tokens, starts, labels)))
+
+
+def test_a_sample_is_shown_by_its_place():
+    """The shortest text comes first; it is read out of its tokens."""
+    tokenizer = Words(("<pad>", "<unk>", "the", "printer", "burns"))
+    rows = tokenizer.encode(["the printer burns", "burns", "the new printer burns"], 9)
+    split = Encoded.of(rows, torch.arange(3), 5)
+    shown = TextLoader(split, batch_size=2, decode=tokenizer.decode).show(2)
+    assert shown.name == "text 3 of 3"
+    assert shown.text == "the <unk> printer burns"
+    assert shown.picture is None
+    assert TextLoader(split, batch_size=2).show(0).text == "4"

@@ -100,6 +100,13 @@ class TestEveryTokenizer:
     def test_an_empty_text_is_one_unknown_token(self, tokenizer):
         assert tokenizer.encode(["", "  \n"], 3) == [[1], [1]]
 
+    def test_numbers_become_a_text_again(self, tokenizer):
+        text = plain(TEXTS[0])
+        (numbers,) = tokenizer.encode([text], 300)
+        found = " ".join(tokenizer.words[number] for number in numbers)
+        whole = " ".join(text.split())  # no text is unknown to subwords
+        assert tokenizer.decode(numbers) == (whole if tokenizer.kind == "subwords" else found)
+
     def test_a_text_cannot_name_padding(self, tokenizer):
         for row in tokenizer.encode(["<pad>", "a <pad> b <unk>", "[PAD]"], 350):
             assert 0 not in row
