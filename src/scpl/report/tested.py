@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from scpl.report.formats import count, percent, short, text
+from scpl.report.formats import count, one_line, percent, short, text
 from scpl.report.panels import INK, MUTED, Panel, balanced, short_label
 from scpl.runs.columns import F1, PICTURE, R2, SAMPLE, TEXT
 from scpl.runs.metrics import METRICS
@@ -103,14 +103,18 @@ def in_brief(result: Mapping[str, Any]) -> dict[str, Any]:
         brief["expected_calibration_error"] = tested.calibration_error
     left = len(tested.table) - MOST_ROWS
     rows = worst_first(tested.table)[:MOST_ROWS]
-    brief["table"] = [{name: _written(name, cell) for name, cell in row.items()} for row in rows]
+    brief["table"] = [
+        {name: one_line(_written(name, cell)) for name, cell in row.items()} for row in rows
+    ]
     if left > 0:
         brief["not_shown"] = f"{left:,} better rows; --json has all"
     if confusions:
-        brief["confusion"] = [dict(zip(header, row, strict=True)) for row in confusions]
+        brief["confusion"] = [
+            dict(zip(header, map(one_line, row), strict=True)) for row in confusions
+        ]
     if tested.mistakes:
         brief["mistakes"] = [
-            {name: _written(name, cell) for name, cell in row.items() if name != TEXT}
+            {name: one_line(_written(name, cell)) for name, cell in row.items() if name != TEXT}
             for row in tested.mistakes
         ]
     return brief
