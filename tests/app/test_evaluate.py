@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -218,6 +219,37 @@ class TestEvaluate:
         result = evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
         assert result["data"] == str(tmp_path / "own")
         assert result["test_accuracy"] in [i / 6 for i in range(7)]
+
+    def test_values_are_read_by_the_white_of_the_run(self, tmp_path, capsys):
+        """An image means the same in training, evaluation and prediction: upright, on white, deep.
+
+        Alone, each of these has 10 bits; the network learnt from 12.
+        """
+        _, description = made_run(tmp_path / "run", channels=1)
+        description["white"] = [4095, 1.0]
+        (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+        for value, own in ((900, "deep"), (56, "eight")):  # 255 * 900 / 4095
+            pixels = np.full((16, 16), value, np.uint16 if own == "deep" else np.uint8)
+            for name in "abc":
+                (tmp_path / own / name).mkdir(parents=True)
+                for number in range(3):
+                    Image.fromarray(pixels).save(tmp_path / own / name / f"{number}.png")
+        found = [evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / own)))["test_loss"]
+                 for own in ("deep", "eight")]  # fmt: skip
+        assert found[0] == found[1]
+        one, other = (rows_of(tmp_path / "run", str(tmp_path / own / "a" / "0.png"))[0]
+                      for own in ("deep", "eight"))  # fmt: skip
+        assert one["probability"] == other["probability"]
+        Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(tmp_path / "beyond.png")
+        with pytest.raises(DataError, match="1 of 1 were not"):
+            rows_of(tmp_path / "run", str(tmp_path / "beyond.png"))
+        assert (
+            "5,000 .. 5,000, must lie within black, 0, and white, 4,095" in capsys.readouterr().err
+        )
+        description["white"] = [4095, "1"]
+        (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+        with pytest.raises(CheckpointError):
+            evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "deep")))
 
     def test_data_of_other_channels(self, tmp_path):
         made_run(tmp_path / "run", channels=3, num_classes=10)

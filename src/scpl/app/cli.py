@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import sys
@@ -51,6 +52,10 @@ Config = TypeVar("Config")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     die_with_launcher()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where there is no terminal at all
+            # A name that its encoding lacks is shown escaped; it must not end a run.
+            stream.reconfigure(errors="backslashreplace")
     status = run(list(sys.argv[1:] if arguments is None else arguments))
     if status and "RANK" in os.environ:
         # A rank that ends early may have threads blocked in a receive that nothing will answer.
