@@ -301,7 +301,8 @@ class _Texts(Pending):
                         f"The first line of standard input names {', '.join(self._columns)}: if it "
                         "is a table, say so with --stdin csv, tsv or jsonl"
                     )
-                yield STDIN, number, line.rstrip("\r\n")[: text.LONGEST_TEXT]
+                content = line.rstrip("\r\n")[: text.LONGEST_TEXT]
+                yield content, number, content
 
 
 def _source(name: str, columns: Sequence[str]) -> Path | str:
