@@ -16,6 +16,11 @@ def test_text_and_bytes_replace_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_what_utf8_lacks_is_escaped(tmp_path):
+    write_whole(tmp_path / "file", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "file").read_text("utf-8") == r"caf\udce9"
+
+
 @pytest.mark.parametrize("durable", [False, True])
 def test_an_error_keeps_the_old_file_and_leaves_no_draft(tmp_path, durable):
     path = tmp_path / "file"

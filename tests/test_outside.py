@@ -1,8 +1,10 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpl.outside import most_unpacked, parse_json, parse_toml, read_text
+from scpl.outside import most_unpacked, parse_json, parse_toml, read_text, shown
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**200), 10**200) | st.text(),
@@ -16,6 +18,23 @@ def test_ordinary_json_is_read_as_ever(value):
     import json
 
     assert parse_json(json.dumps(value)) == value
+
+
+def test_halves_of_characters_are_replaced():
+    """Nothing can write them: a label with one ended a run in a traceback, half of it written."""
+    told = []
+    text = r'{"a\ud83d": ["cut \uD83D", "whole \ud83d\ude00", "a path: \\ud800", 1]}'
+    found = parse_json(text, lambda: told.append(1))
+    assert found == {"a\ufffd": ["cut \ufffd", "whole \N{GRINNING FACE}", r"a path: \ud800", 1]}
+    assert told == [1]
+    assert parse_json(r'"\ud83d\ude00"', told.clear) == "\N{GRINNING FACE}"
+    assert told == [1]
+
+
+def test_names_of_files_can_be_shown_whatever_they_are_made_of():
+    assert shown(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+    assert shown("Größe") == "Größe"
+    assert shown("\ud800") == r"\ud800"
 
 
 # Each of these ended in a traceback, or kept the machine busy, before there was one reader.

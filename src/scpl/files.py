@@ -1,4 +1,4 @@
-"""How a file is written: whole or not at all; and why it could not be."""
+"""How a file is written: whole or not at all, texts as UTF-8; and why it could not be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["free_space", "is_draft", "reason", "replacing", "sync_folder", "write_whole"]
+__all__ = ["as_utf8", "free_space", "is_draft", "reason", "replacing", "sync_folder", "write_whole"]
 
 
 _DRAFT = ".tmp"
@@ -53,6 +53,11 @@ def is_draft(name: str) -> bool:
     return name.startswith(".") and name.endswith(_DRAFT)
 
 
+def as_utf8(text: str) -> bytes:
+    """Encode a text; what is no character (a byte of some file's name) is escaped."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> None:
     """Write a file whole or not at all; text is UTF-8. Otherwise as `replacing`.
 
@@ -60,7 +65,7 @@ def write_whole(path: Path, content: bytes | str, *, durable: bool = False) -> N
         OSError: if it cannot be written.
     """
     with replacing(path, durable=durable) as draft:
-        draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        draft.write_bytes(as_utf8(content) if isinstance(content, str) else content)
 
 
 def sync_folder(path: Path) -> None:

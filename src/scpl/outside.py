@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = [
     "parse_toml",
     "read_bytes",
     "read_text",
+    "shown",
 ]
 
 LARGEST_TEXT = 1 << 30
@@ -44,6 +46,8 @@ _LONGEST_KEY = 16  # parts; tomllib's time for a dotted key grows with their squ
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{{_LONGEST_KEY}}}")
 _LONG_NUMBER = 10**LONGEST_NUMBER
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 _UNPACKED, _RATIO = 64 << 20, 100
 
@@ -69,17 +73,50 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, repaired: Callable[[], object] = lambda: None) -> Any:
     """Read JSON.
+
+    Half of a character that takes two escapes (a lone surrogate, such as a text leaves that was cut
+    off in the middle) cannot be written anywhere: U+FFFD takes its place.
+
+    Args:
+        text: What is read.
+        repaired: Called if that was done.
 
     Raises:
         ValueError: it is none, nested deeper than ``DEEPEST``, or holds a whole number of more than
             ``LONGEST_NUMBER`` digits. NaN and infinite numbers are read.
     """
     try:
-        return _bounded(json.loads(text))
+        values = _bounded(json.loads(text))
     except RecursionError:
         raise _too_deep() from None
+    if isinstance(text, str) and not _ESCAPED.search(text):
+        return values
+    whole = _whole(values)
+    if whole != values:
+        repaired()
+    return whole
+
+
+def _whole(value: Any) -> Any:
+    """Replace lone surrogates in all texts of a JSON value."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(each) for key, each in value.items()}
+    return value
+
+
+def shown(name: str | Path) -> str:
+    """Return the name of a file as text that can be written, whatever bytes it is made of."""
+    try:
+        content = os.fsencode(name)
+    except UnicodeEncodeError:  # no name that this machine could give
+        content = str(name).encode("utf-8", "backslashreplace")
+    return content.decode("utf-8", "backslashreplace")
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -199,6 +199,26 @@ class TestOutput:
         assert run(["train"]) == 141
 
 
+def test_names_that_the_terminal_lacks_are_shown_escaped(tmp_path):
+    """With PYTHONIOENCODING=ascii, a class called Größe ended in a traceback."""
+    code = (
+        "import sys; from scpl.app import cli; "
+        "cli.COMMANDS['doctor'] = lambda _: print('Größe \\udce9') or 0; cli.main(['doctor'])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (found.returncode, found.stdout) == (0, rb"Gr\xf6\xdfe \udce9" + b"\n")
+
+
+def test_settings_that_config_toml_cannot_hold_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / os.fsdecode(b"run\xe9")
+    refused = scpl("train", *TINY, "--out", str(out))
+    assert refused.status == 2
+    assert r"--out must be text in UTF-8" in refused.err
+    assert r"run\xe9" in refused.err
+    assert list(tmp_path.iterdir()) == []
+
+
 class TestFolders:
     def test_a_run_leaves_everything_that_is_promised(self, tmp_path):
         found = train("--out", "a", "--trace")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from data_files import picture, write_folder
+from made_runs import made_run
 from scpl import models
 from scpl.app.cli import run as cli
-from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig, write_toml
+from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
 from scpl.app.evaluate import evaluate
 from scpl.app.exits import exits
 from scpl.app.export import export
@@ -57,27 +59,6 @@ def runs(tmp_path_factory):
 def copy(runs, tmp_path):
     """A finished run to damage."""
     return shutil.copytree(runs()[0], tmp_path / "copy")
-
-
-def made_run(path, channels=3, size=16, num_classes=3, **settings):
-    """A run folder around an untrained network."""
-    path.mkdir()
-    network = models.build(
-        "small-cnn", num_classes=num_classes, in_channels=channels, image_size=size
-    )
-    save_file(network.state_dict(), path / "model.safetensors")
-    description = {
-        "model": "small-cnn",
-        "num_classes": num_classes,
-        "in_channels": channels,
-        "image_size": size,
-        "mean": [0.4] * channels,
-        "std": [0.3] * channels,
-        "classes": [f"class {i}" for i in range(num_classes)],
-    }
-    (path / "model.json").write_text(json.dumps(description))
-    (path / "config.toml").write_text(write_toml(TrainConfig.of(threads=1, **settings)))
-    return network.eval(), description
 
 
 def rows_of(run, *inputs, **settings):
@@ -243,6 +224,37 @@ class TestEvaluate:
         result = evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
         assert result["data"] == str(tmp_path / "own")
         assert result["test_accuracy"] in [i / 6 for i in range(7)]
+
+    def test_values_are_read_by_the_white_of_the_run(self, tmp_path, capsys):
+        """An image means the same in training, evaluation and prediction: upright, on white, deep.
+
+        Alone, each of these has 10 bits; the network learnt from 12.
+        """
+        _, description = made_run(tmp_path / "run", channels=1)
+        description["white"] = [4095, 1.0]
+        (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+        for value, own in ((900, "deep"), (56, "eight")):  # 255 * 900 / 4095
+            pixels = np.full((16, 16), value, np.uint16 if own == "deep" else np.uint8)
+            for name in "abc":
+                (tmp_path / own / name).mkdir(parents=True)
+                for number in range(3):
+                    Image.fromarray(pixels).save(tmp_path / own / name / f"{number}.png")
+        found = [evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / own)))["test_loss"]
+                 for own in ("deep", "eight")]  # fmt: skip
+        assert found[0] == found[1]
+        one, other = (rows_of(tmp_path / "run", str(tmp_path / own / "a" / "0.png"))[0]
+                      for own in ("deep", "eight"))  # fmt: skip
+        assert one["probability"] == other["probability"]
+        Image.fromarray(np.full((16, 16), 5000, np.uint16)).save(tmp_path / "beyond.png")
+        with pytest.raises(DataError, match="1 of 1 were not"):
+            rows_of(tmp_path / "run", str(tmp_path / "beyond.png"))
+        assert (
+            "5,000 .. 5,000, must lie within black, 0, and white, 4,095" in capsys.readouterr().err
+        )
+        description["white"] = [4095, "1"]
+        (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+        with pytest.raises(CheckpointError):
+            evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "deep")))
 
     def test_data_of_other_channels(self, tmp_path):
         made_run(tmp_path / "run", channels=3, num_classes=10)
@@ -459,7 +471,7 @@ class TestPredict:
         assert [r["path"] for r in rows] == [r["path"] for r in wanted]
         assert [r["label"] for r in rows] == [r["label"] for r in wanted]
 
-    def test_each_batch_is_written_before_the_next_is_read(self, runs, digit_files, tmp_path):
+    def test_batches_are_written_before_all_are_read(self, runs, digit_files, tmp_path):
         folder = shutil.copytree(digit_files[0], tmp_path / "digits")
         seen = []
 
@@ -469,8 +481,8 @@ class TestPredict:
                 (folder / "29.png").unlink(missing_ok=True)  # the last file, not yet read
 
         with pytest.raises(DataError, match="1 of 30"):
-            predict(PredictConfig(runs()[0], (folder,), batch_size=10), Out())
-        assert seen == [11, 21, 30]
+            predict(PredictConfig(runs()[0], (folder,), batch_size=5), Out())
+        assert seen == [6, 11, 16, 21, 26, 30]
 
     def test_folders_are_searched_and_files_taken_as_they_are(self, runs, tmp_path):
         for name in ("b/2.png", "b/1.JPG", "a/c/3.png", ".hidden/4.png", "b/.5.png"):

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from scpl.app.progress import format_seconds
+from scpl.app.progress import Count, format_seconds
 from scpl.app.train.progress import (
     Progress,
     Usage,
@@ -183,3 +183,42 @@ def test_accuracies_of_stages_are_shown_where_earlier_ones_predict():
     assert format_exits({**row, "valid_accuracy_stage0": ""}, 3) == ""
     assert format_exits({"valid_accuracy_stage0": 0.5}, 1) == ""
     assert format_exits({}, 4) == ""
+
+
+def counted(total, out=None):
+    return Count("images", total, out)
+
+
+def test_a_count_says_something_now_and_then(monkeypatch, clock):
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+    with counted(1200) as count:
+        for _ in range(8):
+            clock[0] += 11
+            count.add(100)
+    assert err.getvalue().splitlines() == [
+        "300/1,200 images  25 %  9 images/s  99 s to go",
+        "600/1,200 images  50 %  9 images/s  66 s to go",
+    ]
+    assert count.summary() == "800 images in 88 s"
+
+
+def test_a_count_on_a_terminal_is_one_live_line_below_what_is_said(monkeypatch, clock):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setenv("COLUMNS", "100")
+    with counted(None) as count:
+        clock[0] += 2
+        count.add(100)
+        count.say("a.png: bad")
+        live = err.getvalue().rpartition("\r")[2].rstrip()
+    assert live == "100 images  50 images/s"
+    assert "a.png: bad\n" in err.getvalue()
+
+
+def test_no_live_line_among_results(monkeypatch, clock):
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    with counted(10, out=Terminal()) as count:
+        count.add(5)
+    assert err.getvalue() == ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +53,14 @@ Config = TypeVar("Config")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     die_with_launcher()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where there is no terminal at all
+            # A name that its encoding lacks is shown escaped; it must not end a run.
+            stream.reconfigure(errors="backslashreplace")
     status = run(list(sys.argv[1:] if arguments is None else arguments))
+    if status > 128:
+        # Only the exit is left to interrupt, and Python would do that with a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if status and "RANK" in os.environ:
         # A rank that ends early may have threads blocked in a receive that nothing will answer.
         sys.stdout.flush()
@@ -508,7 +517,8 @@ EXAMPLES = {
   scpl eval runs/digits-small-cnn-scpl --exit-thresholds 0.5 0.7 0.9 1 --picture exits.png""",
     "predict": """\
   scpl predict runs/pets-small-cnn-scpl photo.jpg holiday/ --top 3
-  scpl predict runs/tickets.csv-transformer-scpl "The printer is on fire" """,
+  scpl predict runs/tickets.csv-transformer-scpl "The printer is on fire"
+  find holiday -name "*.jpg" | scpl predict runs/pets-small-cnn-scpl - --out holiday.csv""",
     "export": """\
   scpl export runs/digits-small-cnn-scpl --to digits.safetensors
   scpl export runs/digits-small-cnn-scpl --to digits.pt2 --format torch-export

@@ -33,10 +33,11 @@ import tyro
 
 from scpl import models
 from scpl.errors import InputError, unknown_name
+from scpl.files import as_utf8
 from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
 from scpl.models.own import read_arguments
-from scpl.outside import LARGEST_TOML, parse_toml, read_text
+from scpl.outside import LARGEST_TOML, parse_toml, read_text, shown
 
 __all__ = [
     "FREE_IN_A_COMPARISON",
@@ -596,7 +597,16 @@ class TrainConfig:
             self.check_together(TrainConfig())
 
     def _check_ranges(self) -> None:
-        """Check each number alone."""
+        """Check each value alone."""
+        for name, value in self.settings().items():
+            texts = value if isinstance(value, tuple) else (value,)
+            for text in texts:
+                if isinstance(text, (str, Path)) and as_utf8(str(text)).decode() != str(text):
+                    raise InputError(
+                        f"{flag(name)} must be text in UTF-8, which config.toml can hold",
+                        f"Got {shown(text)}",
+                        "Rename the file or folder",
+                    )
         for part, each in self._fields():
             value, takes = getattr(part, each.name), each.metadata.get("takes")
             if takes is not None and value is not None and not takes.holds(value):

@@ -83,7 +83,7 @@ def predict(config: PredictConfig, out: TextIO) -> None:
                 found = list(rows_of(names, outputs))
                 with signals.unbroken():
                     rows.write(found)
-                count.add(len(found))
+                    count.add(len(found))
     except Interrupted as error:
         kept = (
             "What was printed are whole rows" if not config.out else f"{config.out} was not written"

@@ -27,7 +27,7 @@ Row: TypeAlias = Mapping[str, Any]
 """Texts, numbers, and lists of them, by column; every row has the same columns."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
+_PLAIN = re.compile(r"[+-]([0-9]+(\.[0-9]+)?)?")  # a number, or a sign alone
 _ROWS_OF_GROUP = 1 << 14  # of a Parquet file: so many are held
 
 
@@ -165,7 +165,7 @@ def new_file(path: Path, example: Row, *, force: bool = False) -> Opened:
 
 def harmless(text: str) -> str:
     """Put an apostrophe before a text that a spreadsheet would take for a formula."""
-    risky = text.startswith(_FORMULA) and not _NUMBER.fullmatch(text)
+    risky = text.startswith(_FORMULA) and not _PLAIN.fullmatch(text)
     return f"'{text}" if risky else text
 
 

@@ -136,6 +136,7 @@ class Unbroken:
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
+        self._time = 0.0
         self._inside = False
         self._active = ExitStack()
 
@@ -158,9 +159,11 @@ class Unbroken:
             raise _interrupted(self._received)
 
     def _receive(self, received: signal.Signals) -> None:
-        if self._inside and self._received is None:
-            self._received = received
-        else:
+        first, now = self._received is None, time.monotonic()
+        if first:
+            self._received, self._time = received, now
+        # The second of a pair would break off what the first has begun to end.
+        if (first and not self._inside) or now - self._time > SAME_EVENT:
             raise _interrupted(received)
 
 

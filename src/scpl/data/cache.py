@@ -117,7 +117,8 @@ def _key(files: Sequence[Path], how: object) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {version} {how}".encode())
     for file in files:
         state = file.stat()
-        digest.update(f"\n{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+        about = f"\n{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+        digest.update(about.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

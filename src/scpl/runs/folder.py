@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl.errors import CheckpointError, InputError
-from scpl.files import is_draft, reason, sync_folder, write_whole
+from scpl.files import as_utf8, is_draft, reason, sync_folder, write_whole
 from scpl.outside import parse_json, read_text
 from scpl.runs.columns import EPOCH, STEP, TRAIN, VALID, stage_columns, valid_column
 from scpl.runs.lock import LOCK_FILE, RunLock
@@ -217,7 +217,7 @@ class RunFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file whole or not at all."""
-        self.write_bytes(path, text.encode("utf-8"))
+        self.write_bytes(path, as_utf8(text))
 
     def write_bytes(self, path: Path, content: bytes) -> None:
         """Write a file whole or not at all."""
@@ -367,8 +367,8 @@ class RunFolder:
         self.write_text(self.test, json.dumps(details) + "\n")
 
     def _append(self, path: Path, text: str) -> None:
-        with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with _writing(path), path.open("ab") as file:
+            file.write(as_utf8(text))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

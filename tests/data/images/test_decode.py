@@ -149,10 +149,10 @@ def test_values_that_no_range_holds_are_told_with_theirs():
     assert decoded.white == (255, 1.0)
     assert list(decoded.unreadable) == [1, 2, 3]
     assert decoded.unreadable[1] == (
-        "ValueError: values of -3.0 .. 1.0, where black is 0 and white 1.0"
+        "ValueError: its values, -3.0 .. 1.0, must lie within black, 0, and white, 1.0: scale them"
     )
     deep = encoded(Image.fromarray(np.full((4, 4), 5000, np.uint16)))
-    with pytest.raises(DataError, match=r"5,000 .. 5,000, where black is 0 and white 4,095"):
+    with pytest.raises(DataError, match=r"5,000 .. 5,000, must lie .* white, 4,095"):
         decode_images([deep], white=WhiteLevels(whole=4095))
 
 

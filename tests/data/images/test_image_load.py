@@ -1,12 +1,15 @@
+import os
 import subprocess
 import sys
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_files import write_cifar, write_folder, write_hub, write_mnist
-from scpl.data.images import known, load
+from scpl.data.images import Reading, known, load
 from scpl.errors import DataError, InputError
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet")
@@ -205,3 +208,58 @@ def test_loading_leaves_the_global_random_state(tmp_path):
     before = torch.get_rng_state()
     load(str(tmp_path), image_size=4)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def write_deep(folder, *values):
+    folder.mkdir(parents=True)
+    for number, value in enumerate(values):
+        pixels = np.full((8, 8), value, np.uint16)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def test_one_white_is_chosen_for_all_images_of_a_data_set(tmp_path):
+    """12 bits in files of 16; a data set that is tested on later is read by the same white."""
+    for number, name in enumerate(("a", "b")):
+        write_deep(tmp_path / "train" / name, 1000 + number, 3000)
+        write_deep(tmp_path / "test" / name, 500)
+    data = load(str(tmp_path))
+    assert data.white == (4095, 1.0)
+    assert data.train.images[:, 0, 0, 0].tolist() == [62, 187, 62, 187]
+    assert data.test.images[:, 0, 0, 0].tolist() == [31, 31]
+    assert "4,095 is white" in " ".join(data.notes)
+    # Alone, these images would be of 10 bits.
+    later = tmp_path / "later"
+    for name in ("a", "b"):
+        write_deep(later / "train" / name, 1000)
+        write_deep(later / "test" / name, 500)
+    assert load(str(later)).white.whole == 1023
+    known = load(str(later), reading=Reading(data.white))
+    assert known.test.images[:, 0, 0, 0].tolist() == [31, 31]
+    write_deep(tmp_path / "beyond" / "a", *range(5000, 5005))
+    with pytest.raises(DataError, match=r"5 of 5 are not.*5,000 \.\. 5,000, must lie .* 4,095"):
+        load(str(tmp_path / "beyond"), reading=Reading(data.white))
+
+
+def test_images_that_cannot_be_read_may_be_left_out_but_no_whole_class(tmp_path):
+    write_folder(tmp_path / "train", n=4)
+    write_folder(tmp_path / "test", n=2)
+    whole = load(str(tmp_path))
+    (tmp_path / "train" / "cat" / "001.png").write_bytes(b"junk")
+    (tmp_path / "test" / "dog" / "000.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 of 12 are not: .*001\.png.*000\.png.*skip_unreadable"):
+        load(str(tmp_path))
+    data = load(str(tmp_path), reading=Reading(skip_unreadable=True))
+    assert torch.equal(data.train.images, whole.train.images[[0, 2, 3, 4, 5, 6, 7]])
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert data.test.labels.tolist() == [0, 0, 1]
+    assert "images that cannot be read left out: 2 (first: " in " ".join(data.notes)
+    (tmp_path / "test" / "dog" / "001.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Got none of 1 of the classes in .*test, .*dog"):
+        load(str(tmp_path), reading=Reading(skip_unreadable=True))
+
+
+def test_class_names_that_are_no_text_are_escaped(tmp_path):
+    """A folder may be called by any bytes; a report or table could not be written of it."""
+    for name in (os.fsdecode(b"caf\xe9"), "Größe"):
+        write_folder(tmp_path, (name,), n=3)
+    assert set(load(str(tmp_path)).classes) == {r"caf\xe9", "Größe"}

@@ -92,6 +92,19 @@ def test_two_views_double_inputs_and_targets():
     assert loader(views=2).num_samples == 22
 
 
+def test_an_impatient_end_does_not_wait_for_the_next_item():
+    come = threading.Event()
+
+    def items():
+        yield 1
+        come.wait()
+
+    taken = prefetched(items(), 1, patient=False)
+    assert next(taken) == 1
+    taken.close()  # or this test would hang
+    come.set()
+
+
 @pytest.mark.parametrize("augmentation", ["none", "basic", "strong"])
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_thread_and_a_resumption_change_nothing(augmentation, views):

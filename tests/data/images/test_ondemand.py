@@ -84,7 +84,10 @@ def test_images_of_several_sizes_or_that_change_later_are_refused():
     lazy = Split(on_demand(sources), LABELS)
     sources[4] = other
     batches = Loader(lazy, Augmentation("none", (0.0,) * 3, (1.0,) * 3), batch_size=3)
-    with pytest.raises(DataError, match="Got image 4 with 6 x 8 pixels, which had 8 x 8"):
+    with pytest.raises(DataError, match="Got image 4: 6 x 8 pixels, which were 8 x 8"):
+        list(batches)
+    sources[4] = sources[3][:50]
+    with pytest.raises(DataError, match=r"must stay as they are.*\n?.*Got image 4: .*Error"):
         list(batches)
 
 

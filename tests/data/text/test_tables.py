@@ -9,6 +9,7 @@ from scpl.data.notes import Faults
 from scpl.data.text import tables
 from scpl.data.text.tables import (
     BAD_JSON,
+    HALVES,
     LONGEST_LINE,
     LONGEST_TEXT,
     NOT_UTF8,
@@ -184,6 +185,19 @@ def test_names_of_classes_in_parquet(tmp_path):
     assert class_names(path, "label") == ("no", "yes")
     assert class_names(path, "text") is None
     assert class_names(write(tmp_path / "t.csv", "label\n1\n"), "label") is None
+
+
+def test_texts_that_were_cut_inside_a_character_are_kept_and_counted(tmp_path):
+    path = write(
+        tmp_path / "t.jsonl",
+        r"""{"a": "fine"}
+{"a": "cut \ud83d"}
+{"a": "\ud83d\ude00"}
+""",
+    )
+    rows, faults = read(path, "a")
+    assert rows == [["fine"], ["cut \ufffd"], ["\N{GRINNING FACE}"]]
+    assert faults.count(HALVES) == 1
 
 
 def test_texts_are_joined_without_missing_cells():

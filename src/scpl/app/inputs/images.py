@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_readable, normalise, with_channels
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
+from scpl.outside import shown
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 from scpl.tasks import Classes
@@ -187,6 +189,7 @@ def test_loader(
     if config.skip_unreadable:
         reading = reading._replace(skip_unreadable=True)
     source = data.load(name, data_dir=data_dir, image_size=inputs.image_size, reading=reading)
+    sys.stderr.write("".join(f"{note}\n" for note in source.notes))
     if models.origin_of(description["model"]) == "hf":
         source, _ = _as_wanted(
             source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)
@@ -228,7 +231,7 @@ class _Images(Pending):
         self._found = self._failed = 0
         self.waits = STDIN in names
         paths = (Path(name) for name in names if name != STDIN)
-        missing = [_shown(path) for path in paths if not path.exists()]
+        missing = [shown(path) for path in paths if not path.exists()]
         if missing:
             raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
         # Listing a folder twice takes little beside decoding what is in it.
@@ -236,7 +239,7 @@ class _Images(Pending):
         if self.total == 0:
             raise DataError(
                 "There must be at least one image to classify",
-                f"Got none in {', '.join(_shown(Path(name)) for name in names) or 'no input'}",
+                f"Got none in {', '.join(shown(Path(name)) for name in names) or 'no input'}",
                 f"Known image files: {', '.join(sorted(EXTENSIONS))}",
             )
 
@@ -247,7 +250,7 @@ class _Images(Pending):
             self._found += len(chunk)
             self._failed += len(chunk) - len(paths)
             if paths:
-                names = [{"path": _shown(path)} for path in paths]
+                names = [{"path": shown(path)} for path in paths]
                 yield names, normalise(images, network.mean, network.std)
 
     def check(self, say: Say) -> None:
@@ -306,11 +309,6 @@ def _read_images(
     """Decode files into ``uint8 [N, C, H, W]``; unreadable ones are named and left out."""
     decoded = decode_readable(files, network.image_size, white=network.white)
     for index, why in decoded.unreadable.items():
-        say(f"{_shown(files[index])}: {why}")
+        say(f"{shown(files[index])}: {why}")
     paths = [file for index, file in enumerate(files) if index not in decoded.unreadable]
     return paths, with_channels(decoded.images, network.channels)
-
-
-def _shown(path: Path) -> str:
-    """A path as text that every stream can write, whatever bytes its name is made of."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

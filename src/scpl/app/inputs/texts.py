@@ -21,7 +21,7 @@ from scpl.data import text
 from scpl.data.notes import Faults
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import SENTENCE_LIMIT, inputs_of_texts
-from scpl.outside import parse_json, read_text
+from scpl.outside import parse_json, read_text, shown
 from scpl.runs import RunFolder
 from scpl.seeding import derive_seed
 from scpl.tasks import TASKS
@@ -282,9 +282,9 @@ class _Texts(Pending):
     def _texts(self, source: Path | str, say: Say) -> Iterator[tuple[str, int, str]]:
         """Yield the texts of a source, with its name and their numbers in it."""
         if isinstance(source, Path):
-            yield from self._rows(source, str(source))
+            yield from self._rows(source, shown(source))
         elif source != STDIN:
-            yield source, 1, source
+            yield shown(source), 1, shown(source)
         elif self._stdin == "lines":
             yield from self._lines(say)
         else:
@@ -307,7 +307,8 @@ class _Texts(Pending):
                         f"The first line of standard input names {', '.join(self._columns)}: if it "
                         "is a table, say so with --stdin csv, tsv or jsonl"
                     )
-                yield STDIN, number, line.rstrip("\r\n")[: text.LONGEST_TEXT]
+                content = line.rstrip("\r\n")[: text.LONGEST_TEXT]
+                yield content, number, content
 
 
 def _source(name: str, columns: Sequence[str]) -> Path | str:

@@ -512,7 +512,10 @@ def _scaled(image: Image, white: float) -> Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # nor any that is no number
-        raise ValueError(f"values of {low:,} .. {high:,}, where black is 0 and white {white:,}")
+        raise ValueError(
+            f"its values, {low:,} .. {high:,}, must lie within black, 0, and white, {white:,}: "
+            "scale them"
+        )
     scaled = values.astype(np.float32) * np.float32(255 / white)
     return pillow.fromarray(np.rint(scaled).astype(np.uint8))
 

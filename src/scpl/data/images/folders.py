@@ -16,6 +16,7 @@ from scpl.data.images.decode import EXTENSIONS
 from scpl.data.images.listing import Format, Listing, Part, Purpose
 from scpl.data.notes import Faults
 from scpl.errors import DataError
+from scpl.outside import shown
 
 __all__ = ["FORMAT", "PURPOSES", "has_folder", "image_files", "list_folder", "part_of"]
 
@@ -83,7 +84,7 @@ def _holds_classes(root: Path) -> bool:
 
 def _classes(root: Path, left_out: Faults) -> dict[str, list[Path]]:
     """The image files of each class, in order."""
-    return {child.name: list(image_files(child, left_out)) for child in _subfolders(root)}
+    return {shown(child.name): list(image_files(child, left_out)) for child in _subfolders(root)}
 
 
 def _named(root: Path, classes: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:

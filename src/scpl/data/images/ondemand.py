@@ -94,20 +94,28 @@ class OnDemand:
         array = np.empty((len(numbers), *self.size, 3), np.uint8)
         colour = False
         for place, number in enumerate(numbers):
-            pixels = self.decode(self.sources[number])
-            if pixels.shape[:2] != self.size:
-                height, width = pixels.shape[:2]
-                raise DataError(
-                    "Images must stay as they are while they are used",
-                    f"Got {self.name(number)} with {width} x {height} pixels, which had "
-                    f"{self.size[1]} x {self.size[0]}",
-                    "Start again when nothing changes them any more",
-                )
+            pixels = self._unchanged(number)
             array[place] = pixels  # one grey channel spreads over all three
             colour |= pixels.shape[2] == 3
         images = torch.from_numpy(array if colour else array[..., :1]).permute(0, 3, 1, 2)
         images = with_channels(images, self.channels).contiguous()
         return images[0] if chosen.ndim == 0 else images
+
+    def _unchanged(self, number: int) -> Pixels:
+        """Decode one of the sources, which could be read before."""
+        try:
+            pixels = self.decode(self.sources[number])
+            height, width = pixels.shape[:2]
+            if (height, width) == self.size:
+                return pixels
+            got = f"{width} x {height} pixels, which were {self.size[1]} x {self.size[0]}"
+        except (OSError, DataError) as error:
+            got = error.got if isinstance(error, DataError) else str(error)
+        raise DataError(
+            "Images must stay as they are while they are used",
+            f"Got {self.name(number)}: {got}",
+            "Put it back, and go on from the last checkpoint",
+        )
 
     def each(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Decode batch after batch of places ``int64 [M]``; workers are some batches ahead."""

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 NOT_UTF8 = "lines that are not valid UTF-8 read as Windows-1252"
+HALVES = "lines with half of a character, which is read as \N{REPLACEMENT CHARACTER}"
 BAD_JSON = "lines that are no JSON object left out"
 RAGGED = "rows with another number of cells than the header left out"
 LEFT_OUT = (BAD_JSON, RAGGED)
@@ -237,7 +238,7 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
         if not line.strip():
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(line, partial(faults.add, HALVES, f"{path.name} line {number}"))
         except ValueError:
             row = None
         if isinstance(row, dict):
