@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from data_files import encoded, idx_bytes, picture
@@ -110,6 +111,20 @@ def targets(root: Path) -> list[Target]:
         file = root / f"image.{kind.lower()}"
         add(f"image {kind}", file, lambda f=file: decode_images([f], 8), encoded(picture(), kind))
 
+    exif = Image.Exif()
+    exif[0x112] = 6
+    deep, real = (np.linspace(0, top, 64).reshape(8, 8) for top in (4000, 1))
+    unusual = {
+        "turned": encoded(picture(), "JPEG", exif=exif),
+        "16 bits": encoded(Image.fromarray(deep.astype(np.uint16))),
+        "32 bits": encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"),
+        "real numbers": encoded(Image.fromarray(real.astype(np.float32)), "TIFF"),
+        "transparent": encoded(picture().convert("RGBA")),
+    }
+    for name, content in unusual.items():
+        file = root / name
+        add(f"image, {name}", file, lambda f=file: decode_images([f], 8), content)
+
     hub = root / "hub"
     hub.mkdir()
     for split in ("train", "test"):
@@ -148,6 +163,7 @@ def targets(root: Path) -> list[Target]:
     described = {
         "model": "small-cnn", "num_classes": 3, "in_channels": 1, "image_size": 8, "width": 1.0,
         "mean": [0.4], "std": [0.3], "classes": list("abc"), "task": {"kind": "classes"},
+        "white": [4095, 1.0],
         "recipe": {"model": "small-cnn", "method": "scpl", "stages": 2, "temperature": 0.1},
     }  # fmt: skip
     read = lambda: load_network(RunFolder(finished))  # noqa: E731

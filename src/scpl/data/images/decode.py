@@ -78,7 +78,8 @@ EXTENSIONS = frozenset(
 _MOST_PIXELS = 1 << 26  # of one image, before it is made smaller: 8192 x 8192, 200 MB in colour
 _GREY_MODES = ("1", "L", "LA", "La")
 _CLEAR_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-_MAY_BE_DEEP = (b"\x89P", b"II", b"MM", b"P")  # PNG, TIFF, PPM; others are not opened twice
+_MAY_BE_DEEP = (b"\x89P", b"II", b"MM", b"P")  # PNG, TIFF, PPM
+_ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _WHOLE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 256
 # Below this, Python's own work per image outweighs the decoder's, and threads only fight for the
@@ -293,7 +294,9 @@ def white_levels(sources: Sequence[bytes | Path]) -> WhiteLevels:
 
 def _peak(source: bytes | Path) -> tuple[str, float] | None:
     """Find the kind and the largest of an image's deeper values; None if there are none."""
-    if not _start(source).startswith(_MAY_BE_DEEP):
+    start = _start(source)
+    # Few images are opened twice: of a PNG, this byte of the header says how many bits it has.
+    if not start.startswith(_MAY_BE_DEEP) or (start[0] == 0x89 and start[24:25] != b"\x10"):
         return None
     with suppress(DataError), _opened(source) as image:
         kind: str | None = _kind(image)
@@ -329,9 +332,9 @@ def _silence_libtiff() -> None:
 
 def _start(source: bytes | Path) -> bytes:
     if isinstance(source, bytes):
-        return source[:2]
+        return source[:25]
     with suppress(OSError), source.open("rb", buffering=0) as file:
-        return file.read(2)
+        return file.read(25)
     return b""  # decoding says why
 
 
@@ -487,6 +490,8 @@ def _upright(image: Image) -> None:
     from PIL import ImageOps
 
     image.load()
+    if image.format != "TIFF" and not _ORIENTED & image.info.keys():
+        return
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception as error:  # Pillow raises almost anything on damaged EXIF data
