@@ -18,6 +18,7 @@ from scpl.app.environment import choose_device, free_memory
 from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
+from scpl.data.notes import Faults
 from scpl.errors import DataError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.runs import RunFolder
@@ -232,22 +233,21 @@ def _find_images(inputs: Sequence[Path]) -> list[Path]:
     missing = [_shown(path) for path in inputs if not path.exists()]
     if missing:
         raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
-    found = [file for path in inputs for file in (_walk(path) if path.is_dir() else [path])]
+    left_out = Faults()
+    found = [
+        file
+        for path in inputs
+        for file in (data.image_files(path, left_out) if path.is_dir() else [path])
+    ]
+    told = [_shown(note) for note in left_out.notes()]
     if not found:
         raise DataError(
             "There must be at least one image to classify",
-            f"Got none in {', '.join(map(_shown, inputs)) or 'no input'}",
+            "; ".join([f"Got none in {', '.join(map(_shown, inputs)) or 'no input'}", *told]),
             f"Known image files: {', '.join(sorted(EXTENSIONS))}",
         )
+    sys.stderr.write("".join(f"{note}\n" for note in told))
     return list(dict.fromkeys(found))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The image files below a folder, in the order of their names, without hidden ones."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        shown = (Path(root, name) for name in sorted(files) if not name.startswith("."))
-        yield from (file for file in shown if file.suffix.lower() in EXTENSIONS)
 
 
 def _read_images(files: Sequence[Path], size: int, channels: int) -> tuple[list[Path], Tensor]:
@@ -277,6 +277,6 @@ def _with_channels(images: Tensor, channels: int) -> Tensor:
     return (luma >> 16).to(torch.uint8)
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Path | str) -> str:
     """A path as text that every stream can write, whatever bytes its name is made of."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -2,6 +2,7 @@
 
 from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
 from scpl.data.images.decode import EXTENSIONS, decode_images
+from scpl.data.images.folders import image_files
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
 from scpl.data.known import EMBEDDED, IMAGE_SETS
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "carve_validation",
     "decode_images",
+    "image_files",
     "known",
     "limit",
     "load",

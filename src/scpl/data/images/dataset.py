@@ -26,6 +26,7 @@ __all__ = [
     "Split",
     "carve_validation",
     "channel_stats",
+    "check_classes",
     "check_normalisation",
     "limit",
     "resize",
@@ -140,6 +141,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_classes(self.classes, self.name)
         train = list(self.train.images.shape[1:])
         for split in self._splits:
             if train != list(split.images.shape[1:]):
@@ -186,6 +188,20 @@ class ImageData:
     def image_size(self) -> int:
         """Side of the square images, in pixels."""
         return int(self.train.images.shape[2])
+
+
+def check_classes(classes: Sequence[str], place: str) -> None:
+    """Check that there is something to tell apart.
+
+    Raises:
+        DataError: There is not; ``place`` is for the message.
+    """
+    if len(classes) < 2:
+        raise DataError(
+            "There must be images of at least two classes, to tell them apart",
+            f"Got only {', '.join(classes) or 'nothing'} in {place}",
+            "Add images of another class, in a folder of their own",
+        )
 
 
 def check_normalisation(

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,18 +31,17 @@ from scpl.outside import machine_memory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EXTENSIONS", "FORMATS", "check_room", "decode_images"]
+__all__ = ["EXTENSIONS", "FORMATS", "check_room", "decode_images", "reads_avif"]
 
 # What Pillow logs of a damaged image comes before an exception, which is told in our words.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take an image for."""
-EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+_PLAIN = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
+EXTENSIONS = frozenset((".avif", *_PLAIN.split()))
 """How the names of such files end."""
 
 _MOST_PIXELS = 1 << 26  # of one image, before it is made smaller: 8192 x 8192, 200 MB in colour
@@ -50,6 +50,17 @@ _CHUNK = 256
 # Below this, Python's own work per image outweighs the decoder's, and threads only fight for the
 # interpreter: 50,000 CIFAR JPEGs took 5.8 s with one thread and 9.3 s with two.
 _SMALL_BYTES = 16 * 1024
+
+
+@cache
+def reads_avif() -> bool:
+    """Whether Pillow reads AVIF: it does from 11.3 on, unless it was built without."""
+    import_extra("PIL.Image", "images", "Decoding images")
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:
+        return False
+    return bool(AvifImagePlugin.SUPPORTED)
 
 
 def decode_images(
@@ -160,7 +171,7 @@ def _pixels(source: bytes | Path, image_size: int | None, name: str) -> Pixels:
 
     try:
         content = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(content, formats=FORMATS) as image:
+        with Image.open(content, formats=FORMATS[not reads_avif() :]) as image:
             _check_size(*image.size)  # which the header tells; nothing is decoded yet
             plain = _plain(image)
             if image_size is not None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from scpl.data.cache import remember
-from scpl.data.images.dataset import Split, sentence
-from scpl.data.images.decode import decode_images
+from scpl.data.images.dataset import Split, check_classes, sentence
+from scpl.data.images.decode import check_room, decode_images
 from scpl.data.notes import Faults
 from scpl.data.parquet import rows
 from scpl.data.sampling import stratified
@@ -123,6 +123,8 @@ class Listing:
             raise DataError(
                 "There must be images to train on", f"Got only {seen}", "Put them into train/"
             )
+        if self.classes is not None:
+            check_classes(self.classes, train.place)
         if test is None:
             test = parts.get("valid")
         else:
@@ -159,6 +161,8 @@ class Listing:
 def decoded(parts: Sequence[Part], image_size: int | None = None) -> list[Split]:
     """Decode parts together, so that all get the same number of channels."""
     items = [item for part in parts for item in part.items]
+    if image_size is not None:  # before the first is decoded
+        check_room(len(items), 1, image_size, image_size)
     files = dict.fromkeys(item.file if isinstance(item, Row) else item for item in items)
 
     def decode() -> Tensor:

@@ -66,6 +66,10 @@ def load(
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, image_size)
+    if path.exists():
+        raise DataError(
+            "Images must lie in a folder", f"Got the file {path}", "Unpack it, and give its folder"
+        )
     advice = (
         "The path of a folder works too: one folder of images per class, or parquet files; or that "
         "of a table of texts (CSV, TSV, JSON lines, parquet)"
@@ -133,10 +137,11 @@ def _load_folder(folder: Path, image_size: int | None) -> ImageData:
             classes = splits.classes or _numbered(splits)
             mean, std = channel_stats(splits.train.images)
             return _resized(_data(folder.resolve().name, splits, classes, mean, std), image_size)
+    got, advice = folders.nothing_in(folder)
     raise DataError(
         "A data folder must hold images in one folder per class, or another known format",
-        f"Got none of them in {folder}",
-        "Known: " + "; ".join(files.files for files in FORMATS.values()),
+        got,
+        advice or "Known: " + "; ".join(files.files for files in FORMATS.values()),
     )
 
 
