@@ -3,8 +3,9 @@ import shutil
 import pytest
 import torch
 
-from data_files import picture, write_folder
-from scpl.data.images import folders
+from data_files import picture, write_folder, write_hub
+from scpl.data.classes import absent
+from scpl.data.images import folders, load_test, sentence
 from scpl.data.images import listing as listing_module
 from scpl.data.images.encoded import has_tiny_imagenet, list_tiny_imagenet
 from scpl.data.images.folders import has_folder, list_folder
@@ -87,7 +88,7 @@ def test_faulty_folders_are_named(tmp_path):
         read_folder(tmp_path)
     (tmp_path / "train" / "eel").rmdir()
     write_folder(tmp_path / "val", classes=("cat", "fox"), n=1)
-    with pytest.raises(DataError, match="Got also fox"):
+    with pytest.raises(DataError, match="Got also 'fox'"):
         read_folder(tmp_path)
     shutil.rmtree(tmp_path / "val")
     (tmp_path / "train" / "dog" / "001.png").write_bytes(b"junk")
@@ -173,11 +174,14 @@ class TestWhichFolders:
         """They were passed over, and a fifth of train was tested on: 100 % on 5 images."""
         write_folder(tmp_path / "train", classes=("Cat", "Dog"))
         write_folder(tmp_path / "test", n=1)
-        with pytest.raises(DataError, match=r"Cat, Dog\. Got cat, dog\. Rename cat to Cat, dog to"):
+        with pytest.raises(
+            DataError,
+            match=r"Got also 'cat', 'dog' in .*Write cat as Cat, dog as Dog",
+        ):
             list_folder(tmp_path)
         shutil.rmtree(tmp_path / "test")
         write_folder(tmp_path / "test", classes=("eel", "fox"), n=1)
-        with pytest.raises(DataError, match="Got eel, fox"):
+        with pytest.raises(DataError, match="Got also 'eel', 'fox'"):
             list_folder(tmp_path)
 
     @pytest.mark.parametrize(("train", "test"), [("Train", "TEST"), ("training", "testing")])
@@ -267,3 +271,45 @@ def test_a_size_for_which_there_is_no_memory_is_refused_before_decoding(tmp_path
     monkeypatch.setattr(listing_module, "decode_images", None)
     with pytest.raises(DataError, match="10 x 1 x 100000000 x 100000000 bytes"):
         list_folder(tmp_path).decoded(10**8)
+
+
+def test_a_class_of_few_images_is_tested_as_texts_are(tmp_path):
+    """Of three images of a class none reached the test set, though there was room."""
+    write_folder(tmp_path, classes=("cat", "dog"), n=20)
+    write_folder(tmp_path, classes=("eel",), n=1)
+    train, _, test = list_folder(tmp_path).to_learn()
+    assert (len(train), len(test)) == (33, 8)
+    assert train.labels.bincount().tolist() == [16, 16, 1]
+    assert absent(test.labels, ("cat", "dog", "eel"), "test image") == ("no test image of eel",)
+
+
+class TestAnotherFolderThanItsOwn:
+    def test_classes_are_matched_by_name(self, tmp_path):
+        """They were by number: red and zebra were taken as green and red."""
+        write_folder(tmp_path, classes=("green", "red"), n=3)
+        test, _ = load_test(str(tmp_path), ("blue", "red", "green"), 8, own=False)
+        assert test.labels.tolist() == [2] * 3 + [1] * 3
+        (tmp_path / "green").rename(tmp_path / "zebra")
+        with pytest.raises(DataError, match=r"Got also 'zebra'"):
+            load_test(str(tmp_path), ("blue", "red", "green"), 8, own=False)
+
+    def test_all_images_of_a_plain_folder_are_tested(self, tmp_path):
+        write_folder(tmp_path, n=10)
+        test, _ = load_test(str(tmp_path), ("cat", "dog"), 8, own=False)
+        assert len(test) == 20
+        assert sentence(test=test) == f"test: 20 images of {tmp_path}"
+        own, _ = load_test(str(tmp_path), ("cat", "dog"), 8, own=True)
+        assert torch.equal(own.images, read_folder(tmp_path).test.images)
+        write_folder(tmp_path / "more" / "train", n=1)
+        with pytest.raises(DataError, match=rf"To test on all of it, give {tmp_path}/more/train"):
+            load_test(str(tmp_path / "more"), ("cat", "dog"), 8, own=False)
+
+    def test_numbers_are_not_taken_for_names(self, tmp_path):
+        write_hub(tmp_path, size=(8, 8), n=6, classes=3)
+        test, notes = load_test(str(tmp_path), ("a", "b", "c"), 8, own=False)
+        assert test.labels.tolist() == [0, 1, 2, 0, 1, 2]
+        assert "taken in order: 0 is a, 1 is b, 2 is c" in notes[0]
+        with pytest.raises(DataError, match=r"must name its classes.*only numbers from 0 to 2"):
+            load_test(str(tmp_path), ("a", "b", "c", "d"), 8, own=False)
+        with pytest.raises(DataError, match="Got also '2'"):
+            load_test(str(tmp_path), ("0", "1"), 8, own=False)

@@ -15,8 +15,9 @@ from torch import Tensor
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
-from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
+from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, check_there, drawn_from
 from scpl.data import images as data
+from scpl.data.classes import absent, spread
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.data.notes import Faults
 from scpl.errors import DataError
@@ -76,7 +77,19 @@ def loaders(config: TrainConfig) -> Loaders:
         )
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
-    notes += (*source.notes, data.sentence(train=train, validation=valid, test=source.test))
+    used = {"train": train, "validation": valid, "test": source.test}
+    sizes = torch.bincount(train.labels, minlength=source.num_classes)
+    notes += (
+        *source.notes,
+        f"classes in train: {spread(sizes, source.classes, 'images')}",
+        *(
+            note
+            for purpose, split in used.items()
+            if split is not None
+            for note in absent(split.labels, source.classes, f"{purpose} image")
+        ),
+        data.sentence(**used),
+    )
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
@@ -172,25 +185,23 @@ def test_loader(
 ) -> data.Loader:
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
-    inputs = ImageInputs.of(description)
-    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
-    if models.origin_of(description["model"]) == "hf":
-        source, _ = _as_wanted(
-            source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)
-        )
-    model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
-    takes, got = (f"{x.channels} x {x.image_size} x {x.image_size}" for x in (inputs, source))
-    if takes != got:
-        raise DataError(f"{model} takes images of {takes}", f"Got {got}", advice)
-    if source.num_classes != description["num_classes"]:
-        raise DataError(
-            f"{model} tells {description['num_classes']} classes apart",
-            f"{source.name} has {source.num_classes}",
-            advice,
-        )
+    inputs, classes = ImageInputs.of(description), tuple(description["classes"])
+    if config.data is None:
+        check_there(trained)
+    own = _same(name, trained.data.data)
+    test, notes = data.load_test(name, classes, inputs.image_size, own=own, data_dir=data_dir)
+    test = _in_channels(test, inputs.channels)
+    notes += (*absent(test.labels, classes, "test image"), data.sentence(test=test))
+    sys.stderr.write("".join(f"{note}\n" for note in notes))
     batch_size = config.batch_size or trained.chosen.batch_size
     plain = data.Augmentation("none", inputs.mean, inputs.std)
-    return data.Loader(source.test, plain, batch_size=batch_size)
+    return data.Loader(test, plain, batch_size=batch_size)
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names are of one data set, or of one folder."""
+    paths = [Path(each).expanduser() for each in (name, other)]
+    return name == other or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
 
 
 def pending(

@@ -11,7 +11,7 @@ from typing import Any
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
+from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, check_there, drawn_from
 from scpl.data import text
 from scpl.data.loader import Inputs
 from scpl.data.notes import Faults
@@ -209,6 +209,7 @@ def test_loader(
         )  # fmt: skip
         sys.stderr.write("".join(f"{note}\n" for note in notes))
         return text.TextLoader(found, batch_size=batch_size, padding=inputs.padding)
+    check_there(trained)
     source = text.load_text(
         trained.data.data,
         _settings_of(trained, inputs.max_tokens),

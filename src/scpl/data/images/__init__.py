@@ -3,7 +3,7 @@
 from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
 from scpl.data.images.decode import EXTENSIONS, decode_images
 from scpl.data.images.folders import image_files
-from scpl.data.images.load import known, load
+from scpl.data.images.load import known, load, load_test
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
@@ -22,6 +22,7 @@ __all__ = [
     "known",
     "limit",
     "load",
+    "load_test",
     "normalise",
     "sentence",
 ]

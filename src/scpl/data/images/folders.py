@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from scpl.data.classes import check_known
 from scpl.data.images.decode import EXTENSIONS, reads_avif
 from scpl.data.images.listing import Format, Listing, Part, Purpose
 from scpl.data.notes import Faults
@@ -212,17 +213,7 @@ def _of_known(
     if len(unknown) == len(classes) == 1 and unknown[0].lower() in _UNLABELLED:
         notes.append(f"{root} is passed over, as its images have no classes, only {unknown[0]}/")
         return {}
-    if unknown:
-        alike = {name.lower(): name for name in names}
-        meant = [f"{name} to {alike[name.lower()]}" for name in unknown if name.lower() in alike]
-        raise DataError(
-            f"The classes in {root} must be among those in {train}: {_listed(names)}",
-            f"Got {'also ' * (len(unknown) < len(classes))}{_listed(unknown)}",
-            f"Rename {_listed(meant)}" if meant else "Rename or remove these folders",
-        )
-    absent = [name for name in names if name not in classes]
-    if absent:
-        notes.append(f"{root} has no image of {_listed(absent)}")
+    check_known(classes, names, str(root), f"Rename or remove them; those learnt are in {train}")
     return classes
 
 

@@ -20,7 +20,7 @@ from scpl.data.images.dataset import Split, check_classes, sentence
 from scpl.data.images.decode import check_room, decode_images
 from scpl.data.notes import Faults
 from scpl.data.parquet import rows
-from scpl.data.sampling import stratified
+from scpl.data.sampling import held_out
 from scpl.errors import DataError
 from scpl.seeding import generator
 
@@ -130,11 +130,28 @@ class Listing:
         else:
             valid = parts.get("valid")
         if test is None:
-            count = round(len(train) * _TEST_SHARE)
-            chosen = stratified(train.labels, count, generator(_SPLIT_SEED, "carve"))
+            draws = generator(_SPLIT_SEED, "carve")
+            chosen = held_out(train.labels, _TEST_SHARE, draws, "a test share of")
             test = train.take(torch.nonzero(chosen)[:, 0], f"{train.place} (a fifth, held out)")
             train = train.take(torch.nonzero(~chosen)[:, 0])
         return train, valid, test
+
+    def to_test(self) -> Part:
+        """Say which images another network than one that learnt here is tested on.
+
+        Raises:
+            DataError: All of them are to train on.
+        """
+        purposes: tuple[Purpose, ...] = ("test", "all", "valid")
+        for purpose in purposes:
+            if purpose in self.parts:
+                return self.parts[purpose]
+        place = self.parts["train"].place
+        raise DataError(
+            "A folder to test on must hold test/, or the folders of the classes themselves",
+            f"Got only {place}",
+            f"To test on all of it, give {place}",
+        )
 
     def sentence(self) -> str:
         """Say how many images of which folders train, validate and test."""
