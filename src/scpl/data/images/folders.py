@@ -26,6 +26,7 @@ __all__ = [
     "PURPOSES",
     "has_folder",
     "image_files",
+    "is_archive",
     "list_folder",
     "nothing_in",
     "part_of",
@@ -249,11 +250,16 @@ def nothing_in(folder: Path) -> tuple[str, str]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if right := _right_folder(folder):
         return seen, f"Give the folder {right}"
-    if archives := [path.name for path in files if path.suffix.lower() in _ARCHIVES]:
+    if archives := [path.name for path in files if is_archive(path)]:
         return seen, f"Unpack {_listed(archives)}"
     if any(path.suffix.lower() in EXTENSIONS for path in files):
         return seen, "Sort the images into folders named as the classes"
     return seen, ""
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file's name is that of one that holds others."""
+    return path.suffix.lower() in _ARCHIVES
 
 
 def _right_folder(folder: Path) -> Path | None:

@@ -141,9 +141,8 @@ def _located(
     if path.is_dir():
         return None, path, _format_of(path)
     if path.exists():
-        raise DataError(
-            "Images must lie in a folder", f"Got the file {path}", "Unpack it, and give its folder"
-        )
+        advice = f"{'Unpack it, and g' if folders.is_archive(path) else 'G'}ive its folder"
+        raise DataError("Images must lie in a folder", f"Got the file {path}", advice)
     advice = (
         "The path of a folder works too: one folder of images per class, or parquet files; or that "
         f"of a table of texts (CSV, TSV, JSON lines, parquet). There is no {path.absolute()}"
