@@ -147,7 +147,7 @@ class DataConfig:
     limit_train: int | None = setting(None, POSITIVE)
     """Use only this many training samples (before the validation split), equally per class."""
     validation: float = setting(0.1, SHARE)
-    """Share of the training samples that is held out to validate on, where none are given for it."""
+    """Share of the training samples held out to validate on, where none are given for that."""
     batch_size: int | None = setting(None, _BATCH)
     """Samples per mini-batch; default: 64, and 32 for hf:..."""
     class_weights: Literal["none", "balanced"] = "none"
