@@ -10,7 +10,7 @@ from scpl.app.config import TrainConfig, write_toml
 WORDS = ["<pad>", "<unk>", "printer", "screen", "hotel", "taxi"]
 
 
-def made_run(path, channels=3, size=16, num_classes=3, **settings):
+def made_run(path, channels=3, size=16, num_classes=3, classes=None, **settings):
     """A run folder around an untrained network."""
     path.mkdir()
     network = models.build(
@@ -24,7 +24,7 @@ def made_run(path, channels=3, size=16, num_classes=3, **settings):
         "image_size": size,
         "mean": [0.4] * channels,
         "std": [0.3] * channels,
-        "classes": [f"class {i}" for i in range(num_classes)],
+        "classes": list(classes or [f"class {i}" for i in range(num_classes)]),
     }
     (path / "model.json").write_text(json.dumps(description))
     (path / "config.toml").write_text(write_toml(TrainConfig.of(threads=1, **settings)))

@@ -218,7 +218,7 @@ class TestEvaluate:
         assert len(lines) == 10
 
     def test_other_data_is_brought_to_the_size_of_the_network(self, tmp_path):
-        made_run(tmp_path / "run", size=16)
+        made_run(tmp_path / "run", size=16, classes="abc")
         for part in ("train", "test"):
             write_folder(tmp_path / "own" / part, classes="abc", n=2, size=(20, 30))
         result = evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
@@ -256,19 +256,44 @@ class TestEvaluate:
         with pytest.raises(CheckpointError):
             evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "deep")))
 
-    def test_data_of_other_channels(self, tmp_path):
-        made_run(tmp_path / "run", channels=3, num_classes=10)
-        with pytest.raises(DataError, match=r"takes images of 3 x 16 x 16.*1 x 16 x 16.*--data"):
-            evaluate(EvalConfig(tmp_path / "run", data="digits"))
+    @pytest.mark.parametrize(("has", "wants"), [("L", 3), ("RGB", 1)])
+    def test_grey_and_colour_are_converted_as_predict_does(self, tmp_path, capsys, has, wants):
+        """Grey pictures were refused for a colour run, and predicted of all the same."""
+        made_run(tmp_path / "run", channels=wants, num_classes=2, classes=("cat", "dog"))
+        write_folder(tmp_path / "own", n=3, size=(16, 16), mode=has)
+        result = evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
+        assert f"test: 6 images of {tmp_path}/own" in capsys.readouterr().err
+        rows = rows_of(tmp_path / "run", str(tmp_path / "own"))
+        right = sum(row["label"] in row["path"].split("/") for row in rows)
+        assert result["test_accuracy"] == pytest.approx(right / 6)
+
+    def test_a_part_of_the_classes_is_matched_by_name(self, tmp_path, capsys):
+        """By number, the red pictures of a folder of red alone were taken for green ones."""
+        made_run(tmp_path / "run", num_classes=2, classes=("green", "red"))
+        write_folder(tmp_path / "own", classes=("red",), n=4, size=(16, 16))
+        result = evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
+        predicted = [row["label"] for row in rows_of(tmp_path / "run", str(tmp_path / "own"))]
+        assert result["test_accuracy"] == predicted.count("red") / 4
+        assert "no test image of green" in capsys.readouterr().err
+        (tmp_path / "own" / "red").rename(tmp_path / "own" / "zebra")
+        with pytest.raises(DataError, match=r"learnt: green, red\. Got also 'zebra'"):
+            evaluate(EvalConfig(tmp_path / "run", data=str(tmp_path / "own")))
 
     def test_data_of_another_size_are_brought_to_that_of_the_network(self, tmp_path):
-        made_run(tmp_path / "run", channels=1, num_classes=10, data="digits")
+        digits = {"num_classes": 10, "classes": "0123456789", "data": "digits"}
+        made_run(tmp_path / "run", channels=1, **digits)
         assert 0 <= evaluate(EvalConfig(tmp_path / "run"))["test_accuracy"] <= 1
 
     def test_data_of_other_classes(self, tmp_path):
         made_run(tmp_path / "run", channels=1)
-        with pytest.raises(DataError, match=r"tells 3 classes apart.*digits has 10"):
+        with pytest.raises(DataError, match=r"learnt: class 0, class 1, class 2\. Got also '0'"):
             evaluate(EvalConfig(tmp_path / "run", data="digits"))
+
+    def test_a_moved_run_says_where_its_data_was_looked_for(self, tmp_path, monkeypatch):
+        made_run(tmp_path / "run", data="photos")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DataError, match=rf"nothing at {tmp_path}/photos.*--data"):
+            evaluate(EvalConfig(tmp_path / "run"))
 
     def test_missing_data(self, tmp_path):
         made_run(tmp_path / "run", data=str(tmp_path / "gone"))

@@ -148,7 +148,7 @@ class DataConfig:
     limit_train: int | None = setting(None, POSITIVE)
     """Use only this many training samples (before the validation split), equally per class."""
     validation: float = setting(0.1, SHARE)
-    """Share of the training samples that is held out to validate on."""
+    """Share of the training samples held out to validate on, where none are given for that."""
     batch_size: int | None = setting(None, _BATCH)
     """Samples per mini-batch; default: 64, and 32 for hf:..."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -1040,8 +1040,8 @@ class EvalConfig:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     data: str | None = None
-    """Another data set of the same shape, or a table of labelled texts, all of which are tested;
-    default: what the run was tested on."""
+    """Another data set, or a table of labelled texts, or a folder of images by class, all of which
+    are tested; classes are matched by name; default: what the run was tested on."""
     data_dir: Path | None = None
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None

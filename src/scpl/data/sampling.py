@@ -10,7 +10,9 @@ import itertools
 import torch
 from torch import Tensor
 
-__all__ = ["evenly", "one_per_class", "stratified"]
+from scpl.errors import DataError, InputError
+
+__all__ = ["evenly", "held_out", "one_per_class", "stratified"]
 
 
 def stratified(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
@@ -30,6 +32,37 @@ def stratified(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
     ends = itertools.accumulate(sizes.tolist())
     for end, size, keep in zip(ends, sizes.tolist(), quota.tolist(), strict=True):
         chosen[by_class[end - size : end - size + keep]] = True
+    return chosen
+
+
+def held_out(labels: Tensor, share: float, draws: torch.Generator, name: str) -> Tensor:
+    """Choose a share of the rows, equally of each class; one of each at least is left.
+
+    Args:
+        labels: ``int64 [N]``.
+        share: Share of all rows.
+        draws: The global random state is not used.
+        name: What the share is called, for messages.
+
+    Returns:
+        bool ``[N]``.
+
+    Raises:
+        InputError: It is no share.
+        DataError: Nothing would be chosen, or not one of each class be left.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"{name} must be a share, above 0 and below 1", f"Got {share}")
+    others = torch.nonzero(~one_per_class(labels, draws))[:, 0]
+    count = round(len(labels) * share)
+    if not 0 < count <= len(others):
+        raise DataError(
+            "Both parts of a split must hold a sample, and the first one of every class",
+            f"Got {name} {share} of {len(labels)} samples",
+            "Use more samples or another share",
+        )
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[others] = stratified(labels[others], count, draws)
     return chosen
 
 

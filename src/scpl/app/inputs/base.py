@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from scpl import models
-from scpl.app.config import DataConfig
+from scpl.app.config import DataConfig, TrainConfig
 from scpl.data.images.dataset import check_normalisation
 from scpl.data.images.decode import EIGHT_BITS, WhiteLevels
+from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS
 from scpl.data.loader import EpochLoader
 from scpl.data.loader import Inputs as Batch
 from scpl.data.text import WITH_ZEROS, Padding
 from scpl.engine.scores import Evaluation
+from scpl.errors import DataError
 from scpl.runs.columns import PICTURE, SAMPLE, TEXT
 from scpl.tasks import Classes, Task, task_of
 
@@ -28,6 +31,7 @@ __all__ = [
     "Loaders",
     "TextInputs",
     "balanced_notes",
+    "check_there",
     "drawn_from",
     "inputs_of",
     "measured",
@@ -286,6 +290,22 @@ class DataSummary:
     def noun(self) -> str:
         """What the samples are, in the plural."""
         return f"{self.inputs.modality}s"
+
+
+def check_there(trained: TrainConfig) -> None:
+    """Check that the data of a run is where it was in training.
+
+    Raises:
+        DataError: It is not.
+    """
+    learnt = trained.data.data
+    path = Path(learnt).expanduser()
+    if learnt not in (EMBEDDED, *IMAGE_SETS, *TEXT_SETS) and not path.exists():
+        raise DataError(
+            "The run's own data must be where it was in training",
+            f"Looked for {learnt} and found nothing at {path.absolute()}",
+            "Call scpl in the folder that it was called in then, or say where it is: --data",
+        )
 
 
 def balanced_notes(config: DataConfig, task: Task, names: Sequence[str]) -> tuple[str, ...]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
-from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
+from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, check_there, drawn_from
 from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import images as data
+from scpl.data.classes import absent, spread
 from scpl.data.images import EXTENSIONS, decode_readable, normalise, with_channels
+from scpl.data.notes import Faults
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.outside import shown
@@ -79,7 +81,19 @@ def loaders(config: TrainConfig) -> Loaders:
         )
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
-    notes += (*source.notes, data.sentence(train=train, validation=valid, test=source.test))
+    used = {"train": train, "validation": valid, "test": source.test}
+    sizes = torch.bincount(train.labels, minlength=source.num_classes)
+    notes += (
+        *source.notes,
+        f"classes in train: {spread(sizes, source.classes, 'images')}",
+        *(
+            note
+            for purpose, split in used.items()
+            if split is not None
+            for note in absent(split.labels, source.classes, f"{purpose} image")
+        ),
+        data.sentence(**used),
+    )
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
@@ -184,29 +198,28 @@ def test_loader(
 ) -> data.Loader:
     """The test images, normalised as those that the network learnt from."""
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
-    inputs = ImageInputs.of(description)
+    inputs, classes = ImageInputs.of(description), tuple(description["classes"])
+    if config.data is None:
+        check_there(trained)
     reading = _reading(trained)._replace(white=inputs.white)
     if config.skip_unreadable:
         reading = reading._replace(skip_unreadable=True)
-    source = data.load(name, data_dir=data_dir, image_size=inputs.image_size, reading=reading)
-    sys.stderr.write("".join(f"{note}\n" for note in source.notes))
-    if models.origin_of(description["model"]) == "hf":
-        source, _ = _as_wanted(
-            source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)
-        )
-    model, advice = f"The {description['model']} of {config.run}", "Choose another with --data"
-    takes, got = (f"{x.channels} x {x.image_size} x {x.image_size}" for x in (inputs, source))
-    if takes != got:
-        raise DataError(f"{model} takes images of {takes}", f"Got {got}", advice)
-    if source.num_classes != description["num_classes"]:
-        raise DataError(
-            f"{model} tells {description['num_classes']} classes apart",
-            f"{source.name} has {source.num_classes}",
-            advice,
-        )
+    own = _same(name, trained.data.data)
+    test, notes = data.load_test(
+        name, classes, inputs.image_size, own=own, data_dir=data_dir, reading=reading
+    )
+    test = test.with_channels(inputs.channels)
+    notes += (*absent(test.labels, classes, "test image"), data.sentence(test=test))
+    sys.stderr.write("".join(f"{note}\n" for note in notes))
     batch_size = config.batch_size or trained.chosen.batch_size
     plain = data.Augmentation("none", inputs.mean, inputs.std)
-    return data.Loader(source.test, plain, batch_size=batch_size)
+    return data.Loader(test, plain, batch_size=batch_size)
+
+
+def _same(name: str, other: str) -> bool:
+    """Whether two names are of one data set, or of one folder."""
+    paths = [Path(each).expanduser() for each in (name, other)]
+    return name == other or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
 
 
 def pending(config: PredictConfig, folder: RunFolder, description: Mapping[str, Any]) -> Pending:
@@ -229,22 +242,25 @@ class _Images(Pending):
     def __init__(self, names: Sequence[str], size: int, network: ImageInputs) -> None:
         self._names, self._size, self._network = names, size, network
         self._found = self._failed = 0
+        self._left_out = Faults()
         self.waits = STDIN in names
         paths = (Path(name) for name in names if name != STDIN)
         missing = [shown(path) for path in paths if not path.exists()]
         if missing:
             raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
         # Listing a folder twice takes little beside decoding what is in it.
-        self.total = None if self.waits else sum(1 for _ in _files(names))
+        left_out = Faults()
+        self.total = None if self.waits else sum(1 for _ in _files(names, left_out))
         if self.total == 0:
+            where = ", ".join(shown(Path(name)) for name in names) or "no input"
             raise DataError(
                 "There must be at least one image to classify",
-                f"Got none in {', '.join(shown(Path(name)) for name in names) or 'no input'}",
+                "; ".join([f"Got none in {where}", *map(shown, left_out.notes())]),
                 f"Known image files: {', '.join(sorted(EXTENSIONS))}",
             )
 
     def batches(self, say: Say) -> Iterator[Named]:
-        files, network = _files(self._names), self._network
+        files, network = _files(self._names, self._left_out), self._network
         while chunk := list(islice(files, self._size)):
             paths, images = _read_images(chunk, network, say)
             self._found += len(chunk)
@@ -254,6 +270,8 @@ class _Images(Pending):
                 yield names, normalise(images, network.mean, network.std)
 
     def check(self, say: Say) -> None:
+        for note in self._left_out.notes():
+            say(shown(note))
         if self._failed:
             raise DataError(
                 "Every image must be readable",
@@ -262,7 +280,7 @@ class _Images(Pending):
             )
 
 
-def _files(names: Sequence[str]) -> Iterator[Path]:
+def _files(names: Sequence[str], left_out: Faults) -> Iterator[Path]:
     """List the image files that were named, and those in named folders, each once.
 
     What is held are the names, not what is found in them; what stdin names is not compared.
@@ -273,7 +291,7 @@ def _files(names: Sequence[str]) -> Iterator[Path]:
             yield from _named_on_stdin()
             continue
         path = Path(name)
-        for file in _walk(path) if path.is_dir() else [path]:
+        for file in data.image_files(path, left_out) if path.is_dir() else [path]:
             if not (before and _is_among(file, before)):
                 yield file
         before.add(path)
@@ -293,14 +311,6 @@ def _named_on_stdin() -> Iterator[Path]:
         for line in lines:
             if name := line.rstrip(b"\r\n"):
                 yield Path(os.fsdecode(name))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The image files below a folder, in the order of their names, without hidden ones."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        shown = (Path(root, name) for name in sorted(files) if not name.startswith("."))
-        yield from (file for file in shown if file.suffix.lower() in EXTENSIONS)
 
 
 def _read_images(

@@ -15,7 +15,7 @@ from typing import Any
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
+from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, check_there, drawn_from
 from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import text
 from scpl.data.notes import Faults
@@ -217,6 +217,7 @@ def test_loader(
         )  # fmt: skip
         sys.stderr.write("".join(f"{note}\n" for note in notes))
         return made(found)
+    check_there(trained)
     source = text.load_text(
         trained.data.data,
         _settings_of(trained, inputs.max_tokens),

@@ -8,7 +8,8 @@ from scpl.data.images.decode import (
     decode_images,
     decode_readable,
 )
-from scpl.data.images.load import known, load
+from scpl.data.images.folders import image_files
+from scpl.data.images.load import known, load, load_test
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
 from scpl.data.images.ondemand import OnDemand, with_channels
 from scpl.data.known import EMBEDDED, IMAGE_SETS
@@ -28,9 +29,11 @@ __all__ = [
     "carve_validation",
     "decode_images",
     "decode_readable",
+    "image_files",
     "known",
     "limit",
     "load",
+    "load_test",
     "normalise",
     "sentence",
     "with_channels",

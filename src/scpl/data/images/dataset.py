@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "carve_validation",
     "channel_stats",
+    "check_classes",
     "check_normalisation",
     "limit",
     "resize",
@@ -185,6 +186,7 @@ class ImageData:
     white: WhiteLevels = EIGHT_BITS
 
     def __post_init__(self) -> None:
+        check_classes(self.classes, self.name)
         train = list(self.train.images.shape[1:])
         for split in self._splits:
             if train != list(split.images.shape[1:]):
@@ -233,6 +235,20 @@ class ImageData:
         return int(self.train.images.shape[2])
 
 
+def check_classes(classes: Sequence[str], place: str) -> None:
+    """Check that there is something to tell apart.
+
+    Raises:
+        DataError: There is not; ``place`` is for the message.
+    """
+    if len(classes) < 2:
+        raise DataError(
+            "There must be images of at least two classes, to tell them apart",
+            f"Got only {', '.join(classes) or 'nothing'} in {place}",
+            "Add images of another class, in a folder of their own",
+        )
+
+
 def check_normalisation(
     mean: Sequence[float], std: Sequence[float], channels: int, name: str
 ) -> None:
@@ -251,7 +267,7 @@ def check_normalisation(
 
 
 def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Cut a validation split off, with the same share of every class.
+    """Cut a validation split off, with the same share of every class; one image of each stays.
 
     Args:
         split: What to cut; it is not changed.
@@ -263,20 +279,21 @@ def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
 
     Raises:
         InputError: The fraction is not between 0 and 1.
-        DataError: One of the two would be empty.
+        DataError: One of the two would be empty, or the first lack a class.
     """
     if not 0 < fraction < 1:
         raise InputError("The validation fraction must be above 0 and below 1", f"Got {fraction}")
-    count = round(len(split) * fraction)
-    if not 0 < count < len(split):
+    chosen = stratified(split.labels, round(len(split) * fraction), generator(seed, "carve"))
+    left = torch.bincount(split.labels[~chosen], minlength=int(split.labels.max()) + 1)
+    chosen &= left[split.labels] > 0  # the only image of a class stays
+    if not chosen.any():
         raise DataError(
-            "Both parts of a split must keep at least one image",
+            "Both parts of a split must keep at least one image, and the first one of every class",
             f"Got a fraction of {fraction} of {len(split)} images",
             "Use more images or another fraction",
         )
-    chosen = stratified(split.labels, count, generator(seed, "carve"))
-    rest, held_out = (split.take(torch.nonzero(mask)[:, 0]) for mask in (~chosen, chosen))
-    return rest, dataclasses.replace(held_out, place=f"{split.place} (held out)")
+    rest, carved = (split.take(torch.nonzero(mask)[:, 0]) for mask in (~chosen, chosen))
+    return rest, dataclasses.replace(carved, place=f"{split.place} (held out)")
 
 
 def limit(split: Split, n: int, seed: int) -> Split:

@@ -59,6 +59,7 @@ __all__ = [
     "decode_readable",
     "doubts_counted",
     "prepare",
+    "reads_avif",
     "white_levels",
 ]
 
@@ -68,11 +69,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take an image for."""
-EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+_PLAIN = ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp"
+EXTENSIONS = frozenset((".avif", *_PLAIN.split()))
 """How the names of such files end."""
 
 _MOST_PIXELS = 1 << 26  # of one image, before it is made smaller: 8192 x 8192, 200 MB in colour
@@ -178,6 +178,17 @@ class Decoded:
     def stored(self) -> tuple[Tensor, str]:
         """Return the images, and a text that says all else."""
         return self.images, json.dumps({"white": self.white, "unreadable": self.unreadable})
+
+
+@cache
+def reads_avif() -> bool:
+    """Whether Pillow reads AVIF: it does from 11.3 on, unless it was built without."""
+    import_extra("PIL.Image", "images", "Decoding images")
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:
+        return False
+    return bool(AvifImagePlugin.SUPPORTED)
 
 
 def decode_images(
@@ -469,7 +480,7 @@ def _opened(source: bytes | Path) -> Iterator[Image]:
 
     try:
         content = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(content, formats=FORMATS) as image:
+        with Image.open(content, formats=FORMATS[not reads_avif() :]) as image:
             _check_size(*image.size)  # which the header tells; nothing is decoded yet
             yield image
     except Exception as error:  # decoders raise almost anything on damaged files

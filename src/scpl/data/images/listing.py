@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scpl.data.cache import remember
-from scpl.data.images.dataset import Split, sentence
+from scpl.data.images.dataset import Split, check_classes, sentence
 from scpl.data.images.decode import (
     AS_IT_IS,
     EIGHT_BITS,
@@ -27,6 +27,7 @@ from scpl.data.images.decode import (
     Reading,
     WhiteLevels,
     check_readable,
+    check_room,
     decode_image,
     decode_readable,
     prepare,
@@ -35,7 +36,7 @@ from scpl.data.images.decode import (
 from scpl.data.images.ondemand import OnDemand, Survey, survey
 from scpl.data.notes import Faults
 from scpl.data.parquet import rows
-from scpl.data.sampling import stratified
+from scpl.data.sampling import held_out
 from scpl.data.spool import PackedPaths, PackedTexts, Spool
 from scpl.errors import DataError
 from scpl.seeding import generator
@@ -141,16 +142,35 @@ class Listing:
             raise DataError(
                 "There must be images to train on", f"Got only {seen}", "Put them into train/"
             )
+        if self.classes is not None:
+            check_classes(self.classes, train.place)
         if test is None:
             test = parts.get("valid")
         else:
             valid = parts.get("valid")
         if test is None:
-            count = round(len(train) * _TEST_SHARE)
-            chosen = stratified(train.labels, count, generator(_SPLIT_SEED, "carve"))
+            draws = generator(_SPLIT_SEED, "carve")
+            chosen = held_out(train.labels, _TEST_SHARE, draws, "a test share of")
             test = train.take(torch.nonzero(chosen)[:, 0], f"{train.place} (a fifth, held out)")
             train = train.take(torch.nonzero(~chosen)[:, 0])
         return train, valid, test
+
+    def to_test(self) -> Part:
+        """Say which images another network than one that learnt here is tested on.
+
+        Raises:
+            DataError: All of them are to train on.
+        """
+        purposes: tuple[Purpose, ...] = ("test", "all", "valid")
+        for purpose in purposes:
+            if purpose in self.parts:
+                return self.parts[purpose]
+        place = self.parts["train"].place
+        raise DataError(
+            "A folder to test on must hold test/, or the folders of the classes themselves",
+            f"Got only {place}",
+            f"To test on all of it, give {place}",
+        )
 
     def sentence(self) -> str:
         """Say how many images of which folders train, validate and test."""
@@ -227,6 +247,8 @@ def _found(
     def look_at() -> tuple[Tensor, str]:
         return survey(sources, image_size, name, reading).stored()
 
+    if reading.in_memory == "yes" and image_size is not None:  # before the first is decoded
+        check_room(len(items), 1, image_size, image_size)
     if reading.holds(len(items), 3, *_size(items, image_size)):
         decoded = Decoded.of(*remember(files, (image_size, reading.white), len(items), decode))
         return decoded.images, decoded

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from scpl.data.classes import matched
 from scpl.data.images import encoded, folders, raw
-from scpl.data.images.dataset import ImageData, channel_stats, resize
+from scpl.data.images.dataset import ImageData, Split, channel_stats, resize
 from scpl.data.images.decode import AS_IT_IS, Reading
-from scpl.data.images.listing import Format, Listing, Splits
+from scpl.data.images.listing import Format, Listing, Splits, decoded
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find
 from scpl.errors import DataError, InputError, unknown_name
 
-__all__ = ["FORMATS", "known", "load", "locate"]
+__all__ = ["FORMATS", "known", "load", "load_test", "locate"]
 
 
 # In a folder of the user's own they are tried in this order: a known layout before any other folder
@@ -64,32 +65,102 @@ def load(
         raise InputError("The image size must be at least 1 pixel", f"Got {image_size}")
     if name == EMBEDDED:
         return _resized(raw.load_digits(), image_size)
+    spec, folder, files = _located(name, data_dir, download)
+    size = image_size or (spec.image_size if spec else None)
+    found = files.read(folder)
+    splits = found.decoded(size, reading) if isinstance(found, Listing) else found
+    if spec is not None:
+        return _resized(_known_set(name, spec, folder, splits), size)
+    classes = splits.classes or _numbered(splits)
+    mean, std = channel_stats(splits.train.images)
+    return _resized(_data(folder.resolve().name, splits, classes, mean, std), size)
+
+
+def load_test(
+    name: str,
+    classes: Sequence[str],
+    image_size: int,
+    *,
+    own: bool,
+    data_dir: Path | None = None,
+    download: bool = True,
+    reading: Reading = AS_IT_IS,
+) -> tuple[Split, tuple[str, ...]]:
+    """Load images to test a trained network on.
+
+    Args:
+        name: As of `load`. Of a folder of the user's own that has no images for testing, all are
+            taken, unless ``own``.
+        classes: The classes that the network tells apart; labels become indices into these.
+        image_size: Side of the images in pixels.
+        own: Whether the network learnt from this data: then it is tested on the same images as
+            after training.
+        data_dir: Folder that holds data sets.
+        download: Whether the hub may be asked.
+        reading: How images are decoded.
+
+    Returns:
+        The images, and what the user should know.
+
+    Raises:
+        DataError: The data is missing or damaged, or has a class that the network does not know.
+        InputError: As `load`.
+    """
+    if name == EMBEDDED:
+        data = raw.load_digits()
+        return _matched(data.test, data.classes, classes, image_size)
+    spec, folder, files = _located(name, data_dir, download)
+    found = files.read(folder)
+    if isinstance(found, Listing):
+        part = found.to_learn()[2] if own else found.to_test()
+        # Before they are decoded: a wrong folder is told at once.
+        labels, told = matched(part.labels, found.classes or _known(spec), classes, part.place)
+        part = dataclasses.replace(part, labels=labels)
+        (test,), _, seen = decoded([part], image_size, reading)
+        return resize(test, image_size), (*found.notes, *found.left_out.notes(), *told, *seen)
+    return _matched(found.test, found.classes or _known(spec), classes, image_size)
+
+
+def _matched(
+    test: Split, found: Sequence[str] | None, classes: Sequence[str], image_size: int
+) -> tuple[Split, tuple[str, ...]]:
+    labels, told = matched(test.labels, found, classes, test.place)
+    return resize(dataclasses.replace(test, labels=labels), image_size), told
+
+
+def _located(
+    name: str, data_dir: Path | None, download: bool
+) -> tuple[ImageSet | None, Path, Format]:
+    """Find a data set and its format: one that is known by name, or a folder."""
     if name in IMAGE_SETS:
-        return _load_known(name, data_dir, image_size, download, reading)
+        spec = IMAGE_SETS[name]
+        folder, files = find(
+            name,
+            spec,
+            lambda root, _: locate(root, name),
+            files="; or ".join(files.files for files in _formats(spec)),
+            data_dir=data_dir,
+            download=download,
+        )
+        return spec, folder, files
     path = Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, image_size, reading)
+        return None, path, _format_of(path)
+    if path.exists():
+        advice = f"{'Unpack it, and g' if folders.is_archive(path) else 'G'}ive its folder"
+        raise DataError("Images must lie in a folder", f"Got the file {path}", advice)
     advice = (
         "The path of a folder works too: one folder of images per class, or parquet files; or that "
-        "of a table of texts (CSV, TSV, JSON lines, parquet)"
+        f"of a table of texts (CSV, TSV, JSON lines, parquet). There is no {path.absolute()}"
     )
     raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
 
 
-def _load_known(
-    name: str, data_dir: Path | None, image_size: int | None, download: bool, reading: Reading
-) -> ImageData:
-    spec = IMAGE_SETS[name]
-    size = image_size or spec.image_size
-    folder, files = find(
-        name,
-        spec,
-        lambda root, _: locate(root, name),
-        files="; or ".join(files.files for files in _formats(spec)),
-        data_dir=data_dir,
-        download=download,
-    )
-    splits = _read(files, folder, size, reading)
+def _known(spec: ImageSet | None) -> tuple[str, ...] | None:
+    return None if spec is None else spec.classes
+
+
+def _known_set(name: str, spec: ImageSet, folder: Path, splits: Splits) -> ImageData:
     classes = splits.classes or spec.classes or _numbered(splits, spec.num_classes)
     channels = splits.train.images.shape[1]
     if len(classes) != spec.num_classes or channels != spec.channels:
@@ -98,7 +169,7 @@ def _load_known(
             f"Got {len(classes)} classes and {channels} channels in {folder}",
             "To load another set, give the path of its folder instead of a name",
         )
-    return _resized(_data(name, splits, classes, spec.mean, spec.std, spec.flip), size)
+    return _data(name, splits, classes, spec.mean, spec.std, spec.flip)
 
 
 def locate(root: Path, name: str) -> tuple[Path, Format] | None:
@@ -129,23 +200,16 @@ def _candidates(root: Path, name: str) -> Iterator[Path]:
         yield root
 
 
-def _load_folder(folder: Path, image_size: int | None, reading: Reading) -> ImageData:
+def _format_of(folder: Path) -> Format:
     for files in FORMATS.values():
         if files.complete(folder):
-            splits = _read(files, folder, image_size, reading)
-            classes = splits.classes or _numbered(splits)
-            mean, std = channel_stats(splits.train.images)
-            return _resized(_data(folder.resolve().name, splits, classes, mean, std), image_size)
+            return files
+    got, advice = folders.nothing_in(folder)
     raise DataError(
         "A data folder must hold images in one folder per class, or another known format",
-        f"Got none of them in {folder}",
-        "Known: " + "; ".join(files.files for files in FORMATS.values()),
+        got,
+        advice or "Known: " + "; ".join(files.files for files in FORMATS.values()),
     )
-
-
-def _read(files: Format, folder: Path, image_size: int | None, reading: Reading) -> Splits:
-    found = files.read(folder)
-    return found.decoded(image_size, reading) if isinstance(found, Listing) else found
 
 
 def _data(

@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scpl.data.images.dataset import ImageData, Split, carve_validation, channel_stats
+from scpl.data.images.dataset import ImageData, Split, channel_stats
 from scpl.data.images.listing import Format, Splits
+from scpl.data.sampling import stratified
 from scpl.errors import DataError
 from scpl.outside import most_unpacked, read_text
+from scpl.seeding import generator
 
 __all__ = ["FORMATS", "load_digits"]
 
@@ -248,6 +250,8 @@ def load_digits() -> ImageData:
         for name in ("digits-images-idx3-ubyte.gz", "digits-labels-idx1-ubyte.gz")
     )
     everything = Split(images[:, None], labels.long(), "the digits")
-    train, test = carve_validation(everything, _TEST_SHARE, _SPLIT_SEED)
+    count, draws = round(len(everything) * _TEST_SHARE), generator(_SPLIT_SEED, "carve")
+    chosen = stratified(everything.labels, count, draws)
+    train, test = (everything.take(torch.nonzero(mask)[:, 0]) for mask in (~chosen, chosen))
     mean, std = channel_stats(train.images)
     return ImageData("digits", train, test, tuple("0123456789"), mean, std, flip=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
 from scpl.data.parquet import check_shards, shards
-from scpl.data.sampling import one_per_class, stratified
+from scpl.data.sampling import held_out, one_per_class, stratified
 from scpl.data.text.tables import (
     SUFFIXES,
     check_columns,
@@ -383,19 +383,8 @@ def _hold_out(
     rows: Texts, share: float, settings: SplitSettings, purpose: str, name: str
 ) -> tuple[Texts, Texts]:
     """Divide by class (or what the task sorts by); one text of each at least stays in the first."""
-    if not 0 < share < 1:
-        raise InputError(f"`{name}` must be a share, above 0 and below 1", f"Got {share}")
     draws, strata = generator(settings.seed, purpose), TASKS[settings.task].strata(rows.labels)
-    others = torch.nonzero(~one_per_class(strata, draws))[:, 0]
-    count = round(len(rows) * share)
-    if not 0 < count <= len(others):
-        raise DataError(
-            "Both parts must hold a text, and the first one of every class",
-            f"Got `{name}` {share} of {len(rows)} texts",
-            "Use more texts or another share",
-        )
-    chosen = torch.zeros(len(rows), dtype=torch.bool)
-    chosen[others] = stratified(strata[others], count, draws)
+    chosen = held_out(strata, share, draws, f"`{name}`")
     return rows.where(~chosen), rows.where(chosen)
 
 

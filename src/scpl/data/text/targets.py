@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar, final
 import torch
 from torch import Tensor
 
+from scpl.data.classes import check_known, spread
 from scpl.data.text.tables import is_missing
 from scpl.errors import DataError, InputError
 from scpl.outside import parse_json
@@ -22,6 +23,7 @@ __all__ = ["Targets", "targets_of"]
 Value = TypeVar("Value")
 
 _FEW = 10  # names in a message
+_FIX = "Correct the labels, or add training texts of these"
 
 
 class Targets(ABC, Generic[Value]):
@@ -139,7 +141,7 @@ class _Class(Targets[str]):
         return names
 
     def tensor(self, values: Sequence[str], names: Sequence[str], path: Path) -> Tensor:
-        _check_known(values, names, path)
+        check_known(values, names, path.name, _FIX)
         index = {name: number for number, name in enumerate(names)}
         return torch.tensor([index[value] for value in values], dtype=torch.int64)
 
@@ -147,7 +149,7 @@ class _Class(Targets[str]):
         _check_none_missing("class", torch.bincount(targets, minlength=len(names)), names)
 
     def balance(self, targets: Tensor, names: Sequence[str]) -> str:
-        return f"classes in train: {_sizes(torch.bincount(targets, minlength=len(names)), names)}"
+        return f"classes in train: {spread(torch.bincount(targets, minlength=len(names)), names)}"
 
 
 @final
@@ -186,7 +188,7 @@ class _Labels(Targets["frozenset[str]"]):
         return names
 
     def tensor(self, values: Sequence[frozenset[str]], names: Sequence[str], path: Path) -> Tensor:
-        _check_known((name for value in values for name in value), names, path)
+        check_known((name for value in values for name in value), names, path.name, _FIX)
         rows = [[name in value for name in names] for value in values]
         return torch.tensor(rows, dtype=torch.uint8).view(-1, len(names))
 
@@ -196,7 +198,7 @@ class _Labels(Targets["frozenset[str]"]):
     def balance(self, targets: Tensor, names: Sequence[str]) -> str:
         each, without = targets.sum(1).double(), float((targets.sum(1) == 0).double().mean())
         return (
-            f"labels in train: {_sizes(targets.sum(0), names)}; {each.mean():.2f} per text, "
+            f"labels in train: {spread(targets.sum(0), names)}; {each.mean():.2f} per text, "
             f"{100 * without:.1f} % of the texts have none"
         )
 
@@ -357,16 +359,6 @@ def _is_number(text: str) -> bool:
 # Messages
 
 
-def _check_known(values: Iterable[str], names: Sequence[str], path: Path) -> None:
-    unknown = sorted(set(values).difference(names))
-    if unknown:
-        raise DataError(
-            f"Every label must be a class that is learnt: {', '.join(names[:20])}",
-            f"Got also {', '.join(map(repr, unknown[:_FEW]))} in {path.name}",
-            "Correct the labels, or add training texts of these",
-        )
-
-
 def _check_none_missing(noun: str, sizes: Tensor, names: Sequence[str]) -> None:
     missing = [name for name, size in zip(names, sizes.tolist(), strict=True) if not size]
     if missing:
@@ -375,11 +367,3 @@ def _check_none_missing(noun: str, sizes: Tensor, names: Sequence[str]) -> None:
             f"Got none of {', '.join(map(repr, missing[:_FEW]))}",
             f"Add texts of it, or remove the {noun} from the table",
         )
-
-
-def _sizes(sizes: Tensor, names: Sequence[str]) -> str:
-    pairs = sorted(zip(sizes.tolist(), names, strict=True), key=lambda pair: -pair[0])
-    if len(pairs) <= _FEW:
-        return ", ".join(f"{name} {size:,}" for size, name in pairs)
-    (most, first), (least, last) = pairs[0], pairs[-1]
-    return f"{len(pairs)}, from {least:,} ({last}) to {most:,} ({first}) texts each"
