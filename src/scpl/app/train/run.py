@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,13 @@ def resumed_config(config: TrainConfig, run: Path, named: str | None = None) -> 
     """
     folder = RunFolder.open(run)
     check_named(folder, config.network.model, named)
+    out = config.run.out
+    if config.run.force or (out is not None and out.resolve() != run.resolve()):
+        raise InputError(
+            "A resumed run must go on in its own folder, with what is in it",
+            f"Got --resume {run}{f' --out {out}' if out else ''}{' --force' * config.run.force}",
+            f"Leave out all but --resume {run}; to go on elsewhere, copy the folder first",
+        )
     kept = TrainConfig.read(folder.config)
     config.check_together(kept)
     processes = Mesh.from_env().num_ranks if is_rank() else config.run.processes
@@ -261,6 +268,7 @@ class _Run:
         self.loaders, self.stop, self.told, self.plan = loaders, stop, told, plan
         self.clock = Clock()
         self.recorder: Recorder | None = None
+        self._saved: tuple[int, int] | None = None  # step and epoch of the newest checkpoint
 
     def complete(self, pipeline: Pipeline) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
@@ -271,6 +279,8 @@ class _Run:
             self.recorder = Recorder(self.config, self.data, self.folder, quiet=quiet)
             self.stop.on_signal(self._notify)
         note = pipeline.restore() if self.config.run.resume is not None else None
+        if note is not None:
+            self._saved = pipeline.step, pipeline.epoch
         lines = pipeline.ranks.exchange("stages", describe_stages(pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
@@ -279,7 +289,7 @@ class _Run:
             with self.stop:
                 while pipeline.epoch < self.config.chosen.epochs:
                     self._train_epoch()
-            return self._finish()
+                return self._finish()
         except Interrupted:
             pipeline.close()  # the checkpoint is on disk before anyone is told of it
             raise
@@ -350,11 +360,9 @@ class _Run:
             recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
-        received = self._received()
-        if self.config.run.checkpoint_every is None or received:
-            pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if received and epoch < self.config.chosen.epochs:
-            self._interrupt(received)
+        if self.config.run.checkpoint_every is None:
+            self._save(in_epoch=False)
+        self._end_if_asked(in_epoch=False)
 
     def _after_step(self, report: Report) -> None:
         if self.recorder is not None:
@@ -362,15 +370,22 @@ class _Run:
             if time.perf_counter() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
                 self.recorder.flush(self.meter.live())
                 self._flushed = time.perf_counter()
-        if self.pipeline.mesh.is_first and (received := self._received()):
-            self.pipeline.checkpoint(**self.clock.note(in_epoch=True))
-            self._interrupt(received)
+        if self.pipeline.mesh.is_first:
+            self._end_if_asked(in_epoch=True)
 
-    def _received(self) -> int | None:
-        """The number of a signal to end, sent to this rank or to another one."""
-        return self.stop.received or self.pipeline.ranks.asked_to_stop
+    def _tested_on(self) -> Iterator[Any]:
+        """The batches of the final test, as long as nobody asks for an end; on the first rank."""
+        assert self.loaders is not None
+        for batch in self.loaders.test:
+            yield batch
+            self._end_if_asked(in_epoch=False)
 
-    def _interrupt(self, number: int) -> None:
+    def _end_if_asked(self, *, in_epoch: bool) -> None:
+        """Save and end the run if a signal came, to this rank or to another one."""
+        number = self.stop.received or self.pipeline.ranks.asked_to_stop
+        if not number:
+            return
+        self._save(in_epoch=in_epoch)
         self.pipeline.stop(f"after step {self.pipeline.step}", number)
         error = Interrupted(
             f"Interrupted after step {self.pipeline.step}; everything is saved",
@@ -379,11 +394,17 @@ class _Run:
         error.signal = number
         raise error
 
+    def _save(self, *, in_epoch: bool) -> None:
+        place = self.pipeline.step, self.pipeline.epoch
+        if place != self._saved:
+            self.pipeline.checkpoint(**self.clock.note(in_epoch=in_epoch))
+            self._saved = place
+
     def _finish(self) -> dict[str, Any] | None:
         """Test, export, write; every rank calls it. On the last one it returns the summary."""
         config, pipeline, folder, clock = self.config, self.pipeline, self.folder, self.clock
         wall = clock.now()
-        test = pipeline.evaluate(self.loaders.test if self.loaders else ()).peek()
+        test = pipeline.evaluate(self._tested_on() if self.loaders else ()).peek()
         network = pipeline.export()
         exits = pipeline.export_exits() if pipeline.has_exits else None
         mine = {
