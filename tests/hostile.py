@@ -22,9 +22,10 @@ from scpl import models
 from scpl.app.config import CompareConfig, TrainConfig, write_toml
 from scpl.app.network import load_network
 from scpl.data.images.decode import decode_images
-from scpl.data.images.encoded import _classes_file, read_parquet
+from scpl.data.images.encoded import _classes_file, list_parquet
 from scpl.data.images.raw import parse_idx
-from scpl.data.text.tables import Faults, rows_of
+from scpl.data.notes import Faults
+from scpl.data.text.tables import rows_of
 from scpl.data.text.tokenizer import from_json, read_vectors
 from scpl.engine.messages import TrainBatch, decode, encode
 from scpl.report.pages import run_page
@@ -113,7 +114,7 @@ def targets(root: Path) -> list[Target]:
     hub.mkdir()
     for split in ("train", "test"):
         write_images(hub / f"{split}.parquet")
-    add("images, parquet", hub / "train.parquet", lambda: read_parquet(hub))
+    add("images, parquet", hub / "train.parquet", lambda: list_parquet(hub).decoded())
     names = root / "classes.json"
     classes = [{"label": 0, "name": "cat"}, {"label": 1, "name": "dog"}]
     add("classes.json", names, lambda: _classes_file(names), json.dumps(classes).encode())

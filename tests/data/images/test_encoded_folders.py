@@ -4,13 +4,17 @@ import pytest
 import torch
 
 from data_files import picture, write_folder
-from scpl.data.images.encoded import (
-    has_folder,
-    has_tiny_imagenet,
-    read_folder,
-    read_tiny_imagenet,
-)
+from scpl.data.images.encoded import has_tiny_imagenet, list_tiny_imagenet
+from scpl.data.images.folders import has_folder, list_folder
 from scpl.errors import DataError
+
+
+def read_folder(root, image_size=None):
+    return list_folder(root).decoded(image_size)
+
+
+def read_tiny_imagenet(root, image_size=None):
+    return list_tiny_imagenet(root).decoded(image_size)
 
 
 @pytest.mark.parametrize("kind", ["val", "valid", "validation", "test"])
@@ -19,7 +23,7 @@ def test_train_and_test_folders(tmp_path, kind):
     write_folder(tmp_path / "train", n=5)
     write_folder(tmp_path / kind, n=2)
     assert has_folder(tmp_path)
-    train, test, classes = read_folder(tmp_path)
+    train, test, classes, *_ = read_folder(tmp_path)
     assert classes == ("cat", "dog")
     assert train.labels.tolist() == [0] * 5 + [1] * 5
     assert test.labels.tolist() == [0] * 2 + [1] * 2
@@ -30,7 +34,7 @@ def test_train_and_test_folders(tmp_path, kind):
 @pytest.mark.parametrize("inside", ["", "train"])
 def test_without_a_test_folder_a_fifth_is_cut_off(tmp_path, inside):
     write_folder(tmp_path / inside, n=10)
-    train, test, _ = read_folder(tmp_path)
+    train, test, _, *_ = read_folder(tmp_path)
     assert (len(train), len(test)) == (16, 4)
     assert test.labels.bincount().tolist() == [2, 2]
     assert torch.equal(read_folder(tmp_path).test.images, test.images)
@@ -43,7 +47,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / "README.md").write_text("x")
     (tmp_path / "dog" / "000.png").rename(tmp_path / "dog" / "000.PNG")
-    train, test, classes = read_folder(tmp_path)
+    train, test, classes, *_ = read_folder(tmp_path)
     assert len(train) + len(test) == 10
     assert classes == ("cat", "dog")
 
@@ -115,7 +119,7 @@ def test_tiny_imagenet_as_published(tmp_path):
     assert not has_tiny_imagenet(tmp_path)
     write_tiny(tmp_path)
     assert has_tiny_imagenet(tmp_path)
-    train, test, classes = read_tiny_imagenet(tmp_path, 4)
+    train, test, classes, *_ = read_tiny_imagenet(tmp_path, 4)
     assert classes == ("goldfish", "n02")
     assert train.labels.tolist() == [0] * 3 + [1] * 3
     assert test.labels.tolist() == [1, 0]

@@ -6,15 +6,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_files import encoded, picture, write_hub, write_parquet
-from scpl.data.images.encoded import has_parquet, read_parquet
+from scpl.data.images.encoded import has_parquet, list_parquet
 from scpl.errors import DataError, InputError
+
+
+def read_parquet(root):
+    return list_parquet(root).decoded()
 
 
 def test_a_folder_as_on_the_hub(tmp_path):
     assert not has_parquet(tmp_path)
     write_hub(tmp_path, size=(8, 8), n=6, classes=3, image="img", names=["a", "b", "c"])
     assert has_parquet(tmp_path)
-    train, test, classes = read_parquet(tmp_path)
+    train, test, classes, *_ = read_parquet(tmp_path)
     assert train.images.shape == test.images.shape == (6, 3, 8, 8)
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert classes == ("a", "b", "c")
@@ -26,7 +30,7 @@ def test_a_folder_as_on_the_hub(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_columns_and_modes(tmp_path, label, mode):
     write_hub(tmp_path / "data", mode, (8, 8), n=4, label=label, names=list("abcdefghij"))
-    train, _, classes = read_parquet(tmp_path)
+    train, _, classes, *_ = read_parquet(tmp_path)
     assert train.images.shape[1] == (1 if mode == "L" else 3)
     assert classes == tuple("abcdefghij")
 
@@ -35,7 +39,7 @@ def test_shards_are_read_in_order_and_all_needed(tmp_path):
     for i in range(3):
         write_parquet(tmp_path / f"train-0000{i}-of-00003-ab.parquet", [picture(seed=i)], [i])
     write_parquet(tmp_path / "validation.parquet", [picture()], [0])
-    train, test, _ = read_parquet(tmp_path)
+    train, test, _, *_ = read_parquet(tmp_path)
     assert train.labels.tolist() == [0, 1, 2]
     assert len(test) == 1
     (tmp_path / "train-00001-of-00003-ab.parquet").unlink()

@@ -88,7 +88,7 @@ def test_mnist_layouts(tmp_path, compress, subfolder):
     assert not has_mnist(tmp_path)
     written = write_mnist(tmp_path / subfolder, compress=compress)
     assert has_mnist(tmp_path)
-    train, test, classes = read_mnist(tmp_path)
+    train, test, classes, *_ = read_mnist(tmp_path)
     assert train.images.shape == (20, 1, 28, 28)
     assert torch.equal(train.images[:, 0], torch.from_numpy(written[FILES[0]]))
     assert torch.equal(test.images[:, 0], torch.from_numpy(written[FILES[2]]))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scpl.data.notes import Faults
 from scpl.data.text import tables
 from scpl.data.text.tables import (
     BAD_JSON,
@@ -12,7 +13,6 @@ from scpl.data.text.tables import (
     LONGEST_TEXT,
     NOT_UTF8,
     RAGGED,
-    Faults,
     class_names,
     columns_of,
     rows_of,

@@ -66,15 +66,16 @@ def loaders(config: TrainConfig) -> Loaders:
         source = data.load(chosen.data, data_dir=chosen.data_dir, image_size=size)
     source, told = _as_wanted(source, wanted)
     notes += told
-    train, valid = source.train, None
+    train, valid = source.train, source.valid
     if chosen.limit_train is not None and chosen.limit_train < len(train):
         train = data.limit(train, chosen.limit_train, derive_seed(seed, "limit"))
-    if chosen.validation > 0:
+    if valid is None and chosen.validation > 0:
         train, valid = data.carve_validation(
             train, chosen.validation, derive_seed(seed, "validation")
         )
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
+    notes += (*source.notes, data.sentence(train=train, validation=valid, test=source.test))
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
@@ -147,13 +148,10 @@ def _as_wanted(
         return source, ()
     notes: tuple[str, ...] = ()
     if wanted.channels != source.channels:
-        train, test = (
-            dataclasses.replace(split, images=_with_channels(split.images, wanted.channels))
-            for split in (source.train, source.test)
-        )
         was = source.channels
         mean, std = ((values[0],) * wanted.channels for values in (source.mean, source.std))
-        source = dataclasses.replace(source, train=train, test=test, mean=mean, std=std)
+        changed = source.each(lambda split: _in_channels(split, wanted.channels))
+        source = dataclasses.replace(changed, mean=mean, std=std)
         notes += (f"Images of {was} channels are given {wanted.channels}, as the network wants",)
     if wanted.mean is None or wanted.std is None:
         return source, (*notes, "The network does not say how pixels are normalised: as the data")
@@ -264,6 +262,10 @@ def _read_images(files: Sequence[Path], size: int, channels: int) -> tuple[list[
     # One of them is bad: one by one, so that the others are still read.
     parts = [_read_images([file], size, channels) for file in files]
     return [path for paths, _ in parts for path in paths], torch.cat([each for _, each in parts])
+
+
+def _in_channels(split: data.Split, channels: int) -> data.Split:
+    return dataclasses.replace(split, images=_with_channels(split.images, channels))
 
 
 def _with_channels(images: Tensor, channels: int) -> Tensor:

@@ -14,6 +14,7 @@ from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
 from scpl.data import text
 from scpl.data.loader import Inputs
+from scpl.data.notes import Faults
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import SENTENCE_LIMIT, inputs_of_texts
 from scpl.outside import read_text
@@ -253,7 +254,7 @@ def _batches(
     folder: RunFolder,
     inputs: TextInputs,
 ) -> Iterator[Batch]:
-    tokenizer, faults = _tokenizer(folder, inputs), text.Faults()
+    tokenizer, faults = _tokenizer(folder, inputs), Faults()
     found = (each for source in sources for each in _texts(source, columns, faults))
     while batch := list(islice(found, size)):
         names = [{"source": source, "row": row} for source, row, _ in batch]
@@ -285,7 +286,7 @@ def _source(name: str, columns: Sequence[str]) -> Path | str:
 
 
 def _texts(
-    source: Path | str, columns: Sequence[str], faults: text.Faults
+    source: Path | str, columns: Sequence[str], faults: Faults
 ) -> Iterator[tuple[str, int, str]]:
     if isinstance(source, str):
         yield source, 1, source

@@ -1,6 +1,6 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
-from scpl.data.images.dataset import ImageData, Split, carve_validation, limit
+from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
 from scpl.data.images.decode import EXTENSIONS, decode_images
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
@@ -21,4 +21,5 @@ __all__ = [
     "limit",
     "load",
     "normalise",
+    "sentence",
 ]

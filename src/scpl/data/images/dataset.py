@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,15 +21,15 @@ from scpl.errors import DataError, InputError
 from scpl.seeding import generator
 
 __all__ = [
-    "Format",
+    "Counted",
     "ImageData",
     "Split",
-    "Splits",
     "carve_validation",
     "channel_stats",
     "check_normalisation",
     "limit",
     "resize",
+    "sentence",
 ]
 
 
@@ -41,6 +40,7 @@ class Split:
     Args:
         images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1.
         labels: ``int64``, shape ``[N]``, none negative.
+        place: Which images these are, for messages, e.g. ``"photos/train"``.
 
     Raises:
         DataError: A shape or type is another, the counts differ, or there is no image.
@@ -48,6 +48,7 @@ class Split:
 
     images: Tensor
     labels: Tensor
+    place: str = ""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -74,7 +75,7 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.images[indices], self.labels[indices], self.place)
 
     @property
     def nbytes(self) -> int:
@@ -83,33 +84,30 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Return the same on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.place)
 
 
 def _got(tensor: Tensor) -> str:
     return f"Got {tensor.dtype} of shape {list(tensor.shape)}"
 
 
-class Splits(NamedTuple):
-    """What a reader of files returns; ``classes`` is None where the files do not name them."""
+class Counted(Protocol):
+    """Images, decoded or not, of which is known where they come from."""
 
-    train: Split
-    test: Split
-    classes: tuple[str, ...] | None = None
+    @property
+    def place(self) -> str:
+        """Which images these are, for messages."""
+
+    def __len__(self) -> int: ...
 
 
-class Format(NamedTuple):
-    """A format in which data sets of images are kept.
-
-    ``files`` says which files these are, for messages, and ``complete`` whether a folder holds all
-    of them. ``read`` reads such a folder; encoded images are resized so that the shorter side has
-    as many pixels as its second argument says, and the centre is cut out. It raises DataError if a
-    file is missing or damaged, and InputError if an optional package is missing.
-    """
-
-    files: str
-    complete: Callable[[Path], bool]
-    read: Callable[[Path, int | None], Splits]
+def sentence(**splits: Counted | None) -> str:
+    """Say how many images of which folders or files a split has, for each that there is."""
+    return ", ".join(
+        f"{name}: {len(split):,} image{'s' * (len(split) != 1)} of {split.place or 'the data'}"
+        for name, split in splits.items()
+        if split is not None
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +122,8 @@ class ImageData:
         mean: Mean of each channel, for pixels in 0..1.
         std: Standard deviation of each channel, for pixels in 0..1.
         flip: Whether a mirrored image still belongs to its class (not so for characters).
+        valid: Images to validate on, if the data set says which.
+        notes: What the user should know of the data.
 
     Raises:
         DataError: A label has no class, or the shapes of the parts do not fit each other.
@@ -136,22 +136,25 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool = True
+    valid: Split | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        train, test = (list(split.images.shape[1:]) for split in (self.train, self.test))
-        if train != test:
-            raise DataError(
-                f"Train and test images of {self.name} must have one shape [C, H, W]",
-                f"Got {train} and {test}",
-                "Give `image_size` to bring all to one size",
-            )
+        train = list(self.train.images.shape[1:])
+        for split in self._splits:
+            if train != list(split.images.shape[1:]):
+                raise DataError(
+                    f"Train and test images of {self.name} must have one shape [C, H, W]",
+                    f"Got {train} and {list(split.images.shape[1:])}",
+                    "Give `image_size` to bring all to one size",
+                )
         if train[1] != train[2]:
             raise DataError(
                 f"Images of {self.name} must be square",
                 f"Got height {train[1]} and width {train[2]}",
                 "Give `image_size`: the shorter side is resized to it and the centre cut out",
             )
-        for kind, split in (("train", self.train), ("test", self.test)):
+        for kind, split in zip(("train", "test", "valid"), self._splits, strict=False):
             if int(split.labels.max()) >= len(self.classes):
                 raise DataError(
                     f"Labels of {self.name} must be 0..{len(self.classes) - 1}, "
@@ -159,6 +162,15 @@ class ImageData:
                     f"Got {int(split.labels.max())} in the {kind} split",
                 )
         check_normalisation(self.mean, self.std, self.channels, self.name)
+
+    @property
+    def _splits(self) -> list[Split]:
+        return [self.train, self.test] + ([] if self.valid is None else [self.valid])
+
+    def each(self, change: Callable[[Split], Split]) -> ImageData:
+        """Return the same with every split changed in one way."""
+        train, test, *valid = map(change, self._splits)
+        return dataclasses.replace(self, train=train, test=test, valid=valid[0] if valid else None)
 
     @property
     def num_classes(self) -> int:
@@ -218,7 +230,8 @@ def carve_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
             "Use more images or another fraction",
         )
     chosen = stratified(split.labels, count, generator(seed, "carve"))
-    return split.take(torch.nonzero(~chosen)[:, 0]), split.take(torch.nonzero(chosen)[:, 0])
+    rest, held_out = (split.take(torch.nonzero(mask)[:, 0]) for mask in (~chosen, chosen))
+    return rest, dataclasses.replace(held_out, place=f"{split.place} (held out)")
 
 
 def limit(split: Split, n: int, seed: int) -> Split:
@@ -241,7 +254,7 @@ def resize(split: Split, size: int) -> Split:
         return split
     check_room(*split.images.shape[:2], size, size)
     images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
-    return Split(images, split.labels)
+    return Split(images, split.labels, split.place)
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

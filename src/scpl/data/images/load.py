@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from scpl.data.images import encoded, raw
-from scpl.data.images.dataset import Format, ImageData, Splits, channel_stats, resize
+from scpl.data.images import encoded, folders, raw
+from scpl.data.images.dataset import ImageData, channel_stats, resize
+from scpl.data.images.listing import Format, Listing, Splits
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find
 from scpl.errors import DataError, InputError, unknown_name
 
@@ -16,12 +17,11 @@ __all__ = ["FORMATS", "known", "load", "locate"]
 
 # In a folder of the user's own they are tried in this order: a known layout before any other folder
 # of folders.
-_FOLDER = encoded.FORMATS["folder"]
 FORMATS: Mapping[str, Format] = {
     "tiny-imagenet": encoded.FORMATS["tiny-imagenet"],
     "parquet": encoded.FORMATS["parquet"],
     **raw.FORMATS,
-    "folder": _FOLDER,
+    "folder": folders.FORMAT,
 }
 
 
@@ -86,7 +86,7 @@ def _load_known(
         data_dir=data_dir,
         download=download,
     )
-    splits = files.read(folder, size)
+    splits = _read(files, folder, size)
     classes = splits.classes or spec.classes or _numbered(splits, spec.num_classes)
     channels = splits.train.images.shape[1]
     if len(classes) != spec.num_classes or channels != spec.channels:
@@ -95,7 +95,7 @@ def _load_known(
             f"Got {len(classes)} classes and {channels} channels in {folder}",
             "To load another set, give the path of its folder instead of a name",
         )
-    return _resized(ImageData(name, *splits[:2], classes, spec.mean, spec.std, spec.flip), size)
+    return _resized(_data(name, splits, classes, spec.mean, spec.std, spec.flip), size)
 
 
 def locate(root: Path, name: str) -> tuple[Path, Format] | None:
@@ -103,7 +103,7 @@ def locate(root: Path, name: str) -> tuple[Path, Format] | None:
     for folder in _candidates(root, name):
         for files in _formats(IMAGE_SETS[name]):
             # Any folder of folders looks like images by class; in the root that proves nothing.
-            if files is _FOLDER and folder == root and not (root / "train").is_dir():
+            if files is folders.FORMAT and folder == root and not (root / "train").is_dir():
                 continue
             if files.complete(folder):
                 return folder, files
@@ -129,13 +129,10 @@ def _candidates(root: Path, name: str) -> Iterator[Path]:
 def _load_folder(folder: Path, image_size: int | None) -> ImageData:
     for files in FORMATS.values():
         if files.complete(folder):
-            splits = files.read(folder, image_size)
-            train, test = splits.train, splits.test
-            if image_size is not None:
-                train, test = resize(train, image_size), resize(test, image_size)
-            mean, std = channel_stats(train.images)
+            splits = _read(files, folder, image_size)
             classes = splits.classes or _numbered(splits)
-            return ImageData(folder.resolve().name, train, test, classes, mean, std)
+            mean, std = channel_stats(splits.train.images)
+            return _resized(_data(folder.resolve().name, splits, classes, mean, std), image_size)
     raise DataError(
         "A data folder must hold images in one folder per class, or another known format",
         f"Got none of them in {folder}",
@@ -143,12 +140,33 @@ def _load_folder(folder: Path, image_size: int | None) -> ImageData:
     )
 
 
+def _read(files: Format, folder: Path, image_size: int | None) -> Splits:
+    found = files.read(folder)
+    return found.decoded(image_size) if isinstance(found, Listing) else found
+
+
+def _data(
+    name: str,
+    splits: Splits,
+    classes: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    flip: bool = True,
+) -> ImageData:
+    train, test = (
+        split if split.place else dataclasses.replace(split, place=f"the {purpose} files of {name}")
+        for purpose, split in (("training", splits.train), ("test", splits.test))
+    )
+    return ImageData(name, train, test, classes, mean, std, flip, splits.valid, splits.notes)
+
+
 def _numbered(splits: Splits, count: int = 0) -> tuple[str, ...]:
-    largest = max(int(split.labels.max()) for split in splits[:2])
+    there = (split for split in (splits.train, splits.valid, splits.test) if split is not None)
+    largest = max(int(split.labels.max()) for split in there)
     return tuple(str(label) for label in range(max(count, largest + 1)))
 
 
 def _resized(data: ImageData, size: int | None) -> ImageData:
     if size is None or size == data.image_size:
         return data
-    return dataclasses.replace(data, train=resize(data.train, size), test=resize(data.test, size))
+    return data.each(lambda split: resize(split, size))

@@ -19,14 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scpl.data.images.dataset import (
-    Format,
-    ImageData,
-    Split,
-    Splits,
-    carve_validation,
-    channel_stats,
-)
+from scpl.data.images.dataset import ImageData, Split, carve_validation, channel_stats
+from scpl.data.images.listing import Format, Splits
 from scpl.errors import DataError
 from scpl.outside import most_unpacked, read_text
 
@@ -51,7 +45,7 @@ def has_mnist(folder: Path) -> bool:
     return _locate(folder) is not None
 
 
-def read_mnist(folder: Path, image_size: int | None = None) -> Splits:
+def read_mnist(folder: Path) -> Splits:
     """Read a set laid out as MNIST: four idx files, ``train-*`` and ``t10k-*``, or in ``raw``."""
     files = _locate(folder)
     if files is None:
@@ -177,7 +171,7 @@ class _Cifar(NamedTuple):
         """Whether all files are there but that of the names."""
         return all((folder / name).is_file() for name in (*self.train, self.test))
 
-    def read(self, folder: Path, image_size: int | None = None) -> Splits:
+    def read(self, folder: Path) -> Splits:
         """Read the set."""
         classes = _cifar_classes(folder / self.names, self.num_classes)
         train = [self._read_file(folder / name) for name in self.train]
@@ -233,7 +227,6 @@ FORMATS = {
     ),
     "cifar100": Format("train.bin and test.bin", _CIFAR100.complete, _CIFAR100.read),
 }
-"""Their images are of one size, so the size that is asked for is left to others."""
 
 # Handwritten digits that come with the package: 1,797 images of 8 x 8 pixels, for tests and tries.
 # Source: Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine
@@ -254,7 +247,7 @@ def load_digits() -> ImageData:
         torch.from_numpy(parse_idx((folder / name).read_bytes(), name))
         for name in ("digits-images-idx3-ubyte.gz", "digits-labels-idx1-ubyte.gz")
     )
-    everything = Split(images[:, None], labels.long())
+    everything = Split(images[:, None], labels.long(), "the digits")
     train, test = carve_validation(everything, _TEST_SHARE, _SPLIT_SEED)
     mean, std = channel_stats(train.images)
     return ImageData("digits", train, test, tuple("0123456789"), mean, std, flip=False)

@@ -7,7 +7,6 @@ from scpl.data.text.pretrained import PretrainedTokenizer
 from scpl.data.text.splits import Columns, SplitSettings, is_text
 from scpl.data.text.tables import (
     LEFT_OUT,
-    Faults,
     check_columns,
     columns_of,
     is_table,
@@ -22,7 +21,6 @@ __all__ = [
     "WITH_ZEROS",
     "Columns",
     "Encoded",
-    "Faults",
     "Padding",
     "PretrainedTokenizer",
     "SplitSettings",

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from scpl.data.cache import keep, recall
+from scpl.data.notes import Faults
 from scpl.data.text.loader import Encoded
 from scpl.data.text.splits import (
     Columns,
@@ -24,7 +25,6 @@ from scpl.data.text.splits import (
     read_texts,
     targets_in,
 )
-from scpl.data.text.tables import Faults
 from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer, version_of
 from scpl.errors import DataError, InputError
 from scpl.outside import parse_json

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
+from scpl.data.notes import Faults
 from scpl.data.parquet import check_shards, shards
 from scpl.data.sampling import one_per_class, stratified
 from scpl.data.text.tables import (
     SUFFIXES,
-    Faults,
     check_columns,
     class_names,
     columns_of,

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from scpl.data import parquet
+from scpl.data.notes import Faults
 from scpl.errors import DataError
 from scpl.outside import parse_json
 
 __all__ = [
     "LEFT_OUT",
     "SUFFIXES",
-    "Faults",
     "check_columns",
     "class_names",
     "columns_of",
@@ -50,28 +50,6 @@ LONGEST_LINE = 64 << 20
 """Bytes of a line; a file with longer ones is no table."""
 
 _CHUNK = 1024  # rows of JSON lines that name the columns
-
-
-class Faults:
-    """Counts faults by kind; one bad row must not end a run, nor pass unseen."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
-
-    def add(self, kind: str, place: str) -> None:
-        """Count a fault, e.g. ``add("rows without a label left out", "a.csv row 3")``."""
-        count, first = self._found.get(kind, (0, place))
-        self._found[kind] = (count + 1, first)
-
-    def count(self, kind: str) -> int:
-        """How many of a kind there were."""
-        return self._found.get(kind, (0, ""))[0]
-
-    def notes(self) -> list[str]:
-        """One sentence for each kind."""
-        return [
-            f"{kind}: {count:,} (first: {first})" for kind, (count, first) in self._found.items()
-        ]
 
 
 def is_table(path: Path) -> bool:
