@@ -165,7 +165,8 @@ class TestResume:
         with (tmp_path / "tickets.csv").open("a") as file:
             file.write("a,b,hardware\n")
         words = refused(scpl("train", "--resume", half[1]), "as it was when it began")
-        assert "fingerprint" in words
+        assert "train: " in words
+        assert "(hardware +1)" in words
 
 
 class TestEval:

@@ -1,4 +1,4 @@
-"""What took long to prepare is kept on disk: decoded images, encoded texts.
+"""What took long to prepare is kept on disk: decoded images, their digests, encoded texts.
 
 Decoding 60,000 small JPEGs takes seconds, reading them back a fraction of one. The cache is an aid
 and never a reason to fail: a missing, damaged or unwritable one means doing the work, nothing else.
@@ -29,22 +29,33 @@ _MIN_IMAGES = 5000  # fewer decode in less than a second
 
 
 def remember(
-    files: Sequence[Path], image_size: int | None, num_images: int, decode: Callable[[], Tensor]
+    kind: str,
+    files: Sequence[Path],
+    image_size: int | None,
+    num_images: int,
+    make: Callable[[], Tensor],
 ) -> Tensor:
-    """Return ``decode()``, ``uint8 [N, C, H, W]``, or what it returned for these files before.
+    """Return ``make()``, ``[N, ...]``, or what it returned for these files before.
 
     The key is the path, size and time of change of each file, and the size decoded to. A few images
     are not worth a file.
+
+    Args:
+        kind: What is made of them: ``"images"`` or ``"digests"``.
+        files: What it is made of.
+        image_size: The size decoded to.
+        num_images: N.
+        make: Makes it.
     """
     if _folder() is None or num_images < _MIN_IMAGES:
-        return decode()
+        return make()
     key = _key(files, image_size)
-    found = recall("images", key)
-    if found is not None and len(found[0]["images"]) == num_images:
-        return found[0]["images"]
-    images = decode()
-    keep("images", key, {"images": images})
-    return images
+    found = recall(kind, key)
+    if found is not None and len(found[0][kind]) == num_images:
+        return found[0][kind]
+    made = make()
+    keep(kind, key, {kind: made})
+    return made
 
 
 def recall(kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:

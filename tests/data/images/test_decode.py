@@ -105,7 +105,7 @@ class Source:
             self.calls += 1
             return torch.arange(self.n * 4).view(self.n, 1, 2, 2).to(torch.uint8)
 
-        images = remember([self.file], image_size, self.n, make)
+        images = remember("images", [self.file], image_size, self.n, make)
         assert torch.equal(images, make())
         self.calls -= 1
         return self.calls

@@ -15,7 +15,13 @@ from torch import Tensor
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
-from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
+from scpl.app.inputs.base import (
+    ImageInputs,
+    Loaders,
+    balanced_notes,
+    check_tested_on,
+    drawn_from,
+)
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError
@@ -76,6 +82,7 @@ def loaders(config: TrainConfig) -> Loaders:
     mean, std = tuple(source.mean), tuple(source.std)
     plain = data.Augmentation("none", mean, std)
     notes += (*source.notes, data.sentence(train=train, validation=valid, test=source.test))
+    notes += data.shared_images(train, valid, source.test)
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
@@ -110,6 +117,7 @@ def loaders(config: TrainConfig) -> Loaders:
         notes,
         {PROCESSOR: wanted.text} if wanted and wanted.text else {},
         task=task,
+        identities=source.identities,
     )
 
 
@@ -173,6 +181,8 @@ def test_loader(
     name, data_dir = config.data or trained.data.data, config.data_dir or trained.data.data_dir
     inputs = ImageInputs.of(description)
     source = data.load(name, data_dir=data_dir, image_size=inputs.image_size)
+    if config.data is None:
+        check_tested_on(description, source.identities, source.classes, name, "images")
     if models.origin_of(description["model"]) == "hf":
         source, _ = _as_wanted(
             source, ImageSettings(inputs.channels, None, inputs.mean, inputs.std)

@@ -24,7 +24,7 @@ from scpl.app.build import (
 )
 from scpl.app.config import TrainConfig, changed_settings, write_toml
 from scpl.app.environment import choose_device, describe_environment, peak_memory, set_threads
-from scpl.app.inputs.base import DataSummary, Loaders
+from scpl.app.inputs.base import DataSummary, Loaders, changed_data
 from scpl.app.launch import after_restart, is_rank, launcher
 from scpl.app.network import check_named, describe_network, save_exits, save_network
 from scpl.app.planning import balanced
@@ -178,7 +178,7 @@ def _train_run(
             held.callback(folder.unlock)
         else:
             folder = resumed
-            _check_same_data(folder, description, loaders.files)
+            _check_same_data(folder, description, loaders.files, data.noun)
         about = {
             "path": str(folder.path),
             "files": folder.read_about(loaders.files),
@@ -231,19 +231,20 @@ def _make_folder(
 
 
 def _check_same_data(
-    folder: RunFolder, description: Mapping[str, Any], files: Mapping[str, str]
+    folder: RunFolder, description: Mapping[str, Any], files: Mapping[str, str], noun: str
 ) -> None:
     """Check that a resumed run finds the data that it began with; `files` by name as made now."""
     if not folder.description.is_file():
         return
     now, before = json.loads(json.dumps(description)), folder.read_json(folder.description)
     # What only one version of scpl writes down says nothing of the data.
-    changed = [key for key in sorted(now.keys() & before.keys()) if now[key] != before[key]]
+    names = sorted(now.keys() & before.keys() - {"data"})
+    changed = changed_data(before, now, noun) or [n for n in names if now[n] != before[n]]
     changed += [name for name, text in files.items() if text.encode() != folder.read_bytes(name)]
     if changed:
         raise CheckpointError(
             "A resumed run must find the data as it was when it began",
-            f"Changed: {', '.join(changed)}",
+            f"Changed: {'; '.join(changed)}",
             "Put the old data back, or start a new run",
         )
 

@@ -1,6 +1,13 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
-from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
+from scpl.data.images.dataset import (
+    ImageData,
+    Split,
+    carve_validation,
+    limit,
+    sentence,
+    shared_images,
+)
 from scpl.data.images.decode import EXTENSIONS, decode_images
 from scpl.data.images.load import known, load
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
@@ -22,4 +29,5 @@ __all__ = [
     "load",
     "normalise",
     "sentence",
+    "shared_images",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scpl.data.identity import Identity, of_samples, shared, short
 from scpl.data.images.decode import check_room
 from scpl.data.sampling import stratified
 from scpl.errors import DataError, InputError
@@ -30,6 +31,7 @@ __all__ = [
     "limit",
     "resize",
     "sentence",
+    "shared_images",
 ]
 
 
@@ -41,6 +43,8 @@ class Split:
         images: ``uint8``, shape ``[N, C, H, W]``, with N >= 1.
         labels: ``int64``, shape ``[N]``, none negative.
         place: Which images these are, for messages, e.g. ``"photos/train"``.
+        digests: ``int64 [N]``, of each image as it was before it was decoded or resized; None where
+            nobody asks.
 
     Raises:
         DataError: A shape or type is another, the counts differ, or there is no image.
@@ -49,6 +53,7 @@ class Split:
     images: Tensor
     labels: Tensor
     place: str = ""
+    digests: Tensor | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -75,7 +80,8 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """Return the images at ``indices`` (``int64 [M]``), in that order, as a copy."""
-        return Split(self.images[indices], self.labels[indices], self.place)
+        digests = None if self.digests is None else self.digests[indices]
+        return Split(self.images[indices], self.labels[indices], self.place, digests)
 
     @property
     def nbytes(self) -> int:
@@ -84,7 +90,16 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """Return the same on a device."""
-        return Split(self.images.to(device), self.labels.to(device), self.place)
+        images, labels = self.images.to(device), self.labels.to(device)
+        return dataclasses.replace(self, images=images, labels=labels)
+
+    def identified(self) -> Split:
+        """Return the same with digests; those of the pixels, if it has none yet."""
+        if self.digests is not None:
+            return self
+        pixels = self.images.contiguous().numpy()
+        digests = torch.tensor([short(image.data) for image in pixels], dtype=torch.int64)
+        return dataclasses.replace(self, digests=digests)
 
 
 def _got(tensor: Tensor) -> str:
@@ -173,6 +188,15 @@ class ImageData:
         return dataclasses.replace(self, train=train, test=test, valid=valid[0] if valid else None)
 
     @property
+    def identities(self) -> dict[str, Identity]:
+        """What the splits are, by name."""
+        return {
+            name: of_samples(split.digests, split.labels, self.classes)
+            for name, split in zip(("train", "test", "valid"), self._splits, strict=False)
+            if split.digests is not None
+        }
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
@@ -254,7 +278,17 @@ def resize(split: Split, size: int) -> Split:
         return split
     check_room(*split.images.shape[:2], size, size)
     images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
-    return Split(images, split.labels, split.place)
+    return dataclasses.replace(split, images=images)
+
+
+def shared_images(train: Split, valid: Split | None, test: Split) -> tuple[str, ...]:
+    """Say how many images to validate and test on are learnt from as well."""
+    keys = {
+        name: split.digests.tolist()
+        for name, split in (("train", train), ("validation", valid), ("test", test))
+        if split is not None and split.digests is not None
+    }
+    return tuple(shared("images", **keys)) if "train" in keys else ()
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

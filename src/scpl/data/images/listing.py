@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scpl.data.cache import remember
+from scpl.data.identity import short
 from scpl.data.images.dataset import Split, sentence
 from scpl.data.images.decode import decode_images
 from scpl.data.notes import Faults
@@ -33,6 +35,7 @@ __all__ = [
     "Row",
     "Splits",
     "decoded",
+    "digests",
     "encoded_rows",
 ]
 
@@ -164,9 +167,48 @@ def decoded(parts: Sequence[Part], image_size: int | None = None) -> list[Split]
     def decode() -> Tensor:
         return decode_images(_sources(items), image_size, lambda index: str(items[index]))
 
-    images = remember(list(files), image_size, len(items), decode)
-    pixels = torch.split(images, [len(part) for part in parts])
-    return [Split(p, part.labels, part.place) for p, part in zip(pixels, parts, strict=True)]
+    images = remember("images", list(files), image_size, len(items), decode)
+    sizes = [len(part) for part in parts]
+    each = zip(parts, torch.split(images, sizes), torch.split(digests(items), sizes), strict=True)
+    return [Split(pixels, part.labels, part.place, content) for part, pixels, content in each]
+
+
+def digests(items: Sequence[Item]) -> Tensor:
+    """Digest the encoded images, ``int64 [N]``; what was digested before is remembered.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    files = list(dict.fromkeys(item.file if isinstance(item, Row) else item for item in items))
+
+    def digest() -> Tensor:
+        groups = groupby(items, lambda item: item[::2] if isinstance(item, Row) else None)
+        found = [each for _, group in groups for each in _digested(list(group))]
+        return torch.tensor(found, dtype=torch.int64)
+
+    return remember("digests", files, None, len(items), digest)
+
+
+def _digested(items: Sequence[Item]) -> Iterator[int]:
+    """Digest files, or rows of one file and column."""
+    if isinstance(items[0], Row):
+        file, _, column = items[0]
+        wanted = {item.number for item in items if isinstance(item, Row)}
+        found = {
+            number: short(_image_bytes(value, number, file))
+            for number, (value,) in enumerate(rows(file, [column]))
+            if number in wanted
+        }
+        yield from (found[item.number] for item in items if isinstance(item, Row))
+        return
+    for item in items:
+        assert isinstance(item, Path)
+        try:
+            yield short(item.read_bytes())
+        except OSError as error:
+            raise DataError(
+                "An image must be readable", f"Got {item}: {error}", "Replace or remove it"
+            ) from error
 
 
 def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from scpl.data.images import encoded, folders, raw
-from scpl.data.images.dataset import ImageData, channel_stats, resize
+from scpl.data.images.dataset import ImageData, Split, channel_stats, resize
 from scpl.data.images.listing import Format, Listing, Splits
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find
 from scpl.errors import DataError, InputError, unknown_name
@@ -60,7 +60,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise InputError("The image size must be at least 1 pixel", f"Got {image_size}")
     if name == EMBEDDED:
-        return _resized(raw.load_digits(), image_size)
+        return _resized(raw.load_digits().each(Split.identified), image_size)
     if name in IMAGE_SETS:
         return _load_known(name, data_dir, image_size, download)
     path = Path(name).expanduser()
@@ -157,7 +157,8 @@ def _data(
         split if split.place else dataclasses.replace(split, place=f"the {purpose} files of {name}")
         for purpose, split in (("training", splits.train), ("test", splits.test))
     )
-    return ImageData(name, train, test, classes, mean, std, flip, splits.valid, splits.notes)
+    data = ImageData(name, train, test, classes, mean, std, flip, splits.valid, splits.notes)
+    return data.each(Split.identified)
 
 
 def _numbered(splits: Splits, count: int = 0) -> tuple[str, ...]:

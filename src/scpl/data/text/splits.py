@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scpl.data.identity import shared
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
 from scpl.data.parquet import check_shards, shards
@@ -350,7 +351,9 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     if valid is None and settings.validation > 0:
         train, valid = _hold_out(train, settings.validation, settings, "carve", "validation")
     targets.check_learnt(train.labels, classes)
-    notes += [*faults.notes(), *_shared(train, valid, test), *targets.hints]
+    held_out = None if valid is None else map(_normal, valid.texts)
+    keys = {"validation": held_out, "test": map(_normal, test.texts)}
+    notes += [*faults.notes(), *shared("texts", map(_normal, train.texts), **keys), *targets.hints]
     notes.append(targets.balance(train.labels, classes))
     return Splits(classes, train, valid, test, tuple(notes))
 
@@ -415,15 +418,6 @@ def _limited(rows: Texts, name: str, settings: SplitSettings) -> Texts:
         )
     chosen[others] = stratified(strata[others], count, draws)
     return rows.where(chosen)
-
-
-def _shared(train: Texts, valid: Texts | None, test: Texts) -> Iterator[str]:
-    """Count texts that occur in train as well: on these the network is only remembering."""
-    seen = {_normal(text) for text in train.texts}
-    for name, split in (("validation", valid), ("test", test)):
-        count = sum(_normal(text) in seen for text in split.texts) if split else 0
-        if split and count:
-            yield f"{count:,} of the {len(split):,} {name} texts occur in train as well"
 
 
 def _normal(text: str) -> str:
