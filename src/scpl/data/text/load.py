@@ -160,7 +160,8 @@ def load_test(
         data_dir: Folder that holds data sets.
 
     Returns:
-        The texts, and what was left out or repaired.
+        The texts, and what the user should know: what was left out or repaired, which classes
+        they were taken for.
 
     Raises:
         DataError: The data is missing or damaged, or has a label that is none of the classes.
@@ -174,7 +175,10 @@ def load_test(
     targets = targets_in(dataclasses.replace(files, train=paths), columns, task, classes)
     faults = Faults()
     texts = numbered(read_texts(paths, columns, targets, faults), targets, classes, paths)
-    return _encode(texts, tokenizer, max_tokens), faults.notes()
+    notes = faults.notes() + [targets.by_place] * bool(targets.by_place)
+    notes.append(targets.balance(texts.labels, classes, "test"))
+    notes += targets.absent(texts.labels, classes, "test")
+    return _encode(texts, tokenizer, max_tokens), notes
 
 
 def _made(

@@ -355,6 +355,7 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     keys = {"validation": held_out, "test": map(_normal, test.texts)}
     notes += [*faults.notes(), *shared("texts", map(_normal, train.texts), **keys), *targets.hints]
     notes.append(targets.balance(train.labels, classes))
+    notes += targets.absent(test.labels, classes, "test")
     return Splits(classes, train, valid, test, tuple(notes))
 
 
@@ -378,8 +379,24 @@ def targets_in(
         )
     named = files.known.classes if files.known else None
     if task == Classes.kind and named is None and len(columns.label) == 1:
-        named = class_names((files.train or files.test)[0], columns.label[0])
+        named = _class_names(files, columns.label[0])
     return targets_of(task, columns.label, named or known)
+
+
+def _class_names(files: Files, column: str) -> tuple[str, ...] | None:
+    """Read the names of numbered classes; those of all splits must be the same."""
+    firsts = [paths[0] for paths in (files.train, files.valid, files.test) if paths]
+    named = {path: class_names(path, column) for path in firsts}
+    known = [(path, names) for path, names in named.items() if names is not None]
+    for path, names in known[1:]:
+        if names != known[0][1]:
+            raise DataError(
+                "Numbered classes must have the same names in all files",
+                f"Got {', '.join(known[0][1][:20])} in {known[0][0]}, "
+                f"but {', '.join(names[:20])} in {path}",
+                "Write the names themselves as labels",
+            )
+    return known[0][1] if known else None
 
 
 def _hold_out(
