@@ -695,7 +695,7 @@ class TestAFolderFromSomeoneElse:
         }  # fmt: skip
         text = {
             "kind": "text", "vocab_size": 9, "max_tokens": 4, "text_columns": ["text"],
-            "label_columns": ["label"], "fingerprint": "", "sizes": {},
+            "label_columns": ["label"], "sizes": {},
         }  # fmt: skip
         made_run(tmp_path / "run")
         path = tmp_path / "run" / "model.json"

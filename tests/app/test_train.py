@@ -37,6 +37,7 @@ from cli_runs import (
 from processes import environment, run_forked
 from scpl.app.config import TrainConfig
 from scpl.app.train.recorder import Recorder
+from scpl.app.train.run import _Run, resumed_config
 
 EPOCHS = 4
 MANY = [*TINY, "--epochs", EPOCHS, "--quiet"]
@@ -194,14 +195,27 @@ class TestInterruptions:
         assert scpl("train", *arguments).status == 0
         assert result(folder) == result(whole)
 
-    def test_the_last_step_is_too_late_to_interrupt(self, whole, tmp_path, monkeypatch):
-        signal_at(monkeypatch, EPOCHS * NUM_STEPS, signal.SIGINT)
-        found = scpl("train", *MANY, "--out", tmp_path / "run")
-        assert found.status in (0, 130)
-        monkeypatch.undo()
-        monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
-        assert scpl("train", "--resume", tmp_path / "run").status == 0
-        assert result(tmp_path / "run") == result(whole)
+    @pytest.mark.parametrize("every", [(), ("--checkpoint-every", 5)], ids=["epochs", "steps"])
+    def test_the_final_test_can_be_interrupted(self, whole, tmp_path, monkeypatch, every):
+        """It ended as if nothing had happened, with status 0, or unsaved."""
+        folder, tested = tmp_path / "run", _Run._tested_on
+
+        def interrupted(self):
+            for number, batch in enumerate(tested(self)):
+                yield batch
+                if number == 0:
+                    signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Run, "_tested_on", interrupted)
+            found = scpl("train", *MANY, "--out", folder, *every)
+        assert found.status == 130
+        assert f"after step {EPOCHS * NUM_STEPS}" in found.err
+        assert f"scpl train --resume {folder}" in found.err
+        assert not (folder / "summary.json").exists()
+        assert scpl("train", "--resume", folder).status == 0
+        assert result(folder) == result(whole)
+        assert len(steps(folder)) == EPOCHS * NUM_STEPS  # nothing was trained again
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("number", "status"), [*SIGNALS, (signal.SIGKILL, -9)])
@@ -414,6 +428,17 @@ class TestResume:
         found = scpl("train", "--resume", half, "--lr", "0.5", "--seed", 3)
         refused(found, "--lr 0.5 (was 0.003)", "--seed 3 (was 0)")
         assert tree(half) == before
+
+    def test_it_goes_on_in_its_own_folder(self, half, tmp_path):
+        """``--out`` was ignored."""
+        before = tree(half)
+        for flags in (["--out", tmp_path / "b"], ["--force"]):
+            found = scpl("train", "--resume", half, *flags)
+            refused(found, "in its own folder", *map(str, flags), f"--resume {half}", "copy")
+        assert tree(half) == before
+        assert not (tmp_path / "b").exists()
+        config = TrainConfig.read(half / "config.toml").changed(out=half / "." / "")
+        assert resumed_config(config, half).run.resume == half
 
     def test_what_does_not_change_the_numbers_may_change(self, half, whole):
         found = scpl("train", f"--resume={half}", "--checkpoint-every", 5, "--keep", 1, "--trace")

@@ -17,6 +17,7 @@ from typing import Any
 
 from scpl import models
 from scpl.app.bench.bench import bench, config_for
+from scpl.app.build import build_loaders
 from scpl.app.config import (
     FREE_IN_A_COMPARISON,
     BenchConfig,
@@ -27,10 +28,12 @@ from scpl.app.config import (
     names,
     write_toml,
 )
+from scpl.app.inputs.base import DataSummary, changed_data
 from scpl.app.launch import BAD_INPUT, INTERRUPTED
 from scpl.app.probe import probe_run
 from scpl.app.signals import end_signals
 from scpl.data import is_here
+from scpl.data.identity import identities_to_json
 from scpl.errors import InputError, Interrupted, ScplError
 from scpl.files import write_whole
 from scpl.outside import parse_json, read_text
@@ -66,7 +69,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     out = base.run.out or Path("runs/compare")
     RunFolder(out).ensure()
     epochs = epochs_in_equal_time(base, methods, out) if config.equal == "time" else {}
-    done, absent = _run_all(base, methods, seeds, epochs, out)
+    jobs = _jobs(base, methods, seeds, epochs, out)
+    _check_same_data(base, list(jobs))
+    done, absent = _run_all(base, jobs, out)
     if not done:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in absent)
         raise InputError("A comparison needs at least one run that ends", f"Got {reasons}")
@@ -131,28 +136,64 @@ def _checked(config: CompareConfig) -> tuple[TrainConfig, list[str], list[int]]:
     return config.train, methods, seeds
 
 
-def _run_all(
+def _jobs(
     base: TrainConfig,
     methods: Sequence[str],
     seeds: Sequence[int],
     epochs: Mapping[str, int],
     out: Path,
-) -> tuple[list[Path], list[Absent]]:
-    """Do all runs; returns the folders of those that ended well, and the others.
+) -> dict[Path, TrainConfig]:
+    """All runs in their order, by folder.
 
     Methods that ``epochs`` does not name make as many passes as ``base`` says.
     """
+    jobs = {}
+    for seed in seeds:
+        for method in methods:
+            own = config_for(base, method)
+            job = own.changed(seed=seed, epochs=epochs.get(method, own.chosen.epochs))
+            jobs[out / f"{method}-seed{seed}"] = job
+    return jobs
+
+
+def _check_same_data(base: TrainConfig, folders: Sequence[Path]) -> None:
+    """Check that runs which are trained now would learn from what the others of the table did.
+
+    Raises:
+        InputError: The data have changed since.
+    """
+    runs = [RunFolder(folder) for folder in folders]
+    begun = [run for run in runs if run.description.is_file()]
+    to_do = [run for run in runs if not run.summary.is_file()]
+    if base.run.force or not (begun and to_do) or not is_here(base.data.data, base.data.data_dir):
+        return
+    try:
+        data = DataSummary.of(build_loaders(base))
+    except ScplError:
+        return  # the runs themselves tell what is wrong with the data
+    now = {"data": identities_to_json(data.identities)}
+    for run in begun:
+        if changed := changed_data(run.read_json(run.description), now, data.noun):
+            raise InputError(
+                "All runs of a comparison must be of the same data",
+                f"{run.path} was trained on others: {'; '.join(changed)}",
+                "Put the old data back, choose another folder with --out, or train all again with "
+                "--force",
+            )
+
+
+def _run_all(
+    base: TrainConfig, jobs: Mapping[Path, TrainConfig], out: Path
+) -> tuple[list[Path], list[Absent]]:
+    """Do all runs; returns the folders of those that ended well, and the others."""
     done: list[Path] = []
     absent: list[Absent] = []
-    jobs = [(method, seed) for seed in seeds for method in methods]
-    for number, (method, seed) in enumerate(jobs, 1):
+    for number, (folder, job) in enumerate(jobs.items(), 1):
+        method = job.method.method
         if any(one.run == method for one in absent):
             continue  # another seed changes nothing
-        folder = out / f"{method}-seed{seed}"
         if not base.run.quiet:
             sys.stderr.write(f"[{number}/{len(jobs)}] {folder.name}\n")
-        own = config_for(base, method)
-        job = own.changed(seed=seed, epochs=epochs.get(method, own.chosen.epochs))
         problem = _complete(folder, job, out)
         if problem is None:
             done.append(folder)

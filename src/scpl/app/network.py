@@ -27,6 +27,7 @@ from scpl import models
 from scpl.app.build import build_method, build_network, cut_network
 from scpl.app.config import TrainConfig
 from scpl.app.inputs.base import DataSummary, inputs_of
+from scpl.data.identity import identities_to_json
 from scpl.data.loader import Inputs as Batch
 from scpl.engine.export import ExitNetwork, build_exits
 from scpl.errors import CheckpointError, InputError
@@ -63,6 +64,7 @@ def describe_network(config: TrainConfig, data: DataSummary, parts: Partition) -
         **data.inputs.describe(),
         "classes": list(data.classes),
         "task": data.task.to_json(),
+        "data": identities_to_json(data.identities),
         **({"config": describe(parts.model)} if is_pretrained(parts.model) else {}),
         "recipe": {**own, "method": method.method, **cut, **method.options},
     }

@@ -1,4 +1,4 @@
-"""What took long to prepare is kept on disk: decoded images, encoded texts.
+"""What took long to prepare is kept on disk: decoded images, their digests, encoded texts.
 
 Decoding 60,000 small JPEGs takes seconds, reading them back a fraction of one. The cache is an aid
 and never a reason to fail: a missing, damaged or unwritable one means doing the work, nothing else.
@@ -30,21 +30,32 @@ _MIN_IMAGES = 5000  # fewer decode in less than a second
 
 
 def remember(
-    files: Sequence[Path], how: object, num_images: int, decode: Callable[[], tuple[Tensor, str]]
+    kind: str,
+    files: Sequence[Path],
+    how: object,
+    num_images: int,
+    make: Callable[[], tuple[Tensor, str]],
 ) -> tuple[Tensor, str]:
-    """Return ``decode()`` or what it returned for these files before: images, a text about them.
+    """Return ``make()`` or what it returned for these files before: a tensor, a text about it.
 
-    The key is the path, size and time of change of each file, and how they are decoded: a value of
-    which the text says all. A few images are not worth a file.
+    The key is the path, size and time of change of each file, and how it is made of them: a value
+    of which the text says all. A few images are not worth a file.
+
+    Args:
+        kind: What is made of them, e.g. ``"images"`` or ``"digests"``.
+        files: What it is made of.
+        how: How it is made of them.
+        num_images: How many images there are.
+        make: Makes it.
     """
     if folder() is None or num_images < _MIN_IMAGES:
-        return decode()
+        return make()
     key = _key(files, how)
-    if found := recall("images", key):
-        return found[0]["images"], found[1]["about"]
-    images, about = decode()
-    keep("images", key, {"images": images}, {"about": about})
-    return images, about
+    if found := recall(kind, key):
+        return found[0][kind], found[1]["about"]
+    made, about = make()
+    keep(kind, key, {kind: made}, {"about": about})
+    return made, about
 
 
 def recall(kind: str, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from scpl.errors import DataError
 
-__all__ = ["absent", "check_known", "matched", "spread"]
+__all__ = ["absent", "check_known", "is_number", "matched", "spread"]
 
 _FEW = 10  # names in a message
 
@@ -24,11 +25,21 @@ def check_known(values: Iterable[str], names: Sequence[str], place: str, fix: st
     if unknown:
         alike = {name.lower(): name for name in names}
         meant = [f"{name} as {alike[name.lower()]}" for name in unknown if name.lower() in alike]
+        if all(map(is_number, (*unknown, *names))):
+            fix = f"If one table counts the classes from 0 and the other from 1: {fix}"
         raise DataError(
             f"Every label must be a class that is learnt: {', '.join(names[:20])}",
             f"Got also {', '.join(map(repr, unknown[:_FEW]))} in {place}",
             f"Write {', '.join(meant[:_FEW])}" if meant else fix,
         )
+
+
+def is_number(text: str) -> bool:
+    """Whether a name is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def matched(

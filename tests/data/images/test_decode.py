@@ -253,7 +253,7 @@ class Source:
             images = torch.arange(self.n * 4).view(self.n, 1, 2, 2).to(torch.uint8)
             return images, "a text about them"
 
-        images, about = remember([self.file], image_size, self.n, make)
+        images, about = remember("images", [self.file], image_size, self.n, make)
         assert torch.equal(images, make()[0])
         assert about == make()[1]
         self.calls -= 1

@@ -216,7 +216,8 @@ class TestSplits:
         for seed in range(5):
             splits = split(table(tmp_path, rows), seed=seed, limit_train=10)
             assert (splits.train.labels == splits.classes.index("rare")).sum() == 1
-        assert "rare 1" in splits.notes[-1]
+        assert "rare 1" in splits.notes[-2]
+        assert splits.notes[-1] == "no test text is of rare"
 
     def test_the_texts_of_a_limited_test_are_the_same_in_every_run(self, tmp_path):
         path = table(tmp_path, tickets(100))

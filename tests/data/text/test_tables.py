@@ -229,6 +229,11 @@ def test_numbers_are_looked_up_where_classes_have_names():
         label_of([1], names, "")
 
 
+def test_names_that_are_numbers_are_never_counted_through():
+    """0 was the first of 1, 2, 3, and 1 was itself: both one class."""
+    assert [label_of(value, ("1", "2", "3"), "") for value in (0, 1, "3", 2.0)] == list("0132")
+
+
 def test_numbered_labels_are_sorted_by_value():
     assert sorted_labels(["10", "9", "1"]) == ("1", "9", "10")
     assert sorted_labels(["b", "a", "10"]) == ("10", "a", "b")

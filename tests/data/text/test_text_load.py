@@ -1,5 +1,6 @@
 import logging
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_a_changed_file_is_noticed_even_if_it_looks_the_same(table, made):
     assert (table.stat().st_size, table.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
     after = load(table)
     assert len(made) == 2
-    assert after.fingerprint != before.fingerprint
+    assert after.identities["train"].digest != before.identities["train"].digest
     assert "tractor" in after.tokenizer.words
 
 
@@ -190,6 +191,39 @@ def test_a_tokenizer_that_is_given_is_used(table, tmp_path):
     assert same(load(table, tokenizer=first.tokenizer), first)
 
 
+def write_labels(path, labels):
+    rows = "".join(f"the text {number} of {label},{label}\n" for number, label in labels)
+    path.write_text(f"text,label\n{rows}")
+    return str(path)
+
+
+def test_a_table_that_counts_from_0_is_none_that_counts_from_1(tmp_path):
+    """Every label was read, three of four as another one: 25 % right, and no word."""
+    ours = write_labels(tmp_path / "one.csv", [(n, n % 4 + 1) for n in range(80)])
+    theirs = write_labels(tmp_path / "zero.csv", [(n, n % 4) for n in range(80)])
+    data = load_text(ours, TextSettings())
+    assert data.classes == ("1", "2", "3", "4")
+    with pytest.raises(DataError, match=r"1, 2, 3, 4\. Got also '0' in zero\.csv.*counts.* from 0"):
+        load_test(theirs, data.tokenizer, data.classes, data.columns, 8)
+    with pytest.raises(DataError, match=r"Got also .0. in zero\.csv"):
+        load_text(ours, TextSettings(), test_data=Path(theirs))
+
+
+def test_what_labels_were_taken_for_is_told(tmp_path):
+    part = write_labels(tmp_path / "part.csv", [(n, n % 3 + 1) for n in range(60)])
+    ours = write_labels(tmp_path / "ours.csv", [(n, n % 4 + 1) for n in range(80)])
+    data = load_text(ours, TextSettings(), test_data=Path(part))
+    assert "no test text is of 4" in data.notes
+    given = (data.tokenizer, ("a", "b", "c", "d"), data.columns, 8)
+    labels, notes = load_test(part, *given)
+    assert labels.labels.bincount().tolist() == [0, 20, 20, 20]
+    assert notes == [
+        "numbers as labels are places in the list: 1 is b",
+        "classes in test: b 20, c 20, d 20, a 0",
+        "no test text is of a",
+    ]
+
+
 def test_a_known_set(tmp_path):
     write_set(tmp_path / "imdb")
     data = load_text("imdb", TextSettings(), data_dir=tmp_path)
@@ -211,7 +245,7 @@ class TestTesting:
         found, notes = load_test(str(table), data.tokenizer, data.classes, data.columns, 8)
         assert len(found) == 100
         assert found.labels.bincount().tolist() == [50, 50]
-        assert notes == []
+        assert notes == ["classes in test: hardware 50, software 50"]
 
     def test_the_test_split_of_a_known_set(self, tmp_path, table):
         write_set(tmp_path / "imdb", n=30)

@@ -244,7 +244,7 @@ def synthetic_data(config: TrainConfig) -> DataSummary:
         own, classes = config.data, texts.classes
         columns, label = own.text or texts.text[:1], own.label or ("label",)
         pretrained, sizes = pretrained_inputs(config), network_sizes(config)
-        drawn = TextInputs(own.vocab_size, config.chosen.max_tokens, columns, label, "", sizes)
+        drawn = TextInputs(own.vocab_size, config.chosen.max_tokens, columns, label, sizes)
         if pretrained is not None:
             drawn = replace(
                 drawn,

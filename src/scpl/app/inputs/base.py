@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scpl import models
 from scpl.app.config import DataConfig, TrainConfig
+from scpl.data.identity import Identities, changes, identities_of, identities_to_json
 from scpl.data.images.dataset import check_normalisation
 from scpl.data.images.decode import EIGHT_BITS, WhiteLevels
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS
@@ -31,6 +32,8 @@ __all__ = [
     "Loaders",
     "TextInputs",
     "balanced_notes",
+    "changed_data",
+    "check_tested_on",
     "check_there",
     "drawn_from",
     "inputs_of",
@@ -55,6 +58,7 @@ class Loaders:
         files: Texts of the files that ``inputs`` names, by name.
         initial: Makes what the network begins with instead of drawn weights, if the data has it.
         task: What is learnt.
+        identities: What the splits of the data set are, by name.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Loaders:
     files: Mapping[str, str] = field(default_factory=dict)
     initial: Callable[[], dict[str, Any]] = dict
     task: Task = field(default_factory=Classes)
+    identities: Identities = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,6 @@ class TextInputs:
         max_tokens: So many tokens of a text are read.
         text_columns: Columns of a table that make a text.
         label_columns: Columns of what is learnt.
-        fingerprint: Digest of the content of the files that were learnt from.
         sizes: Sizes of the network other than its own defaults.
         padding: How texts become a batch.
         files: Files of the run folder that a prediction needs besides.
@@ -159,7 +163,6 @@ class TextInputs:
     max_tokens: int
     text_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
-    fingerprint: str
     sizes: Mapping[str, Any]
     padding: Padding = WITH_ZEROS
     files: tuple[str, ...] = ("tokenizer.json",)
@@ -241,6 +244,7 @@ class DataSummary:
         steps: Mini-batches per epoch.
         notes: What the user should know of the data.
         task: What is learnt.
+        identities: What the splits of the data set are, by name.
     """
 
     name: str
@@ -252,6 +256,7 @@ class DataSummary:
     steps: int
     notes: tuple[str, ...] = ()
     task: Task = field(default_factory=Classes)
+    identities: Identities = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaders: Loaders) -> DataSummary:
@@ -266,6 +271,7 @@ class DataSummary:
             len(loaders.train),
             loaders.notes,
             loaders.task,
+            loaders.identities,
         )
 
     @classmethod
@@ -274,12 +280,13 @@ class DataSummary:
         classes, notes = tuple(values["classes"]), tuple(values["notes"])
         inputs, task = inputs_of(values["inputs"]), task_of(values["task"])
         made = {"classes": classes, "notes": notes, "inputs": inputs, "task": task}
-        return cls(**{**values, **made})
+        return cls(**{**values, **made, "identities": identities_of(values["identities"])})
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "inputs": self.inputs.describe(), "task": self.task.to_json()}
+        made = {"inputs": self.inputs.describe(), "task": self.task.to_json()}
+        return {**values, **made, "identities": identities_to_json(self.identities)}
 
     @property
     def num_classes(self) -> int:
@@ -306,6 +313,65 @@ def check_there(trained: TrainConfig) -> None:
             f"Looked for {learnt} and found nothing at {path.absolute()}",
             "Call scpl in the folder that it was called in then, or say where it is: --data",
         )
+
+
+def check_tested_on(
+    description: Mapping[str, Any],
+    identities: Identities,
+    classes: Sequence[str],
+    name: str,
+    noun: str,
+) -> None:
+    """Check that the data of a run are what it was tested on, so that the number is the same one.
+
+    Args:
+        description: Of the run, in ``model.json``.
+        identities: What its data are now.
+        classes: Their classes now.
+        name: Of the data.
+        noun: What the samples are, in the plural.
+
+    Raises:
+        DataError: They are not.
+    """
+    tested_on = {"test": identities["test"]}
+    found = changed_data(description, {"data": identities_to_json(tested_on)}, noun, ("test",))
+    before = description["classes"]
+    for word, odd in (("new", set(classes) - set(before)), ("gone", set(before) - set(classes))):
+        if odd:
+            found.append(f"classes that are {word}: {', '.join(sorted(odd))}")
+    if found:
+        raise DataError(
+            "What a run is tested on must be as it was in training",
+            f"{name} has changed since: {'; '.join(found)}",
+            f"Put the old data back, or test on what there is now: --data {name}",
+        )
+
+
+def changed_data(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    noun: str,
+    splits: Sequence[str] = ("train", "valid", "test"),
+) -> list[str]:
+    """Say which data of a run are not what they were, and in what.
+
+    Args:
+        before: A description of the run, as in ``model.json``.
+        now: Another one.
+        noun: What the samples are, in the plural.
+        splits: Which splits count.
+
+    Returns:
+        A phrase for each split that has changed; nothing of descriptions that say nothing of data.
+    """
+    if "data" not in before or "data" not in now:
+        return []
+    old, new = (
+        {name: each for name, each in identities_of(one["data"]).items() if name in splits}
+        for one in (before, now)
+    )
+    return changes(old, new, noun)
 
 
 def balanced_notes(config: DataConfig, task: Task, names: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,14 @@ from torch import Tensor
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
-from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, check_there, drawn_from
+from scpl.app.inputs.base import (
+    ImageInputs,
+    Loaders,
+    balanced_notes,
+    check_tested_on,
+    check_there,
+    drawn_from,
+)
 from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import images as data
 from scpl.data.classes import absent, spread
@@ -94,6 +101,7 @@ def loaders(config: TrainConfig) -> Loaders:
         ),
         data.sentence(**used),
     )
+    notes += data.shared_images(train, valid, source.test)
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
@@ -129,6 +137,7 @@ def loaders(config: TrainConfig) -> Loaders:
         notes,
         {PROCESSOR: wanted.text} if wanted and wanted.text else {},
         task=task,
+        identities=source.identities,
     )
 
 
@@ -208,6 +217,8 @@ def test_loader(
     test, notes = data.load_test(
         name, classes, inputs.image_size, own=own, data_dir=data_dir, reading=reading
     )
+    if config.data is None:
+        check_tested_on(description, {"test": test.identity(classes)}, classes, name, "images")
     test = test.with_channels(inputs.channels)
     notes += (*absent(test.labels, classes, "test image"), data.sentence(test=test))
     sys.stderr.write("".join(f"{note}\n" for note in notes))

@@ -15,7 +15,14 @@ from typing import Any
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, check_there, drawn_from
+from scpl.app.inputs.base import (
+    Loaders,
+    TextInputs,
+    balanced_notes,
+    check_tested_on,
+    check_there,
+    drawn_from,
+)
 from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import text
 from scpl.data.notes import Faults
@@ -72,8 +79,8 @@ def loaders(config: TrainConfig) -> Loaders:
     columns, padding = source.columns, own.padding if own else text.WITH_ZEROS
     files = own.tokenizer.files if own else {TOKENIZER: source.tokenizer.to_json()}
     inputs = TextInputs(
-        source.tokenizer.vocab_size, most, columns.text, columns.label, source.fingerprint, sizes,
-        padding, tuple(files),
+        source.tokenizer.vocab_size, most, columns.text, columns.label, sizes, padding,
+        tuple(files),
     )  # fmt: skip
 
     learnt = source.train.labels
@@ -101,6 +108,7 @@ def loaders(config: TrainConfig) -> Loaders:
         files,
         initial,
         task,
+        source.identities,
     )
 
 
@@ -225,12 +233,7 @@ def test_loader(
         test_data=trained.data.test_data,
         tokenizer=tokenizer,
     )
-    if source.fingerprint != inputs.fingerprint:
-        raise DataError(
-            "the run's own data must be as it was in training",
-            f"The files of {trained.data.data} have changed since",
-            "Put the old files back, or test on a table of its own: --data FILE",
-        )
+    check_tested_on(description, source.identities, source.classes, trained.data.data, "texts")
     return made(source.test)
 
 

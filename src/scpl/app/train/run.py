@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from scpl.app.environment import choose_device, describe_environment, peak_memor
 from scpl.app.inputs.base import (
     DataSummary,
     Loaders,
+    changed_data,
     measured,
     shown_samples,
     with_samples,
@@ -66,6 +67,13 @@ def resumed_config(config: TrainConfig, run: Path, named: str | None = None) -> 
     """
     folder = RunFolder.open(run)
     check_named(folder, config.network.model, named)
+    out = config.run.out
+    if config.run.force or (out is not None and out.resolve() != run.resolve()):
+        raise InputError(
+            "A resumed run must go on in its own folder, with what is in it",
+            f"Got --resume {run}{f' --out {out}' if out else ''}{' --force' * config.run.force}",
+            f"Leave out all but --resume {run}; to go on elsewhere, copy the folder first",
+        )
     kept = TrainConfig.read(folder.config)
     config.check_together(kept)
     processes = Mesh.from_env().num_ranks if is_rank() else config.run.processes
@@ -177,7 +185,7 @@ def _train_run(
             held.callback(folder.unlock)
         else:
             folder = resumed
-            _check_same_data(folder, description, loaders.files)
+            _check_same_data(folder, description, loaders.files, data.noun)
         about = {
             "path": str(folder.path),
             "files": folder.read_about(loaders.files),
@@ -230,19 +238,20 @@ def _make_folder(
 
 
 def _check_same_data(
-    folder: RunFolder, description: Mapping[str, Any], files: Mapping[str, str]
+    folder: RunFolder, description: Mapping[str, Any], files: Mapping[str, str], noun: str
 ) -> None:
     """Check that a resumed run finds the data that it began with; `files` by name as made now."""
     if not folder.description.is_file():
         return
     now, before = json.loads(json.dumps(description)), folder.read_json(folder.description)
     # What only one version of scpl writes down says nothing of the data.
-    changed = [key for key in sorted(now.keys() & before.keys()) if now[key] != before[key]]
+    names = sorted(now.keys() & before.keys() - {"data"})
+    changed = changed_data(before, now, noun) or [n for n in names if now[n] != before[n]]
     changed += [name for name, text in files.items() if text.encode() != folder.read_bytes(name)]
     if changed:
         raise CheckpointError(
             "A resumed run must find the data as it was when it began",
-            f"Changed: {', '.join(changed)}",
+            f"Changed: {'; '.join(changed)}",
             "Put the old data back, or start a new run",
         )
 
@@ -267,6 +276,7 @@ class _Run:
         self.loaders, self.stop, self.told, self.plan = loaders, stop, told, plan
         self.clock = Clock()
         self.recorder: Recorder | None = None
+        self._saved: tuple[int, int] | None = None  # step and epoch of the newest checkpoint
 
     def complete(self, pipeline: Pipeline) -> dict[str, Any] | None:
         """Train to the end, test once, write everything."""
@@ -277,6 +287,8 @@ class _Run:
             self.recorder = Recorder(self.config, self.data, self.folder, quiet=quiet)
             self.stop.on_signal(self._notify)
         note = pipeline.restore() if self.config.run.resume is not None else None
+        if note is not None:
+            self._saved = pipeline.step, pipeline.epoch
         lines = pipeline.ranks.exchange("stages", describe_stages(pipeline))
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
@@ -285,7 +297,7 @@ class _Run:
             with self.stop:
                 while pipeline.epoch < self.config.chosen.epochs:
                     self._train_epoch()
-            return self._finish()
+                return self._finish()
         except Interrupted:
             pipeline.close()  # the checkpoint is on disk before anyone is told of it
             raise
@@ -356,11 +368,9 @@ class _Run:
             recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
         if not pipeline.mesh.is_first:
             return
-        received = self._received()
-        if self.config.run.checkpoint_every is None or received:
-            pipeline.checkpoint(**self.clock.note(in_epoch=False))
-        if received and epoch < self.config.chosen.epochs:
-            self._interrupt(received)
+        if self.config.run.checkpoint_every is None:
+            self._save(in_epoch=False)
+        self._end_if_asked(in_epoch=False)
 
     def _after_step(self, report: Report) -> None:
         if self.recorder is not None:
@@ -368,15 +378,22 @@ class _Run:
             if time.perf_counter() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
                 self.recorder.flush(self.meter.live())
                 self._flushed = time.perf_counter()
-        if self.pipeline.mesh.is_first and (received := self._received()):
-            self.pipeline.checkpoint(**self.clock.note(in_epoch=True))
-            self._interrupt(received)
+        if self.pipeline.mesh.is_first:
+            self._end_if_asked(in_epoch=True)
 
-    def _received(self) -> int | None:
-        """The number of a signal to end, sent to this rank or to another one."""
-        return self.stop.received or self.pipeline.ranks.asked_to_stop
+    def _tested_on(self) -> Iterator[Any]:
+        """The batches of the final test, as long as nobody asks for an end; on the first rank."""
+        assert self.loaders is not None
+        for batch in self.loaders.test:
+            yield batch
+            self._end_if_asked(in_epoch=False)
 
-    def _interrupt(self, number: int) -> None:
+    def _end_if_asked(self, *, in_epoch: bool) -> None:
+        """Save and end the run if a signal came, to this rank or to another one."""
+        number = self.stop.received or self.pipeline.ranks.asked_to_stop
+        if not number:
+            return
+        self._save(in_epoch=in_epoch)
         self.pipeline.stop(f"after step {self.pipeline.step}", number)
         error = Interrupted(
             f"Interrupted after step {self.pipeline.step}; everything is saved",
@@ -385,11 +402,17 @@ class _Run:
         error.signal = number
         raise error
 
+    def _save(self, *, in_epoch: bool) -> None:
+        place = self.pipeline.step, self.pipeline.epoch
+        if place != self._saved:
+            self.pipeline.checkpoint(**self.clock.note(in_epoch=in_epoch))
+            self._saved = place
+
     def _finish(self) -> dict[str, Any] | None:
         """Test, export, write; every rank calls it. On the last one it returns the summary."""
         config, pipeline, folder, clock = self.config, self.pipeline, self.folder, self.clock
         wall = clock.now()
-        scores = pipeline.evaluate(self.loaders.test if self.loaders else ())
+        scores = pipeline.evaluate(self._tested_on() if self.loaders else ())
         test, details = scores.peek(), scores.details(self.data.classes)
         # The last rank knows the mistakes, the first one has the samples.
         if details is not None:

@@ -1,6 +1,13 @@
 """Labelled images: known data sets, the user's own files, augmentation and mini-batches."""
 
-from scpl.data.images.dataset import ImageData, Split, carve_validation, limit, sentence
+from scpl.data.images.dataset import (
+    ImageData,
+    Split,
+    carve_validation,
+    limit,
+    sentence,
+    shared_images,
+)
 from scpl.data.images.decode import (
     EXTENSIONS,
     Reading,
@@ -36,5 +43,6 @@ __all__ = [
     "load_test",
     "normalise",
     "sentence",
+    "shared_images",
     "with_channels",
 ]

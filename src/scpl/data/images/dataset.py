@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scpl.data.identity import Identity, of_samples, shared, short
 from scpl.data.images.decode import EIGHT_BITS, WhiteLevels, check_room
 from scpl.data.images.ondemand import OnDemand, pixel_sums, with_channels
 from scpl.data.sampling import stratified
@@ -32,6 +33,7 @@ __all__ = [
     "limit",
     "resize",
     "sentence",
+    "shared_images",
 ]
 
 
@@ -47,6 +49,8 @@ class Split:
         labels: ``int64``, shape ``[N]``, none negative.
         place: Which images these are, for messages, e.g. ``"photos/train"``.
         names: What each is: a file, or a row of one; nothing where they have no names.
+        digests: ``int64 [N]``, of each image as it was before it was decoded or resized; None where
+            nobody asks.
 
     Raises:
         DataError: A shape or type is another, the counts differ, or there is no image.
@@ -56,6 +60,7 @@ class Split:
     labels: Tensor
     place: str = ""
     names: Sequence[object] = ()
+    digests: Tensor | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -85,7 +90,8 @@ class Split:
         images = self.images
         chosen = images.subset(indices) if isinstance(images, OnDemand) else images[indices]
         names = [self.names[index] for index in indices.tolist()] if self.names else ()
-        return Split(chosen, self.labels[indices], self.place, names)
+        digests = None if self.digests is None else self.digests[indices]
+        return Split(chosen, self.labels[indices], self.place, names, digests)
 
     def name(self, index: int) -> str:
         """Say which image it is: its file, or its number from 1."""
@@ -129,6 +135,20 @@ class Split:
         return dataclasses.replace(
             self, images=self.images.to(device), labels=self.labels.to(device)
         )
+
+    def identified(self) -> Split:
+        """Return the same with digests; those of the pixels, if it has none yet."""
+        if self.digests is not None:
+            return self
+        pixels = self.images[:].contiguous().numpy()
+        digests = torch.tensor([short(image.data) for image in pixels], dtype=torch.int64)
+        return dataclasses.replace(self, digests=digests)
+
+    def identity(self, names: Sequence[str]) -> Identity:
+        """Say what it is, with the names of its classes."""
+        digests = self.identified().digests
+        assert digests is not None
+        return of_samples(digests, self.labels, names)
 
 
 def _got(tensor: Tensor | OnDemand) -> str:
@@ -218,6 +238,15 @@ class ImageData:
         """Return the same with every split changed in one way."""
         train, test, *valid = map(change, self._splits)
         return dataclasses.replace(self, train=train, test=test, valid=valid[0] if valid else None)
+
+    @property
+    def identities(self) -> dict[str, Identity]:
+        """What the splits are, by name."""
+        return {
+            name: of_samples(split.digests, split.labels, self.classes)
+            for name, split in zip(("train", "test", "valid"), self._splits, strict=False)
+            if split.digests is not None
+        }
 
     @property
     def num_classes(self) -> int:
@@ -317,6 +346,16 @@ def resize(split: Split, size: int) -> Split:
     check_room(*split.images.shape[:2], size, size)
     images = F.interpolate(split.images[:], (size, size), mode="bilinear", antialias=True)
     return dataclasses.replace(split, images=images)
+
+
+def shared_images(train: Split, valid: Split | None, test: Split) -> tuple[str, ...]:
+    """Say how many images to validate and test on are learnt from as well."""
+    keys = {
+        name: split.digests.tolist()
+        for name, split in (("train", train), ("validation", valid), ("test", test))
+        if split is not None and split.digests is not None
+    }
+    return tuple(shared("images", **keys)) if "train" in keys else ()
 
 
 def channel_stats(images: Tensor | OnDemand) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scpl.data.cache import remember
+from scpl.data.identity import short
 from scpl.data.images.dataset import Split, check_classes, sentence
 from scpl.data.images.decode import (
     AS_IT_IS,
@@ -50,6 +51,7 @@ __all__ = [
     "Row",
     "Splits",
     "decoded",
+    "digests",
     "encoded_rows",
 ]
 
@@ -212,6 +214,7 @@ def decoded(
     images, found = _found(items, places, image_size, reading)
     if not reading.skip_unreadable:
         check_readable(found.unreadable, len(items), places.__getitem__)
+    content = digests(items)
     kept = torch.ones(len(items), dtype=torch.bool)
     kept[list(found.unreadable)] = False
     left_out, sizes = Faults(), [len(part) for part in parts]
@@ -227,7 +230,10 @@ def decoded(
     )
     told = [images.note()] if isinstance(images, OnDemand) else []
     splits = [
-        Split(p, part.labels, part.place, part.items) for p, part in zip(pixels, parts, strict=True)
+        Split(each, part.labels, part.place, part.items, digested)
+        for part, each, digested in zip(
+            parts, pixels, torch.split(content[kept], sizes), strict=True
+        )
     ]
     return splits, found.white, [*left_out.notes(), *found.white.notes(), *told]
 
@@ -236,7 +242,7 @@ def _found(
     items: Sequence[Item], places: PackedTexts, image_size: int | None, reading: Reading
 ) -> tuple[Tensor | OnDemand, Decoded | Survey]:
     """Decode images, or read them once to be decoded on demand; those that can be read."""
-    files = list(dict.fromkeys(item.file if isinstance(item, Row) else item for item in items))
+    files, rows = _files(items), [item.number for item in items if isinstance(item, Row)]
 
     def name(index: int) -> str:
         return places[index]
@@ -250,11 +256,13 @@ def _found(
     if reading.in_memory == "yes" and image_size is not None:  # before the first is decoded
         check_room(len(items), 1, image_size, image_size)
     if reading.holds(len(items), 3, *_size(items, image_size)):
-        decoded = Decoded.of(*remember(files, (image_size, reading.white), len(items), decode))
+        decoded = Decoded.of(
+            *remember("images", files, (image_size, reading.white, rows), len(items), decode)
+        )
         return decoded.images, decoded
     sources = _on_disk(items, places)
-    how = ("survey", image_size, reading.white)
-    known = Survey.of(*remember(files, how, len(items), look_at))
+    how = (image_size, reading.white, rows)
+    known = Survey.of(*remember("survey", files, how, len(items), look_at))
     return known.images(sources, image_size, name, reading.workers), known
 
 
@@ -270,6 +278,33 @@ def _kept(part: Part, mask: Tensor, left_out: Faults) -> Part:
             "Replace these images, or remove the class",
         )
     return part.take(torch.nonzero(mask)[:, 0])
+
+
+def digests(items: Sequence[Item]) -> Tensor:
+    """Digest the encoded images, ``int64 [N]``; what was digested before is remembered.
+
+    A file that cannot be read is as an empty one: decoding says why.
+    """
+    rows = [item for item in items if isinstance(item, Row)]
+
+    def digest() -> tuple[Tensor, str]:
+        found: dict[Item, int] = {row: short(value) for row, value in _each_row(rows)}
+        for item in items:
+            if isinstance(item, Path):
+                found[item] = short(_content(item))
+        return torch.tensor([found[item] for item in items], dtype=torch.int64), ""
+
+    return remember("digests", _files(items), [row.number for row in rows], len(items), digest)[0]
+
+
+def _content(path: Path) -> bytes:
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def _files(items: Sequence[Item]) -> list[Path]:
+    return list(dict.fromkeys(item.file if isinstance(item, Row) else item for item in items))
 
 
 def _sources(items: Sequence[Item]) -> Sequence[bytes | Path]:

@@ -64,7 +64,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise InputError("The image size must be at least 1 pixel", f"Got {image_size}")
     if name == EMBEDDED:
-        return _resized(raw.load_digits(), image_size)
+        return _resized(raw.load_digits().each(Split.identified), image_size)
     spec, folder, files = _located(name, data_dir, download)
     size = image_size or (spec.image_size if spec else None)
     found = files.read(folder)
@@ -125,7 +125,8 @@ def _matched(
     test: Split, found: Sequence[str] | None, classes: Sequence[str], image_size: int
 ) -> tuple[Split, tuple[str, ...]]:
     labels, told = matched(test.labels, found, classes, test.place)
-    return resize(dataclasses.replace(test, labels=labels), image_size), told
+    test = dataclasses.replace(test.identified(), labels=labels)
+    return resize(test, image_size), told
 
 
 def _located(
@@ -224,9 +225,10 @@ def _data(
         split if split.place else dataclasses.replace(split, place=f"the {purpose} files of {name}")
         for purpose, split in (("training", splits.train), ("test", splits.test))
     )
-    return ImageData(
+    data = ImageData(
         name, train, test, classes, mean, std, flip, splits.valid, splits.notes, splits.white
     )
+    return data.each(Split.identified)
 
 
 def _numbered(splits: Splits, count: int = 0) -> tuple[str, ...]:

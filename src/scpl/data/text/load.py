@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from scpl.data.cache import keep, recall
+from scpl.data.identity import Identities, Identity, sizes_of
 from scpl.data.notes import Faults
 from scpl.data.text.loader import Encoded
 from scpl.data.text.splits import (
@@ -76,7 +77,8 @@ class TextData:
         train: Texts to learn from.
         valid: Texts held out of them.
         test: Texts to score on.
-        fingerprint: Digest of the content of the files.
+        identities: What the splits are, by name; rows of one file that are divided are told apart
+            by their counts alone.
         notes: What the user should know of the data.
     """
 
@@ -87,7 +89,7 @@ class TextData:
     train: Encoded
     valid: Encoded | None
     test: Encoded
-    fingerprint: str
+    identities: Identities
     notes: tuple[str, ...] = ()
 
 
@@ -117,13 +119,14 @@ def load_text(
     files = find_files(name, data_dir=data_dir, test_data=test_data, download=download)
     columns = choose_columns(files, settings.text, settings.label)
     before = _states(files.all)
-    fingerprint = _digest(files.all)
-    sizes = [len(files.train), len(files.valid), len(files.test)]
-    about = [fingerprint, files.name, sizes, dataclasses.asdict(columns)]
+    sources = _sources(files)
+    content = {paths: _digest(paths) for paths in set(sources.values())}
+    digests = {name: content[paths] for name, paths in sources.items()}
+    about = [digests, files.name, dataclasses.asdict(columns)]
     key = _key(about, settings, tokenizer)
-    data = _recalled(files.name, columns, fingerprint, key, tokenizer)
+    data = _recalled(files.name, columns, digests, key, tokenizer)
     if data is None:
-        data = _made(files, columns, settings, tokenizer, fingerprint)
+        data = _made(files, columns, settings, tokenizer, digests)
         if _states(files.all) != before:
             raise DataError(
                 "Data must not change while it is read",
@@ -157,7 +160,8 @@ def load_test(
         data_dir: Folder that holds data sets.
 
     Returns:
-        The texts, and what was left out or repaired.
+        The texts, and what the user should know: what was left out or repaired, which classes
+        they were taken for.
 
     Raises:
         DataError: The data is missing or damaged, or has a label that is none of the classes.
@@ -171,7 +175,10 @@ def load_test(
     targets = targets_in(dataclasses.replace(files, train=paths), columns, task, classes)
     faults = Faults()
     texts = numbered(read_texts(paths, columns, targets, faults), targets, classes, paths)
-    return _encode(texts, tokenizer, max_tokens), faults.notes()
+    notes = faults.notes() + [targets.by_place] * bool(targets.by_place)
+    notes.append(targets.balance(texts.labels, classes, "test"))
+    notes += targets.absent(texts.labels, classes, "test")
+    return _encode(texts, tokenizer, max_tokens), notes
 
 
 def _made(
@@ -179,7 +186,7 @@ def _made(
     columns: Columns,
     settings: TextSettings,
     tokenizer: Tokenizer | None,
-    fingerprint: str,
+    digests: Mapping[str, str],
 ) -> TextData:
     splits = read_splits(files, columns, settings.splits)
     if tokenizer is None:
@@ -197,9 +204,29 @@ def _made(
         "most that are read, or more"
     )
     notes = (*splits.notes, told)
+    identities = _identities(digests, splits.classes, train=train, valid=valid, test=test)
     return TextData(
-        files.name, splits.classes, columns, tokenizer, train, valid, test, fingerprint, notes
+        files.name, splits.classes, columns, tokenizer, train, valid, test, identities, notes
     )
+
+
+def _sources(files: Files) -> dict[str, tuple[Path, ...]]:
+    """The files that each split comes from, by its name."""
+    return {
+        "train": files.train,
+        "valid": files.valid or files.train,
+        "test": files.test or files.train,
+    }
+
+
+def _identities(
+    digests: Mapping[str, str], names: Sequence[str], **splits: Encoded | None
+) -> Identities:
+    return {
+        name: Identity(digests[name], len(split), sizes_of(split.labels, names))
+        for name, split in splits.items()
+        if split is not None
+    }
 
 
 def _encode(texts: Texts, tokenizer: Tokenizer, max_tokens: int) -> Encoded:
@@ -230,7 +257,11 @@ def _key(about: Sequence[object], settings: TextSettings, tokenizer: Tokenizer |
 
 
 def _recalled(
-    name: str, columns: Columns, fingerprint: str, key: str, tokenizer: Tokenizer | None
+    name: str,
+    columns: Columns,
+    digests: Mapping[str, str],
+    key: str,
+    tokenizer: Tokenizer | None,
 ) -> TextData | None:
     found = recall("texts", key)
     if found is None:
@@ -240,15 +271,17 @@ def _recalled(
     def split(name: str) -> Encoded:
         return Encoded(*(tensors[f"{name}.{field}"] for field in _FIELDS))
 
+    classes, train, test = tuple(parse_json(about["classes"])), split("train"), split("test")
+    valid = split("valid") if "valid.tokens" in tensors else None
     return TextData(
         name,
-        tuple(parse_json(about["classes"])),
+        classes,
         columns,
         tokenizer or from_json(about["tokenizer"], "the cache"),
-        split("train"),
-        split("valid") if "valid.tokens" in tensors else None,
-        split("test"),
-        fingerprint,
+        train,
+        valid,
+        test,
+        _identities(digests, classes, train=train, valid=valid, test=test),
         tuple(parse_json(about["notes"])),
     )
 

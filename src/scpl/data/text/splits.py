@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scpl.data.identity import shared
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
 from scpl.data.parquet import check_shards, shards
@@ -350,8 +351,11 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     if valid is None and settings.validation > 0:
         train, valid = _hold_out(train, settings.validation, settings, "carve", "validation")
     targets.check_learnt(train.labels, classes)
-    notes += [*faults.notes(), *_shared(train, valid, test), *targets.hints]
+    held_out = None if valid is None else map(_normal, valid.texts)
+    keys = {"validation": held_out, "test": map(_normal, test.texts)}
+    notes += [*faults.notes(), *shared("texts", map(_normal, train.texts), **keys), *targets.hints]
     notes.append(targets.balance(train.labels, classes))
+    notes += targets.absent(test.labels, classes, "test")
     return Splits(classes, train, valid, test, tuple(notes))
 
 
@@ -375,8 +379,24 @@ def targets_in(
         )
     named = files.known.classes if files.known else None
     if task == Classes.kind and named is None and len(columns.label) == 1:
-        named = class_names((files.train or files.test)[0], columns.label[0])
+        named = _class_names(files, columns.label[0])
     return targets_of(task, columns.label, named or known)
+
+
+def _class_names(files: Files, column: str) -> tuple[str, ...] | None:
+    """Read the names of numbered classes; those of all splits must be the same."""
+    firsts = [paths[0] for paths in (files.train, files.valid, files.test) if paths]
+    named = {path: class_names(path, column) for path in firsts}
+    known = [(path, names) for path, names in named.items() if names is not None]
+    for path, names in known[1:]:
+        if names != known[0][1]:
+            raise DataError(
+                "Numbered classes must have the same names in all files",
+                f"Got {', '.join(known[0][1][:20])} in {known[0][0]}, "
+                f"but {', '.join(names[:20])} in {path}",
+                "Write the names themselves as labels",
+            )
+    return known[0][1] if known else None
 
 
 def _hold_out(
@@ -404,15 +424,6 @@ def _limited(rows: Texts, name: str, settings: SplitSettings) -> Texts:
         )
     chosen[others] = stratified(strata[others], count, draws)
     return rows.where(chosen)
-
-
-def _shared(train: Texts, valid: Texts | None, test: Texts) -> Iterator[str]:
-    """Count texts that occur in train as well: on these the network is only remembering."""
-    seen = {_normal(text) for text in train.texts}
-    for name, split in (("validation", valid), ("test", test)):
-        count = sum(_normal(text) in seen for text in split.texts) if split else 0
-        if split and count:
-            yield f"{count:,} of the {len(split):,} {name} texts occur in train as well"
 
 
 def _normal(text: str) -> str:

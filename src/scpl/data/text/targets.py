@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from scpl.data.classes import check_known, spread
+from scpl.data.classes import check_known, is_number, spread
+from scpl.data.identity import sizes_of
 from scpl.data.text.tables import is_missing
 from scpl.errors import DataError, InputError
 from scpl.outside import parse_json
@@ -39,6 +40,7 @@ class Targets(ABC, Generic[Value]):
     def __init__(self, columns: Sequence[str], known: Sequence[str] | None) -> None:
         self.columns, self.known = tuple(columns), None if known is None else tuple(known)
         self.hints: list[str] = []
+        self.by_place = ""  # says how numbers were taken for names
 
     @abstractmethod
     def read(self, cells: Sequence[Any], place: str) -> Value | None:
@@ -73,8 +75,15 @@ class Targets(ABC, Generic[Value]):
         """
 
     @abstractmethod
-    def balance(self, targets: Tensor, names: Sequence[str]) -> str:
-        """Say how the training rows are spread."""
+    def balance(self, targets: Tensor, names: Sequence[str], split: str = "train") -> str:
+        """Say how the rows of a split are spread."""
+
+    def absent(self, targets: Tensor, names: Sequence[str], split: str) -> Iterator[str]:
+        """Name the classes or labels that no row of a split has: is it labelled as the others?"""
+        missing = [name for name, size in sizes_of(targets, names).items() if not size]
+        if missing:
+            more = f" and {len(missing) - _FEW} more" * (len(missing) > _FEW)
+            yield f"no {split} text is of {', '.join(missing[:_FEW])}{more}"
 
     def _none(self, path: Path) -> DataError:
         named = ", ".join(map(repr, self.columns))
@@ -109,8 +118,12 @@ class _Class(Targets[str]):
     task = Classes
 
     def read(self, cells: Sequence[Any], place: str) -> str | None:
-        """A whole number is an index into the known names, if there are some."""
-        return label_of(cells[0], self.known, place)
+        """A whole number is an index into the known names, if they are words."""
+        label = label_of(cells[0], self.known, place)
+        known = self.known is not None and label is not None and label != cells[0]
+        if known and not self.by_place and is_number(str(cells[0])) and not is_number(str(label)):
+            self.by_place = f"numbers as labels are places in the list: {cells[0]} is {label}"
+        return label
 
     def names(self, values: Sequence[str], path: Path) -> tuple[str, ...]:
         if not values:
@@ -122,7 +135,7 @@ class _Class(Targets[str]):
                 f"Got only {names[0]!r} in column {self.columns[0]!r} of {path}",
                 "Choose another column with `label`",
             )
-        numeric = self.known is None and all(map(_is_number, names))
+        numeric = self.known is None and all(map(is_number, names))
         if len(names) > max(100, len(values) // 2):
             raise DataError(
                 "`label` must name a column of classes, which many rows share",
@@ -148,8 +161,8 @@ class _Class(Targets[str]):
     def check_learnt(self, targets: Tensor, names: Sequence[str]) -> None:
         _check_none_missing("class", torch.bincount(targets, minlength=len(names)), names)
 
-    def balance(self, targets: Tensor, names: Sequence[str]) -> str:
-        return f"classes in train: {spread(torch.bincount(targets, minlength=len(names)), names)}"
+    def balance(self, targets: Tensor, names: Sequence[str], split: str = "train") -> str:
+        return f"classes in {split}: {spread(torch.bincount(targets, minlength=len(names)), names)}"
 
 
 @final
@@ -195,10 +208,10 @@ class _Labels(Targets["frozenset[str]"]):
     def check_learnt(self, targets: Tensor, names: Sequence[str]) -> None:
         _check_none_missing("label", targets.sum(0), names)
 
-    def balance(self, targets: Tensor, names: Sequence[str]) -> str:
+    def balance(self, targets: Tensor, names: Sequence[str], split: str = "train") -> str:
         each, without = targets.sum(1).double(), float((targets.sum(1) == 0).double().mean())
         return (
-            f"labels in train: {spread(targets.sum(0), names)}; {each.mean():.2f} per text, "
+            f"labels in {split}: {spread(targets.sum(0), names)}; {each.mean():.2f} per text, "
             f"{100 * without:.1f} % of the texts have none"
         )
 
@@ -230,14 +243,14 @@ class _Numbers(Targets["list[float]"]):
                     "Choose another column with `label`",
                 )
 
-    def balance(self, targets: Tensor, names: Sequence[str]) -> str:
+    def balance(self, targets: Tensor, names: Sequence[str], split: str = "train") -> str:
         std, mean = torch.std_mean(targets, dim=0, correction=0)
         low, high = targets.aminmax(dim=0)
         told = [
             f"{name} {mean[i]:.4g} ± {std[i]:.4g}, from {low[i]:.4g} to {high[i]:.4g}"
             for i, name in enumerate(names)
         ]
-        return f"numbers in train: {'; '.join(told)}"
+        return f"numbers in {split}: {'; '.join(told)}"
 
 
 _READERS: dict[str, type[Targets[Any]]] = {
@@ -251,8 +264,9 @@ _READERS: dict[str, type[Targets[Any]]] = {
 def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
     """Name the class of a row, or None if its label is missing.
 
-    A whole number is an index into ``names``, if there are some; ``place`` is for messages. Raises
-    DataError if a number has no name, or the value is no label.
+    A whole number is an index into ``names``, if these are words: names that are numbers are never
+    counted through, or 1 would be the second of 1, 2, 3 in one row and the first in another.
+    ``place`` is for messages. Raises DataError if a number has no name, or the value is no label.
     """
     if is_missing(value):
         return None
@@ -261,7 +275,7 @@ def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).strip()
-    if names is None or text in names:
+    if names is None or text in names or any(map(is_number, names)):
         return text
     try:
         index = int(text)
@@ -347,13 +361,6 @@ def _number(value: Any, column: str, place: str) -> float | None:
             "Correct it, or leave the cell empty: the row is left out then",
         )
     return found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 # Messages
