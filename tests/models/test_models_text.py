@@ -364,6 +364,8 @@ def test_names_are_known():
     assert not set(models.known()) & set(models.known_text())
     with pytest.raises(InputError, match=r"text model .*lstm.*Got 'ltsm'.*Did you mean 'lstm'"):
         models.build_text("ltsm", num_classes=2, vocab_size=5)
+    with pytest.raises(InputError, match=r"small-cnn is for images: choose one of these with"):
+        models.build_text("small-cnn", num_classes=2, vocab_size=5)
 
 
 @pytest.mark.parametrize(

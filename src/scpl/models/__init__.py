@@ -185,7 +185,9 @@ def text_sizes(name: str) -> tuple[str, ...]:
         InputError: An unknown name.
     """
     if name not in _TEXT_MODELS:
-        raise unknown_name("text model", name, _TEXT_MODELS)
+        # Whoever has a table and names no network meets the default one, which is for images.
+        fix = f"{name} is for images: choose one of these with `model`" if name in _MODELS else ""
+        raise unknown_name("text model", name, _TEXT_MODELS, fix)
     return _TEXT_MODELS[name].sizes
 
 
