@@ -156,6 +156,9 @@ class DataConfig:
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: an epoch holds every sample once; balanced: it draws equally often from each class,
     from rare ones several times. For labels a class is the rarest label of a sample."""
+    label_smoothing: float = setting(0.0, SHARE)
+    """Share of the target that the losses of all classifiers spread evenly over classes; of labels,
+    over there and not there. What validation and test measure stays as it is."""
     image_size: int | None = setting(None, _PIXELS, samples="images")
     """images: resize them to this many pixels."""
     augmentation: Literal["none", "basic", "strong"] = setting("none", samples="images")
@@ -624,12 +627,13 @@ class TrainConfig:
         chosen = self.data
         given = {"class_weights": chosen.class_weights, "sampling": chosen.sampling}
         wanted = [name for name, value in given.items() if value == "balanced"]
-        if wanted and chosen.task == "regression":
-            raise InputError(
-                f"{flag(wanted[0])} balanced is for classes and labels",
-                "Got --task regression",
-                "Leave it out",
-            )
+        for name in [*wanted, *(["label_smoothing"] if chosen.label_smoothing else [])]:
+            if chosen.task == "regression":
+                raise InputError(
+                    f"{flag(name)} {getattr(chosen, name)} is for classes and labels",
+                    "Got --task regression",
+                    "Leave it out",
+                )
         if len(wanted) > 1:
             raise InputError(
                 "What is rare must be made up for once: by weights or by sampling",

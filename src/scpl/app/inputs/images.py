@@ -15,7 +15,7 @@ from torch import Tensor
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
 from scpl.app.environment import choose_device, free_memory
-from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from
+from scpl.app.inputs.base import ImageInputs, Loaders, balanced_notes, drawn_from, fitted
 from scpl.data import images as data
 from scpl.data.images import EXTENSIONS, decode_images, normalise
 from scpl.errors import DataError
@@ -78,9 +78,7 @@ def loaders(config: TrainConfig) -> Loaders:
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
-    task = Classes.fitted(
-        train.labels, source.num_classes, balanced=chosen.class_weights == "balanced"
-    )
+    task = fitted(Classes, chosen, train.labels, source.num_classes)
     notes += balanced_notes(chosen, task, source.classes)
     strata = drawn_from(chosen, task, train.labels)
     given: dict[str, Any] = {"batch_size": config.chosen.batch_size, "device": device}

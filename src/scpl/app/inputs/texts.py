@@ -11,7 +11,7 @@ from typing import Any
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
-from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from
+from scpl.app.inputs.base import Loaders, TextInputs, balanced_notes, drawn_from, fitted
 from scpl.data import text
 from scpl.data.loader import Inputs
 from scpl.errors import DataError, InputError
@@ -74,9 +74,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )  # fmt: skip
 
     learnt = source.train.labels
-    task = TASKS[chosen.task].fitted(
-        learnt, len(source.classes), balanced=chosen.class_weights == "balanced"
-    )
+    task = fitted(TASKS[chosen.task], chosen, learnt, len(source.classes))
     notes += balanced_notes(chosen, task, source.classes)
     batches: dict[str, Any] = {"batch_size": config.chosen.batch_size, "padding": padding}
     strata = drawn_from(chosen, task, learnt)
