@@ -37,10 +37,12 @@ from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
 from scpl.models.own import read_arguments
 from scpl.outside import LARGEST_TOML, parse_toml, read_text
+from scpl.runs.metrics import WATCHED
 
 __all__ = [
     "FREE_IN_A_COMPARISON",
     "FREE_ON_RESUME",
+    "MAIN",
     "PARTS",
     "BenchConfig",
     "Chosen",
@@ -105,6 +107,8 @@ _THREADS, _PROCESSES, _LAYERS = up_to(1024), up_to(1024), up_to(1024)
 _WIDTH, _PIXELS, _BATCH = up_to(1 << 16), up_to(1 << 12), up_to(1 << 20)
 _TOKENS, _WORDS, _PASSES = up_to(1 << 20), up_to(1 << 24), up_to(10**6)
 _WEEK = up_to(7 * 24 * 3600)
+MAIN = "main"
+"""What --keep-best means by no name: the main metric of what is learnt."""
 _MOST_OPTION = 1 << 20  # of what methods count: features, layers, samples
 
 
@@ -307,6 +311,11 @@ class OptimizerConfig:
 
     epochs: int | None = setting(None, _PASSES)
     """Passes over the training samples; default: 10, and 3 for hf:..."""
+    keep_best: str | None = None
+    """The network of the run is that of the epoch with the best validation, and the last one lies
+    in RUN/last: best by the main metric, or by another one that is named here; loss: the least."""
+    patience: int | None = setting(None, _PASSES)
+    """Stop early: after so many epochs without a better validation; keeps the best, too."""
     optimizer: OptimizerName | None = None
     """Each stage has its own; sgd has momentum 0.9. Default: adam, and adamw for hf:..."""
     lr: float | None = setting(None, POSITIVE)
@@ -587,6 +596,8 @@ class TrainConfig:
         if self.network.balance == "measured":
             self._check_measured(alone=alone)
         self._check_balanced()
+        if self.optimizer.keep_best not in (None, MAIN, *WATCHED):
+            raise unknown_name("--keep-best", str(self.optimizer.keep_best), [MAIN, *WATCHED])
         self._check_learning(methods)
         if self.run.resume is None:  # what the run was started with may be for more processes
             self.check_together(TrainConfig())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -18,7 +19,7 @@ from scpl.app.build import laid_out
 from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
 from scpl.app.inputs import modality_named
-from scpl.app.network import classify, load_exits, load_network, task_named
+from scpl.app.network import classify, load_exits, load_network, task_named, weights_epoch
 from scpl.data.loader import Inputs
 from scpl.engine.export import ExitNetwork
 from scpl.engine.ranks import OneRank
@@ -67,6 +68,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "stages": summary.get("stages", trained.network.num_stages),
         "processes": trained.run.processes,
         "epochs": trained.chosen.epochs,
+        **weights_epoch(folder),
         "seed": trained.run.seed,
         "task": task.kind,
         "metric": task.metrics[0],
@@ -106,6 +108,9 @@ def predict(config: PredictConfig, out: TextIO) -> None:
         names_of.append("stages")
     table = csv.DictWriter(out, names_of, lineterminator="\n")
     batches = modality.pending(config, folder, description)
+    chosen = weights_epoch(folder)
+    if "best_by" in chosen:  # else it is the last one, as anyone would think
+        sys.stderr.write(f"{folder.path}: the network after epoch {chosen['weights_epoch']}\n")
     if not config.json:
         table.writeheader()
     for names, inputs in batches:

@@ -135,6 +135,11 @@ class RunFolder:
         return self._lock
 
     @property
+    def last(self) -> RunFolder:
+        """Where a run that keeps its best epoch leaves the last one, as a finished run."""
+        return RunFolder(self.path / "last")
+
+    @property
     def run(self) -> str | None:
         """The name of the run, which no other run has; None if its files do not say it."""
         name = self.read_json(self.environment, optional=True).get("run")

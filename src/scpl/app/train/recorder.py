@@ -14,7 +14,7 @@ from scpl.engine.scores import Scores
 from scpl.engine.worker import Report, read_reports
 from scpl.methods import METHODS
 from scpl.runs import RunFolder
-from scpl.runs.columns import epoch_row, mean_values, valid_column
+from scpl.runs.columns import EPOCH, epoch_row, mean_values, valid_column
 from scpl.runs.metrics import METRICS, metric_of
 from scpl.tasks import Task
 
@@ -44,10 +44,9 @@ class Recorder:
 
             self._board = SummaryWriter(str(folder.path / "tensorboard"))
 
-    @property
-    def validation(self) -> dict[str, float | None]:
-        """Metrics of the validation after the last epoch, by column."""
-        row = self._table[-1] if self._table else {}
+    def validation(self, epoch: int) -> dict[str, float | None]:
+        """Metrics of the validation after an epoch, by column."""
+        row = next((row for row in self._table if int(row[EPOCH]) == epoch), {})
         found = {name: row.get(name, "") for name in map(valid_column, self._data.task.metrics)}
         # After a resume they are text.
         return {name: None if value == "" else float(value) for name, value in found.items()}
@@ -93,8 +92,13 @@ class Recorder:
         lr: float,
         scores: Scores | None,
         usage: Usage = NOTHING,
+        *,
+        best: bool = False,
     ) -> None:
-        """Write the row of an epoch, counted from 1, whose training took so many seconds."""
+        """Write the row of an epoch, counted from 1, whose training took so many seconds.
+
+        ``best`` says that its validation is the best so far.
+        """
         self.flush()
         losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
         samples = sum(row["samples"] for row in self._rows)
@@ -113,7 +117,7 @@ class Recorder:
         self._rows = []
         self._table.append(row)
         self._folder.write_metrics(self._table)
-        self.progress.end_epoch(row, losses, usage)
+        self.progress.end_epoch(row, losses, usage, best=best)
         self._warn(observed)
         if self._board is not None:
             for name, value in row.items():
