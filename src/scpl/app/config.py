@@ -471,8 +471,9 @@ class RunConfig:
     """Checkpoints to keep."""
     trace: bool = setting(False, decides="nothing")
     """Write trace.json for Perfetto or chrome://tracing: what each process did when."""
-    tensorboard: bool = setting(False, decides="speed")
-    """Write TensorBoard events into the run folder."""
+    log: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting((), decides="speed")
+    """Log live for these tools, into the run folder: tensorboard; mlflow; wandb, offline. Each is a
+    package of its own."""
     json: bool = setting(False, decides="nothing")
     """Print one JSON object on stdout; messages go to stderr."""
     quiet: bool = setting(False, decides="nothing")
@@ -1181,6 +1182,8 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             return value
         raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
     if kind is tuple:
+        if get_origin(options[0]) is Literal and isinstance(value, (list, tuple)):
+            return tuple(_convert(each, options[0], what) for each in value)
         accepted = (float, int) if options[0] is float else options[:1]
         if isinstance(value, (list, tuple)) and all(type(each) in accepted for each in value):
             return tuple(map(options[0], value))

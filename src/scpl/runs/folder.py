@@ -56,6 +56,7 @@ class RunFolder:
         self.trace = path / "trace.json"
         self.log = path / "log.txt"
         self.environment = path / "env.json"
+        self.logged = path / "logged.json"
         self._lock: RunLock | None = None
 
     @classmethod

@@ -31,6 +31,7 @@ from scpl.app.network import check_named, describe_network, save_exits, save_net
 from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop, outlive_launcher
 from scpl.app.train.best import Best, Watch, watch_of
+from scpl.app.train.logs import import_tools
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints
@@ -165,6 +166,8 @@ def _train_run(
         ranks.share("data", DataSummary.of(loaders).to_json())
     data = DataSummary.from_json(ranks.fetch("data"))
     watch = watch_of(config, data)
+    if mesh.is_last:
+        import_tools(config.run.log)
     config, plan = balanced(config, ranks, data, loaders)
     initial = loaders.initial() if loaders is not None else None
     told: list[str] = []
@@ -329,6 +332,7 @@ class _Run:
         config, data, pipeline = self.config, self.data, self.pipeline
         if config.run.resume is not None:
             recorder.restore(pipeline.step, pipeline.epoch)
+        recorder.begin(pipeline.step)
         say, processes = recorder.progress.say, config.run.processes
         say(
             f"{config.method.method}: {config.network.model} on {data.name}, "
@@ -464,6 +468,7 @@ class _Run:
         }
         if last is not None:
             self._save_last(*last, {**summary, "weights_epoch": trained})
+        self.recorder.finish(summary)
         folder.write_json(folder.summary, summary)
         for line in self._ended(trained):
             self.recorder.progress.say(line)
@@ -598,6 +603,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
     watch_of(config, data)
+    import_tools(config.run.log)
     notes = list(data.notes)
     ranks = OneRank(choose_device(config.run.device))
     config, _ = balanced(config, ranks, data, loaders)
