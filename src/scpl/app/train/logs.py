@@ -68,7 +68,7 @@ class TensorBoard(Tool):
 
         purged = step + 1 if known else None
         path = str(folder.path / "tensorboard")
-        self._writer: Any = SummaryWriter(path, purge_step=purged, flush_secs=5)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(path, purge_step=purged, flush_secs=5)
         if not known:
             lines = "\n".join(f"    {name} = {value}" for name, value in config.items())
             self._writer.add_text("config", lines, step)
@@ -138,6 +138,7 @@ class WeightsAndBiases(Tool):
             config=dict(config),
             dir=str(folder.path),
             mode=os.environ.get("WANDB_MODE", "offline"),
+            settings={"silent": True, "console": "off"},  # terminal and log are ours
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:  # noqa: D102
