@@ -47,8 +47,8 @@ def test_the_loss_of_classes_is_the_plain_cross_entropy():
     outputs, target = torch.randn(7, 3), torch.arange(7) % 3
     assert torch.equal(Classes().loss(outputs, target), F.cross_entropy(outputs, target))
     smoothed = F.cross_entropy(outputs, target, label_smoothing=0.1)
-    assert torch.equal(Classes().loss(outputs, target, 0.1), smoothed)
-    equal = Classes((1.0, 1.0, 1.0)).loss(outputs, target, 0.1)
+    assert torch.equal(Classes(label_smoothing=0.1).loss(outputs, target), smoothed)
+    equal = Classes((1.0, 1.0, 1.0), 0.1).loss(outputs, target)
     torch.testing.assert_close(equal, smoothed)
 
 
@@ -63,10 +63,8 @@ def test_weighted_losses_by_hand():
     assert labels.item() == pytest.approx(by_hand / 4)
     numbers = Regression().loss(outputs, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     assert numbers.item() == pytest.approx((1 + math.log(3) ** 2) / 4)
-    smoothed = MultiLabel().loss(outputs[:1, :1], torch.ones(1, 1), 0.5)
+    smoothed = MultiLabel(label_smoothing=0.5).loss(outputs[:1, 1:], torch.ones(1, 1))
     assert smoothed.item() == pytest.approx(math.log(2))
-    with pytest.raises(InputError, match=r"`label_smoothing` is for classes and labels"):
-        Regression().loss(outputs, outputs, 0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,8 +95,9 @@ def test_balanced_weights_make_classes_weigh_the_same():
     assert MultiLabel.fitted(labels, 2, balanced=True).weights == (1 / 3, 3.0)
     with pytest.raises(DataError, match=r"every label must be on some training samples"):
         MultiLabel.fitted(labels[:2], 2, balanced=True)
-    with pytest.raises(InputError, match=r"must be classes or labels\. Got numbers"):
-        Regression.fitted(torch.arange(4.0), 1, balanced=True)
+    for wish in ({"balanced": True}, {"label_smoothing": 0.1}):
+        with pytest.raises(InputError, match=r"must be classes or labels\. Got numbers"):
+            Regression.fitted(torch.arange(4.0), 1, **wish)
     assert "no 0.5, yes 2" in Classes((2.0, 0.5)).told(["yes", "no"])
     assert "x0 1 to x29 30" in Classes(tuple(range(1, 31))).told([f"x{i}" for i in range(30)])
     assert Classes().told(["yes", "no"]) == ""

@@ -201,7 +201,8 @@ class Pipeline:
         when the mark arrives.
 
         Args:
-            note: What else to remember; `restore` returns it.
+            note: What else to remember; `restore` returns it. ``best_step`` is the step of another
+                checkpoint (or this one), which is then kept as long as this one.
 
         Raises:
             InputError: if the pipeline has no folder for checkpoints.
@@ -212,7 +213,9 @@ class Pipeline:
         if self.mesh.is_first:
             self._source.look()
             place = self.step, self.epoch, self.batch
-            self._worker.process(CheckpointMark(*place, note, (), self._run, self._attempt))
+            # A step may be saved twice, before an epoch ends and after: parts of both are no whole.
+            attempt = f"{self._attempt}-{self.epoch}-{self.batch}"
+            self._worker.process(CheckpointMark(*place, note, (), self._run, attempt))
 
     def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Continue from a checkpoint, on any number of ranks; called on all of them.

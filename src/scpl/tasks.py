@@ -164,23 +164,31 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> Task:
+    def fitted(
+        cls,
+        targets: Tensor,
+        num_outputs: int,
+        *,
+        balanced: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> Task:
         """Make the task of training targets.
 
         Args:
             targets: Those of all training samples, as a loader gives them.
             num_outputs: C.
             balanced: Whether what is rare weighs more.
+            label_smoothing: Share of the target that the loss spreads evenly.
 
         Raises:
             DataError: if nothing can be learnt from them.
-            InputError: if nothing can be balanced.
+            InputError: if nothing can be balanced or smoothed.
         """
 
     # Learning
 
     @abstractmethod
-    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute the mean loss over samples, a scalar in at least float32.
 
         Every sample counts the same whatever else is in the mini-batch, so that the loss of a
@@ -189,10 +197,6 @@ class Task(ABC):
         Args:
             outputs: ``[N, C]``.
             target: Prepared.
-            label_smoothing: Share of the target that is spread evenly.
-
-        Raises:
-            InputError: if targets cannot be smoothed.
         """
 
     @abstractmethod
@@ -326,6 +330,8 @@ class Classes(Task):
 
     Args:
         weights: What the loss of a sample of each class is multiplied by; none for 1.
+        label_smoothing: Share of the target that the loss spreads over all classes. What is
+            measured of predictions, their loss among it, knows neither of the two.
     """
 
     kind: ClassVar[str] = "classes"
@@ -337,6 +343,10 @@ class Classes(Task):
     plural: ClassVar[str] = "classes"
 
     weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_smoothing(self.label_smoothing)
 
     def check_target(self, target: Tensor, rows: int, num_outputs: int, place: str) -> None:  # noqa: D102
         if target.ndim != 1 or len(target) != rows or target.is_floating_point():
@@ -373,20 +383,28 @@ class Classes(Task):
         return targets.to(torch.int64)
 
     @classmethod
-    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> Classes:
+    def fitted(
+        cls,
+        targets: Tensor,
+        num_outputs: int,
+        *,
+        balanced: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> Classes:
         """See `Task.fitted`; balanced weights are N / (C n) for a class of n of N samples."""
         if not balanced:
-            return cls()
+            return cls((), label_smoothing)
         sizes = torch.bincount(targets, minlength=num_outputs).clamp(min=1).double()
-        return cls(tuple((len(targets) / (num_outputs * sizes)).tolist()))
+        weights = (len(targets) / (num_outputs * sizes)).tolist()
+        return cls(tuple(weights), label_smoothing)
 
-    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:  # noqa: D102
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         with _in_float32(outputs):
-            values = _precise(outputs)
+            values, smoothing = _precise(outputs), self.label_smoothing
             if not self.weights:
-                return functional.cross_entropy(values, target, label_smoothing=label_smoothing)
+                return functional.cross_entropy(values, target, label_smoothing=smoothing)
             loss_N = functional.cross_entropy(
-                values, target, label_smoothing=label_smoothing, reduction="none"
+                values, target, label_smoothing=smoothing, reduction="none"
             )
             return (loss_N * _constant(self.weights, loss_N)[target]).mean()
 
@@ -476,6 +494,8 @@ class MultiLabel(Task):
 
     Args:
         weights: What the loss of a label that is there is multiplied by; none for 1.
+        label_smoothing: The loss takes labels that are there for 1 minus half of this share, and
+            others for half of it. What is measured of predictions knows neither of the two.
     """
 
     kind: ClassVar[str] = "multi-label"
@@ -489,6 +509,10 @@ class MultiLabel(Task):
     plural: ClassVar[str] = "labels"
 
     weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_smoothing(self.label_smoothing)
 
     def prepare(self, target: Tensor) -> Tensor:  # noqa: D102
         return target.to(torch.float32)
@@ -515,10 +539,17 @@ class MultiLabel(Task):
         return torch.where(there.any(1), rarest, targets.shape[1])
 
     @classmethod
-    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> MultiLabel:
+    def fitted(
+        cls,
+        targets: Tensor,
+        num_outputs: int,
+        *,
+        balanced: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> MultiLabel:
         """See `Task.fitted`; balanced weights are (N - n) / n for a label of n of N samples."""
         if not balanced:
-            return cls()
+            return cls((), label_smoothing)
         sizes = (targets > 0.5).sum(0).double()
         constant = ((sizes == 0) | (sizes == len(targets))).nonzero().flatten().tolist()
         if constant:
@@ -527,12 +558,12 @@ class MultiLabel(Task):
                 f"Label number {constant[0]} is on {int(sizes[constant[0]]):,} of {len(targets):,}",
                 "Leave the label out, or use more samples",
             )
-        return cls(tuple(((len(targets) - sizes) / sizes).tolist()))
+        return cls(tuple(((len(targets) - sizes) / sizes).tolist()), label_smoothing)
 
-    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:  # noqa: D102
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         with _in_float32(outputs):
-            values = _precise(outputs)
-            wanted = target.to(values.dtype) * (1 - label_smoothing) + label_smoothing / 2
+            values, smoothing = _precise(outputs), self.label_smoothing
+            wanted = target.to(values.dtype) * (1 - smoothing) + smoothing / 2
             weights = _constant(self.weights, values) if self.weights else None
             return functional.binary_cross_entropy_with_logits(values, wanted, pos_weight=weights)
 
@@ -704,11 +735,18 @@ class Regression(Task):
         return places * _NUM_BINS // len(first)
 
     @classmethod
-    def fitted(cls, targets: Tensor, num_outputs: int, *, balanced: bool = False) -> Regression:
+    def fitted(
+        cls,
+        targets: Tensor,
+        num_outputs: int,
+        *,
+        balanced: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> Regression:
         """See `Task.fitted`; takes mean and deviation."""
-        if balanced:
+        if balanced or label_smoothing:
             raise InputError(
-                "What is balanced must be classes or labels",
+                "What is balanced or smoothed must be classes or labels",
                 "Got numbers (regression)",
                 "Leave it out",
             )
@@ -721,13 +759,7 @@ class Regression(Task):
             )
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
-    def loss(self, outputs: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:  # noqa: D102
-        if label_smoothing:
-            raise InputError(
-                "`label_smoothing` is for classes and labels",
-                f"Got {label_smoothing} for numbers",
-                "Leave it out",
-            )
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         with _in_float32(outputs):
             values = _precise(outputs)
             return functional.mse_loss(values, target.to(values.dtype))
@@ -830,6 +862,14 @@ class Regression(Task):
 
 TASKS: Mapping[str, type[Task]] = {each.kind: each for each in (Classes, MultiLabel, Regression)}
 """Every task by its name in configurations."""
+
+
+def _check_smoothing(share: float) -> None:
+    if not 0 <= share < 1:
+        raise InputError(
+            "`label_smoothing` must be a share, from 0 to below 1",
+            f"Got {share}",
+        )
 
 
 def task_of(values: Mapping[str, Any]) -> Task:

@@ -314,6 +314,8 @@ def test_what_cannot_be_is_refused(root):
     for arguments, words in (
         (["--task", "regression", "--label", "cost", "--sampling", "balanced"],
          ["--sampling balanced is for classes and labels", "--task regression"]),
+        (["--task", "regression", "--label", "cost", "--label-smoothing", "0.1"],
+         ["--label-smoothing 0.1 is for classes and labels", "--task regression"]),
         (["--label", "first", "--sampling", "balanced", "--class-weights", "balanced"],
          ["made up for once", "Leave one of them out"]),
         (["--label", "first", "topics"], ["A class must stand in one column", "multi-label"]),

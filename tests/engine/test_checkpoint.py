@@ -244,6 +244,27 @@ def test_parts_of_two_attempts_are_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("disks", [1, 3])
+def test_whoever_goes_on_from_a_checkpoint_finds_its_best(tmp_path, keep, disks):
+    """On every machine, whatever each of them was killed at; and no other is kept for it."""
+    folders = [tmp_path / str(disk) for disk in range(disks)]
+    writers = [CheckpointWriter(Checkpoints(folder, keep=keep), STAGES) for folder in folders]
+    mine = [ALL] if disks == 1 else [[index] for index in ALL]
+    bests = {10: 10, 20: 20, 30: 20, 40: 20, 50: 20, 60: 60, 70: 60, 80: 60, 90: 60}
+    for step, best in bests.items():
+        for writer, folder, stages in zip(writers, folders, mine, strict=True):
+            for index in stages:
+                writer.write(index, mark(step, best_step=best), state(step, index))
+                writer.wait()
+                common = [set(intact_steps(f, s)) for f, s in zip(folders, mine, strict=True)]
+                usable = set.intersection(*common)
+                assert {bests[each] for each in usable} <= usable, (step, index)
+            assert len(intact_steps(folder, stages)) <= keep + 1
+    for writer in writers:
+        writer.close()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
 def test_parts_of_two_attempts_replace_no_checkpoint(tmp_path, keep):
     write(tmp_path, 10, keep=keep)
     write(tmp_path, 20, 30, keep=9, stages=[1, 2])

@@ -21,16 +21,21 @@ STEPS = (1, 2, 3)
 
 
 class Told(OneRank):
-    """The last of several ranks, which hears what the others can read."""
+    """The last of several ranks, which hears what the others can read.
 
-    def __init__(self, *others, run, attempt=""):
+    They were written together with its own, unless another attempt is named.
+    """
+
+    def __init__(self, *others, run, attempt=None):
         super().__init__(mesh=Mesh(1, 2))
         self.steps, self.run, self.attempt = others, run, attempt
 
     def exchange(self, key, value):
         if key == "read":
             return ["", value]
-        return [[(step, self.run, "", False, self.attempt) for step in self.steps], value]
+        own = {step: attempt for step, *_, attempt in value}
+        attempts = {step: self.attempt or own.get(step, "") for step in self.steps}
+        return [[(step, self.run, "", False, attempts[step]) for step in self.steps], value]
 
 
 def build(folder=None):
@@ -83,7 +88,7 @@ def cut(path):
 
 
 def names(folder):
-    """Of the run that was saved, and of the attempt."""
+    """Of the run that was saved, and of the last mark in its attempt."""
     manifest = json.loads(part(folder, 3, 0, ".json").read_text())
     return {name: manifest[name] for name in ("run", "attempt")}
 
@@ -100,7 +105,7 @@ def test_the_newest_is_taken(saved, restore, heard):
 def test_ranks_agree_on_the_newest_that_all_can_read(tmp_path, saved, restore, heard, others, step):
     """Each machine has a disk of its own, and one of them may be ahead of another."""
     pipeline = build()
-    ranks = Told(*others, **names(tmp_path))
+    ranks = Told(*others, run=names(tmp_path)["run"])
     note = restore(pipeline, ranks=ranks, stages=slice(2, 3))
     assert note["step"] == step
     assert_same_state(bodies(pipeline)[2:], saved[step][2:])
@@ -111,7 +116,7 @@ def test_ranks_agree_on_the_newest_that_all_can_read(tmp_path, saved, restore, h
 def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved, restore, heard):
     pipeline = build()
     before = [{k: v.clone() for k, v in one.items()} for one in bodies(pipeline)]
-    ranks = Told(7, **names(tmp_path))
+    ranks = Told(7, run=names(tmp_path)["run"])
     assert restore(pipeline, ranks=ranks, stages=slice(2, 3)) is None
     assert_same_state(bodies(pipeline), before)
     assert "begins with the first step" in heard[0]
@@ -120,7 +125,7 @@ def test_nothing_in_common_is_nothing_to_go_on_from(tmp_path, saved, restore, he
 def test_a_disk_that_was_not_brought_is_no_beginning(tmp_path, saved, restore):
     """The run began anew and wrote over the parts of the other machines."""
     with pytest.raises(CheckpointError, match=r"intact checkpoint.*step 3: is not on all machines"):
-        restore(build(), ranks=Told(**names(tmp_path)), stages=slice(2, 3))
+        restore(build(), ranks=Told(run=names(tmp_path)["run"]), stages=slice(2, 3))
 
 
 def test_parts_of_another_run_on_another_machine_are_not_mixed_with_ours(saved, restore):
@@ -129,9 +134,27 @@ def test_parts_of_another_run_on_another_machine_are_not_mixed_with_ours(saved, 
 
 
 def test_parts_of_two_attempts_on_two_machines_are_no_checkpoint(tmp_path, saved, restore, heard):
-    ranks = Told(*STEPS, **names(tmp_path) | {"attempt": "another"})
+    ranks = Told(*STEPS, run=names(tmp_path)["run"], attempt="another")
     assert restore(build(), ranks=ranks, stages=slice(2, 3)) is None
     assert "parts of several attempts" in heard[0]
+
+
+def test_a_step_that_is_saved_again_when_its_epoch_has_ended_is_whole_or_not_there(
+    tmp_path, restore, heard
+):
+    """As the best of all, after a checkpoint was due at its last step, elsewhere in the data."""
+    first = part(tmp_path, 3, 0)
+    with build(Checkpoints(tmp_path, every=1)) as pipeline:
+        pipeline.train(rows())
+        pipeline._writer.wait()
+        kept = {path: path.read_bytes() for path in (first, first.with_suffix(".json"))}
+        pipeline.checkpoint(best_step=3)
+    again = restore(build())
+    assert (again["step"], again["epoch"], again["batch"]) == (3, 1, 0)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert restore(build())["step"] == 2
+    assert "step 3: has parts of several attempts" in heard[-1]
 
 
 def test_a_damaged_part_sends_everyone_back_and_is_told_once(tmp_path, saved, restore, heard):

@@ -12,6 +12,7 @@ from scpl.heads import Linear
 from scpl.methods import METHODS, Site
 from scpl.methods.base import CrossEntropy, Objective, Sum
 from scpl.methods.scpl import ClassifiedContrast, Contrastive
+from scpl.tasks import Classes
 
 READOUT = nn.Linear(6, NUM_CLASSES)
 INNER = Site(0, 2, NUM_CLASSES, (6,), None)
@@ -61,12 +62,11 @@ def test_scpl_mixes_in_cross_entropy_through_the_same_head():
     method = SCPL(
         head=Linear(7),
         cross_entropy=0.25,
-        label_smoothing=0.1,
         classifier_gradient=False,
     )
     inner, last = method.objective(INNER), method.objective(LAST)
     assert type(inner) is ClassifiedContrast
-    assert (inner.contrastive.weight, inner.label_smoothing) == (0.75, 0.1)
+    assert inner.contrastive.weight == 0.75
     assert (inner.classifier.in_features, inner.classifier.out_features) == (7, NUM_CLASSES)
     assert [type(part) for part in last.parts] == [ClassifiedContrast, CrossEntropy]
     assert last.parts[1].detach
@@ -83,12 +83,31 @@ def test_the_networks_own_classifier_takes_the_place_of_the_last_local_one():
     assert alone.objective(INNER).contrastive.weight == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "bad"), [("cross_entropy", -0.1), ("cross_entropy", 1.1), ("label_smoothing", 1.0)]
-)
+@pytest.mark.parametrize(("name", "bad"), [("cross_entropy", -0.1), ("cross_entropy", 1.1)])
 def test_scpl_refuses_what_is_no_share(name, bad):
     with pytest.raises(InputError, match=f"`{name}` must be a share.*Got {bad}"):
         SCPL(**{name: bad})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_label_smoothing_is_for_the_classifiers_of_every_method(name):
+    features, target = torch.randn(12, 6), torch.arange(12) % NUM_CLASSES
+
+    def terms(task):
+        torch.manual_seed(0)
+        found, carry = {}, None
+        for site in (INNER, LAST):
+            objective = METHODS[name]().objective(replace(site, task=task))
+            for term, value in objective(features, target, carry).items():
+                found[site.index, term] = value.item()
+            carry = objective.hand_on(target, carry)
+        return found
+
+    plain, smooth = terms(Classes()), terms(Classes(label_smoothing=0.3))
+    changed = {key for key in plain if plain[key] != smooth[key]}
+    classified = {key for key in plain if "cross_entropy" in key[1]}
+    # Only the decoder of the first stage gives classes; others give codes.
+    assert changed == ({(0, "reconstruction")} if name == "al" else classified)
 
 
 def test_measuring_a_head_leaves_it_as_it_was():

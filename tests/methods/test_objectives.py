@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from scpl.losses.contrastive import supervised_contrastive_loss
 from scpl.methods.base import CrossEntropy, Objective, Sum
 from scpl.methods.scpl import ClassifiedContrast, Contrastive
+from scpl.tasks import Classes
 
 TARGET = torch.tensor([0, 1, 0, 1])
 
@@ -34,8 +35,9 @@ def test_a_weight_scales_the_contrast_and_not_what_is_observed():
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_contrast_and_classifier_look_through_one_head(share):
     x, head, classifier = features(), nn.Linear(5, 3), nn.Linear(3, 2)
-    contrastive = Contrastive(head, 0.2, "supcon", weight=1 - share)
-    mixed = ClassifiedContrast(contrastive, classifier, label_smoothing=0.1)
+    task = Classes(label_smoothing=0.1)
+    contrastive = Contrastive(head, 0.2, "supcon", weight=1 - share, task=task)
+    mixed = ClassifiedContrast(contrastive, classifier)
     terms = mixed(x, TARGET, None)
     contrast = supervised_contrastive_loss(head(x), TARGET, temperature=0.2, normalization="supcon")
     logits = classifier(head(x))

@@ -19,6 +19,7 @@ import tyro
 
 from scpl import __version__
 from scpl.app.config import (
+    MAIN,
     PARTS,
     BenchConfig,
     CompareConfig,
@@ -323,11 +324,21 @@ def _parse(
         kind,
         prog=f"scpl {usage}",
         description=f"{inspect.getdoc(kind)}{examples}",
-        args=arguments,
+        args=_named(arguments),
         config=(tyro.conf.OmitArgPrefixes,),
         registry=_registry(arguments),
         **keep,
     )
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """Name the metric where `--keep-best` stands alone: tyro knows no value that may be missing."""
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        found.append(argument)
+        if argument.replace("_", "-") == "--keep-best" and following.startswith("-"):
+            found.append(MAIN)
+    return found
 
 
 def _registry(arguments: list[str]) -> tyro.constructors.ConstructorRegistry:

@@ -38,10 +38,12 @@ from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
 from scpl.models.own import read_arguments
 from scpl.outside import LARGEST_TOML, parse_toml, read_text, shown
+from scpl.runs.metrics import WATCHED
 
 __all__ = [
     "FREE_IN_A_COMPARISON",
     "FREE_ON_RESUME",
+    "MAIN",
     "PARTS",
     "BenchConfig",
     "Chosen",
@@ -106,6 +108,8 @@ _THREADS, _PROCESSES, _LAYERS = up_to(1024), up_to(1024), up_to(1024)
 _WIDTH, _PIXELS, _BATCH = up_to(1 << 16), up_to(1 << 12), up_to(1 << 20)
 _TOKENS, _WORDS, _PASSES = up_to(1 << 20), up_to(1 << 24), up_to(10**6)
 _WEEK = up_to(7 * 24 * 3600)
+MAIN = "main"
+"""What --keep-best means by no name: the main metric of what is learnt."""
 _MOST_OPTION = 1 << 20  # of what methods count: features, layers, samples
 
 
@@ -157,6 +161,9 @@ class DataConfig:
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: an epoch holds every sample once; balanced: it draws equally often from each class,
     from rare ones several times. For labels a class is the rarest label of a sample."""
+    label_smoothing: float = setting(0.0, SHARE)
+    """Share of the target that the losses of all classifiers spread evenly over classes; of labels,
+    over there and not there. What validation and test measure stays as it is."""
     image_size: int | None = setting(None, _PIXELS, samples="images")
     """images: resize them to this many pixels."""
     skip_unreadable: bool = setting(False, samples="images")
@@ -312,6 +319,11 @@ class OptimizerConfig:
 
     epochs: int | None = setting(None, _PASSES)
     """Passes over the training samples; default: 10, and 3 for hf:..."""
+    keep_best: str | None = None
+    """The network of the run is that of the epoch with the best validation, and the last one lies
+    in RUN/last: best by the main metric, or by another one that is named here; loss: the least."""
+    patience: int | None = setting(None, _PASSES)
+    """Stop early: after so many epochs without a better validation; keeps the best, too."""
     optimizer: OptimizerName | None = None
     """Each stage has its own; sgd has momentum 0.9. Default: adam, and adamw for hf:..."""
     lr: float | None = setting(None, POSITIVE)
@@ -467,8 +479,9 @@ class RunConfig:
     """Checkpoints to keep."""
     trace: bool = setting(False, decides="nothing")
     """Write trace.json for Perfetto or chrome://tracing: what each process did when."""
-    tensorboard: bool = setting(False, decides="speed")
-    """Write TensorBoard events into the run folder."""
+    log: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting((), decides="speed")
+    """Log live for these tools, into the run folder: tensorboard; mlflow; wandb, offline. Each is a
+    package of its own."""
     json: bool = setting(False, decides="nothing")
     """Print one JSON object on stdout; messages go to stderr."""
     quiet: bool = setting(False, decides="nothing")
@@ -592,6 +605,8 @@ class TrainConfig:
         if self.network.balance == "measured":
             self._check_measured(alone=alone)
         self._check_balanced()
+        if self.optimizer.keep_best not in (None, MAIN, *WATCHED):
+            raise unknown_name("--keep-best", str(self.optimizer.keep_best), [MAIN, *WATCHED])
         self._check_learning(methods)
         if self.run.resume is None:  # what the run was started with may be for more processes
             self.check_together(TrainConfig())
@@ -641,12 +656,13 @@ class TrainConfig:
         chosen = self.data
         given = {"class_weights": chosen.class_weights, "sampling": chosen.sampling}
         wanted = [name for name, value in given.items() if value == "balanced"]
-        if wanted and chosen.task == "regression":
-            raise InputError(
-                f"{flag(wanted[0])} balanced is for classes and labels",
-                "Got --task regression",
-                "Leave it out",
-            )
+        for name in [*wanted, *(["label_smoothing"] if chosen.label_smoothing else [])]:
+            if chosen.task == "regression":
+                raise InputError(
+                    f"{flag(name)} {getattr(chosen, name)} is for classes and labels",
+                    "Got --task regression",
+                    "Leave it out",
+                )
         if len(wanted) > 1:
             raise InputError(
                 "What is rare must be made up for once: by weights or by sampling",
@@ -1194,6 +1210,8 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
             return value
         raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
     if kind is tuple:
+        if get_origin(options[0]) is Literal and isinstance(value, (list, tuple)):
+            return tuple(_convert(each, options[0], what) for each in value)
         accepted = (float, int) if options[0] is float else options[:1]
         if isinstance(value, (list, tuple)) and all(type(each) in accepted for each in value):
             return tuple(map(options[0], value))

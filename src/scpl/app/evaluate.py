@@ -17,7 +17,7 @@ from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import measured, shown_samples, with_samples
-from scpl.app.network import classify, load_exits, load_network, task_named
+from scpl.app.network import classify, load_exits, load_network, task_named, weights_epoch
 from scpl.data.loader import EpochLoader, Inputs
 from scpl.engine.export import ExitNetwork
 from scpl.engine.ranks import OneRank
@@ -69,6 +69,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "stages": summary.get("stages", trained.network.num_stages),
         "processes": trained.run.processes,
         "epochs": trained.chosen.epochs,
+        **weights_epoch(folder),
         "seed": trained.run.seed,
         "task": task.kind,
         "metric": task.metrics[0],

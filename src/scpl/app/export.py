@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scpl.app.config import EvalConfig, ExportConfig, TrainConfig
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import inputs_of
-from scpl.app.network import classify, load_network, separate, task_named
+from scpl.app.network import classify, load_network, separate, task_named, weights_epoch
 from scpl.data.loader import Inputs
 from scpl.errors import InputError, ScplError
 from scpl.files import write_whole
@@ -44,8 +44,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Returns:
         The file or folder, what was written beside it, the number of parameters, the number of
-        keys; of a network that predicts numbers, in which units; for a program also what it was
-        compared on, and the largest difference.
+        keys, the epoch whose weights they are; of a network that predicts numbers, in which units;
+        for a program also what it was compared on, and the largest difference.
 
     Raises:
         CheckpointError: if the run is not finished or damaged.
@@ -83,6 +83,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         **({"beside": others} if others else {}),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "keys": len(network.state_dict()),
+        **weights_epoch(folder),
         **checked,
     }
 

@@ -48,6 +48,7 @@ __all__ = [
     "save_network",
     "separate",
     "task_named",
+    "weights_epoch",
 ]
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -137,6 +138,12 @@ def load_exits(folder: RunFolder, named: str | None = None) -> tuple[ExitNetwork
             "Train with a method whose stages all predict, such as early-exit",
         )
     return _load(folder, named, _exits, [folder.weights, folder.exits])
+
+
+def weights_epoch(folder: RunFolder) -> dict[str, Any]:
+    """Say of which epoch the network of a finished run is, as in its summary, if that says so."""
+    summary = folder.read_json(folder.summary, optional=True)
+    return {key: summary[key] for key in ("weights_epoch", "best_by") if key in summary}
 
 
 def check_named(folder: RunFolder, model: str, named: str | None) -> None:

@@ -13,7 +13,7 @@ from scpl.app.config import PredictConfig
 from scpl.app.environment import set_threads
 from scpl.app.evaluate import Exits, compute_logits, open_run
 from scpl.app.inputs import modality_named
-from scpl.app.network import task_named
+from scpl.app.network import task_named, weights_epoch
 from scpl.app.progress import Count
 from scpl.app.rows import CsvRows, JsonRows, Row, Rows, new_file
 from scpl.app.signals import Unbroken
@@ -73,6 +73,9 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     if config.exit_threshold is not None:
         example = {**example, "stages": 1}
     pending = modality.pending(config, folder, description)
+    chosen = weights_epoch(folder)
+    if "best_by" in chosen:  # else it is the last one, as anyone would think
+        sys.stderr.write(f"{folder.path}: the network after epoch {chosen['weights_epoch']}\n")
     count = Count(modality.SAMPLES, pending.total, None if config.out else out)
     # A thread that waits for standard input would keep us waiting, too.
     ahead = prefetched(pending.batches(count.say), _AHEAD, patient=not pending.waits)

@@ -38,6 +38,7 @@ from scpl.errors import CheckpointError, InputError
 from scpl.files import free_space, reason, replacing, sync_folder, write_whole
 
 __all__ = [
+    "BEST_STEP",
     "CheckpointWriter",
     "Checkpoints",
     "Finding",
@@ -63,6 +64,8 @@ MANIFEST: Mapping[str, type] = {
 }
 """What every manifest says, and of which type; a note comes beside it."""
 LARGEST_MANIFEST = 1 << 20
+BEST_STEP = "best_step"
+"""A note of this name is the step of another checkpoint, which is kept as long as this one."""
 
 
 def _warn(line: str) -> None:
@@ -146,7 +149,7 @@ class CheckpointWriter:
         # One checkpoint under way at most: a slow disk must slow the stream, not fill the memory.
         if self._step not in (None, mark.step):
             self.wait()
-            self._look_ahead()
+            self._look_ahead(BEST_STEP in mark.note)
         self._raise_failures()
         self._step = mark.step
         _check_note(mark.note)
@@ -176,11 +179,11 @@ class CheckpointWriter:
         for future in done:
             future.result()
 
-    def _look_ahead(self) -> None:
-        """Say once if there is no room for as many checkpoints as are kept."""
+    def _look_ahead(self, best: bool) -> None:
+        """Say once if there is no room for as many checkpoints as are kept, and for the best."""
         size, free = sum(self._sizes.values()), free_space(self._directory)
-        # One more than is kept is there while the newest is being written.
-        missing = self._checkpoints.keep + 1 - len(_step_folders(self._directory))
+        # One more than is kept is there while the newest is being written, and the best may be.
+        missing = self._checkpoints.keep + 1 + best - len(_step_folders(self._directory))
         if free is None or free >= missing * size or self._told_full:
             return
         self._told_full = True
@@ -236,15 +239,22 @@ class CheckpointWriter:
 
         So a part never goes before those that replace all of it are there, written by one attempt,
         whatever this process is killed between. Folders of later steps (of a run that went back)
-        do not count.
+        do not count. What a checkpoint that stays names as the best stays with it: so whoever goes
+        on from one finds its best, too, on every machine.
         """
         folders = [f for f in _step_folders(self._directory) if _step_of(f) <= mark.step]
         parts = [_parts(folder) for folder in folders]
         ours = [_together(folder, parts[place], mark.run) for place, folder in enumerate(folders)]
+        old: list[tuple[Path, set[str]]] = []
+        stay: list[tuple[Path, set[str]]] = []
         for place, folder in enumerate(folders):
             newer = [other for other in ours[place + 1 :] if other >= parts[place]]
-            if parts[place] and len(newer) >= self._checkpoints.keep:
-                _remove(folder, parts[place])
+            is_old = parts[place] and len(newer) >= self._checkpoints.keep
+            (old if is_old else stay).append((folder, parts[place]))
+        named = set().union(*(_bests(folder, there) for folder, there in stay))
+        for folder, there in old:
+            if _step_of(folder) not in named:
+                _remove(folder, there)
 
 
 _MIXED = "has parts of several attempts, none of which finished it"
@@ -493,6 +503,16 @@ def _together(folder: Path, parts: Iterable[str], run: str) -> set[str]:
             if manifest["run"] == run:
                 attempts.setdefault(manifest["attempt"], set()).add(stem)
     return max(attempts.values(), key=len, default=set())
+
+
+def _bests(folder: Path, parts: Iterable[str]) -> set[int]:
+    """The steps that the parts of a checkpoint name as the best."""
+    found = set()
+    for stem in parts:
+        with suppress(CheckpointError):
+            index = int(stem.removeprefix("stage-"))
+            found.add(read_manifest(folder.parent, _step_of(folder), index).get(BEST_STEP))
+    return {step for step in found if isinstance(step, int)}
 
 
 def _remove(folder: Path, parts: set[str]) -> None:

@@ -167,7 +167,7 @@ class CheckpointMark(Message):
         note: What the caller wants to find again: numbers and text by name.
         losses: Of all earlier stages in the last step.
         run: The name of the run.
-        attempt: The name of this start of it: parts of two do not make a checkpoint.
+        attempt: The name of this mark, in this start of it: parts of two do not make a checkpoint.
     """
 
     epoch: int

@@ -236,7 +236,6 @@ class CrossEntropy(Objective):
         classifier: Maps features to logits ``[N, C]``.
         detach: Keep the gradient of the classifier's loss away from the stage's layers.
         weight: Factor on the loss.
-        label_smoothing: Share of the target that is spread evenly over all classes.
         task: What the outputs mean.
     """
 
@@ -246,7 +245,6 @@ class CrossEntropy(Objective):
         *,
         detach: bool = False,
         weight: float = 1.0,
-        label_smoothing: float = 0.0,
         task: Task | None = None,
     ) -> None:
         super().__init__()
@@ -254,12 +252,11 @@ class CrossEntropy(Objective):
         self.classifier = classifier
         self.detach = detach
         self.weight = weight
-        self.label_smoothing = label_smoothing
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
         logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
         self.observed = self.task.observe(logits, target)
-        loss = self.task.loss(logits, target, self.label_smoothing)
+        loss = self.task.loss(logits, target)
         return {self.task.loss_name: self.weight * loss}
 
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:  # noqa: D102

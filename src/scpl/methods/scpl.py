@@ -84,16 +84,12 @@ class ClassifiedContrast(Objective):
     Args:
         contrastive: The contrast, with its head; its weight is 1 - w.
         classifier: Maps projections to logits ``[N, C]``; discarded after training.
-        label_smoothing: Share of the target that is spread evenly over all classes.
     """
 
-    def __init__(
-        self, contrastive: Contrastive, classifier: nn.Module, *, label_smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, contrastive: Contrastive, classifier: nn.Module) -> None:
         super().__init__()
         self.contrastive = contrastive
         self.classifier = classifier
-        self.label_smoothing = label_smoothing
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
         weight, self.observed, terms = self.contrastive.weight, {}, {}
@@ -104,7 +100,7 @@ class ClassifiedContrast(Objective):
         logits = self.classifier(projections)
         task = self.contrastive.task
         self.observed |= task.observe(logits, target)
-        loss = task.loss(logits, target, self.label_smoothing)
+        loss = task.loss(logits, target)
         return {**terms, f"local_{task.loss_name}": (1 - weight) * loss}
 
     def exit_module(self, earlier: Sequence[Objective]) -> nn.Module:
@@ -187,8 +183,6 @@ class SCPL(ContrastiveMethod):
     classifier_gradient: bool = True
     """Let the network's own classifier teach the last stage's layers. In the paper it does not: its
     input is detached, and every layer learns from contrast alone."""
-    label_smoothing: float = 0.0
-    """Share of the target that cross-entropies spread over all classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,11 +190,6 @@ class SCPL(ContrastiveMethod):
             raise InputError(
                 "`cross_entropy` must be a share of the local loss, from 0 to 1",
                 f"Got {self.cross_entropy}",
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(
-                "`label_smoothing` must be a share, from 0 to below 1",
-                f"Got {self.label_smoothing}",
             )
 
     @classmethod
@@ -212,12 +201,7 @@ class SCPL(ContrastiveMethod):
     def objective(self, site: Site) -> Objective:  # noqa: D102
         if site.readout is None:
             return self._local(site)
-        readout = CrossEntropy(
-            site.readout,
-            detach=not self.classifier_gradient,
-            label_smoothing=self.label_smoothing,
-            task=site.task,
-        )
+        readout = CrossEntropy(site.readout, detach=not self.classifier_gradient, task=site.task)
         if not self.classifier_gradient:
             return Sum(self._local(site), readout)
         if self.cross_entropy == 1:
@@ -231,4 +215,4 @@ class SCPL(ContrastiveMethod):
             return contrast
         length = site.length(contrast.head)
         classifier = nn.Linear(length, site.num_classes)
-        return ClassifiedContrast(contrast, classifier, label_smoothing=self.label_smoothing)
+        return ClassifiedContrast(contrast, classifier)

@@ -144,6 +144,13 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
             f"largest process; {memory(math.fsum(peaks))} in all" if peaks[1:] else "one process",
         ),
     ]
+    epoch, trained = run.number("weights_epoch"), run.number("trained_epochs")
+    if "best_by" in run.summary and math.isfinite(epoch):
+        stopped = trained < run.number("epochs")
+        told = f"the best of {trained:.0f}; " + (
+            "stopped early" if stopped else "not stopped early"
+        )
+        tiles.append(("Weights of epoch", f"{epoch:.0f}", told))
     if waits:
         most = f"mean; most {percent(max(waits))}" if waits[1:] else "of the time"
         tiles.append(("Waiting", percent(math.fsum(waits) / len(waits)), most))

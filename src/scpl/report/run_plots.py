@@ -119,7 +119,7 @@ def _score_panels(run: RunRecord) -> Iterator[Panel]:
     yield Panel(
         name="accuracy-epochs",
         title=f"Validation {metric.title} per epoch",
-        caption=f"Black: the prediction of the whole network.{note}",
+        caption=f"Black: the prediction of the whole network.{note}{_kept(run)}",
         alternative=f"Line chart of validation {metric.title} against epochs: {words}.",
         draw=partial(_draw_scores, run, EPOCH, by_stage),
     )
@@ -135,6 +135,13 @@ def _score_panels(run: RunRecord) -> Iterator[Panel]:
         )
 
 
+def _kept(run: RunRecord) -> str:
+    """Say where the best epoch is, if its weights were kept."""
+    if "best_by" not in run.summary or not math.isfinite(run.number("weights_epoch")):
+        return ""
+    return " Dotted: the epoch whose weights were kept."
+
+
 def _draw_scores(run: RunRecord, against: str, by_stage: Mapping[int, str], axes: Any) -> None:
     xs = run.column(against)
     if against == SECONDS:
@@ -143,6 +150,8 @@ def _draw_scores(run: RunRecord, against: str, by_stage: Mapping[int, str], axes
         axes.set_xlabel(f"wall-clock time ({unit})")
     else:
         whole_axis(axes, "epoch")
+        if _kept(run):
+            axes.axvline(run.number("weights_epoch"), color=INK, linewidth=1.0, linestyle=":")
     marks, metric = small_marks(xs), run.metric
     colours = stage_colours(run.num_stages)
     for stage, name in by_stage.items():

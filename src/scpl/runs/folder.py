@@ -58,6 +58,7 @@ class RunFolder:
         self.trace = path / "trace.json"
         self.log = path / "log.txt"
         self.environment = path / "env.json"
+        self.logged = path / "logged.json"
         self._lock: RunLock | None = None
 
     @classmethod
@@ -135,6 +136,11 @@ class RunFolder:
         with _writing(self.path):
             self._lock = RunLock(self.path, rank)
         return self._lock
+
+    @property
+    def last(self) -> RunFolder:
+        """Where a run that keeps its best epoch leaves the last one, as a finished run."""
+        return RunFolder(self.path / "last")
 
     @property
     def run(self) -> str | None:

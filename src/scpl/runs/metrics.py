@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["METRICS", "Metric", "metric_of"]
+__all__ = ["METRICS", "WATCHED", "Metric", "metric_of"]
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,17 @@ class Metric:
         name: In files: ``test_<name>``, ``valid_<name>``.
         title: For people.
         is_share: Whether it is a share of one, which people read in percent.
+        falls: Whether smaller is better.
     """
 
     name: str
     title: str
     is_share: bool = True
+    falls: bool = False
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another one."""
+        return value < other if self.falls else value > other
 
     @property
     def unit(self) -> str:
@@ -60,15 +66,21 @@ METRICS: Mapping[str, Metric] = {
         Metric("mean_average_precision", "mean average precision"),
         Metric("exact_match", "exact match"),
         Metric("r2", "R\N{SUPERSCRIPT TWO}", is_share=False),
-        Metric("mean_absolute_error", "mean absolute error", is_share=False),
+        Metric("mean_absolute_error", "mean absolute error", is_share=False, falls=True),
         Metric("precision", "precision"),
         Metric("recall", "recall"),
         Metric("f1", "F1"),
-        Metric("root_mean_squared_error", "root mean squared error", is_share=False),
+        Metric("root_mean_squared_error", "root mean squared error", is_share=False, falls=True),
         Metric("spearman", "Spearman's rank correlation", is_share=False),
     )
 }
 """Every metric by its name."""
+
+WATCHED: Mapping[str, Metric] = {
+    **METRICS,
+    "loss": Metric("loss", "loss", is_share=False, falls=True),
+}
+"""All by which epochs can be compared."""
 
 
 def metric_of(name: object) -> Metric:

@@ -374,6 +374,16 @@ def changed_data(
     return changes(old, new, noun)
 
 
+def fitted(kind: type[Task], config: DataConfig, targets: Tensor, num_outputs: int) -> Task:
+    """Make the task of training targets, as configured."""
+    return kind.fitted(
+        targets,
+        num_outputs,
+        balanced=config.class_weights == "balanced",
+        label_smoothing=config.label_smoothing,
+    )
+
+
 def balanced_notes(config: DataConfig, task: Task, names: Sequence[str]) -> tuple[str, ...]:
     """Say what is done for rare classes."""
     weights = task.told(names)

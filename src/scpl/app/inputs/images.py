@@ -23,6 +23,7 @@ from scpl.app.inputs.base import (
     check_tested_on,
     check_there,
     drawn_from,
+    fitted,
 )
 from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import images as data
@@ -105,9 +106,7 @@ def loaders(config: TrainConfig) -> Loaders:
     splits = [split for split in (train, valid, source.test) if split is not None]
     device, told = lie_on(choose_device(config.run.device), splits)
     notes += told
-    task = Classes.fitted(
-        train.labels, source.num_classes, balanced=chosen.class_weights == "balanced"
-    )
+    task = fitted(Classes, chosen, train.labels, source.num_classes)
     notes += balanced_notes(chosen, task, source.classes)
     strata = drawn_from(chosen, task, train.labels)
     given = {"batch_size": config.chosen.batch_size, "device": device}

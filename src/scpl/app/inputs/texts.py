@@ -22,6 +22,7 @@ from scpl.app.inputs.base import (
     check_tested_on,
     check_there,
     drawn_from,
+    fitted,
 )
 from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
 from scpl.data import text
@@ -84,9 +85,7 @@ def loaders(config: TrainConfig) -> Loaders:
     )  # fmt: skip
 
     learnt = source.train.labels
-    task = TASKS[chosen.task].fitted(
-        learnt, len(source.classes), balanced=chosen.class_weights == "balanced"
-    )
+    task = fitted(TASKS[chosen.task], chosen, learnt, len(source.classes))
     notes += balanced_notes(chosen, task, source.classes)
     batches: dict[str, Any] = {"batch_size": config.chosen.batch_size, "padding": padding}
     strata = drawn_from(chosen, task, learnt)

@@ -119,9 +119,14 @@ class Progress:
             self._printed = now
 
     def end_epoch(
-        self, row: Mapping[str, Any], losses: Sequence[Mapping[str, float]], usage: Usage = NOTHING
+        self,
+        row: Mapping[str, Any],
+        losses: Sequence[Mapping[str, float]],
+        usage: Usage = NOTHING,
+        *,
+        best: bool = False,
     ) -> None:
-        """Print the line of a finished epoch."""
+        """Print the line of a finished epoch; ``best`` marks the best so far."""
         self.close()
         now = self._printed = time.perf_counter()
         score = row.get(valid_column(self._metric.name))
@@ -129,8 +134,8 @@ class Progress:
         exits = format_exits(row, len(losses), self._metric)
         self._valid = valid  # stays in sight while the next epoch runs
         self.say(
-            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{exits}  "
-            f"{row['samples_per_second']:,.0f} {self._noun}/s  "
+            f"epoch {self._epoch}/{self._epochs}  loss {format_losses(losses)}{valid}{exits}"
+            f"{'  best so far' if best else ''}  {row['samples_per_second']:,.0f} {self._noun}/s  "
             f"{format_seconds(row['seconds'])} so far, "
             f"{self._to_go(self._steps, now)}{format_usage(usage)}"
         )

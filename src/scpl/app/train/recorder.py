@@ -8,13 +8,21 @@ from typing import Any
 from scpl.app.config import TrainConfig, in_flags
 from scpl.app.inputs import modality_of
 from scpl.app.inputs.base import DataSummary
+from scpl.app.train.logs import Logs
 from scpl.app.train.progress import NOTHING, Clock, Progress, Usage
-from scpl.data.extras import import_extra
 from scpl.engine.scores import Scores
 from scpl.engine.worker import Report, read_reports
 from scpl.methods import METHODS
 from scpl.runs import RunFolder
-from scpl.runs.columns import epoch_row, mean_values, valid_column
+from scpl.runs.columns import (
+    EPOCH,
+    LOSS,
+    STEP,
+    epoch_row,
+    mean_values,
+    stage_column,
+    valid_column,
+)
 from scpl.runs.metrics import METRICS, metric_of
 from scpl.tasks import Task
 
@@ -31,23 +39,24 @@ class Recorder:
         self._waiting: list[tuple[float, Report]] = []
         self._rows: list[dict[str, Any]] = []  # steps of this epoch
         self._table: list[dict[str, Any]] = []  # finished epochs
-        self._board: Any = None
         self._warned = set[int]()
         epochs, samples, log = config.chosen.epochs, data.train_samples, folder.append_log
         self.progress = Progress(
             epochs, data.steps, samples, log,
             quiet=quiet, noun=data.noun, metric=metric_of(data.task.metrics[0]),
         )  # fmt: skip
-        if config.run.tensorboard:
-            import_extra("tensorboard", "tensorboard", "--tensorboard")
-            from torch.utils.tensorboard import SummaryWriter
+        self._logs = Logs(
+            config.run.log, folder, config.resolved().to_dict(),
+            lambda line: self.progress.say(f"Warning: {line}"),
+        )  # fmt: skip
 
-            self._board = SummaryWriter(str(folder.path / "tensorboard"))
+    def begin(self, step: int) -> None:
+        """Start the live logs of other tools, after so many training steps."""
+        self._logs.start(step)
 
-    @property
-    def validation(self) -> dict[str, float | None]:
-        """Metrics of the validation after the last epoch, by column."""
-        row = self._table[-1] if self._table else {}
+    def validation(self, epoch: int) -> dict[str, float | None]:
+        """Metrics of the validation after an epoch, by column."""
+        row = next((row for row in self._table if int(row[EPOCH]) == epoch), {})
         found = {name: row.get(name, "") for name in map(valid_column, self._data.task.metrics)}
         # After a resume they are text.
         return {name: None if value == "" else float(value) for name, value in found.items()}
@@ -83,7 +92,13 @@ class Recorder:
         if rows:
             self._folder.append_steps(rows)
             self._rows += rows
-            self.progress.update((rows[-1]["step"] - 1) % steps + 1, rows[-1]["losses"], usage)
+            step, losses = rows[-1]["step"], rows[-1]["losses"]
+            self.progress.update((step - 1) % steps + 1, losses, usage)
+            if step % steps:  # else the row of the epoch follows at once
+                live = (sum(terms.values()) for terms in losses)
+                self._logs.log(
+                    step, {stage_column(STEP, LOSS, k): loss for k, loss in enumerate(live)}
+                )
 
     def end_epoch(
         self,
@@ -93,8 +108,13 @@ class Recorder:
         lr: float,
         scores: Scores | None,
         usage: Usage = NOTHING,
+        *,
+        best: bool = False,
     ) -> None:
-        """Write the row of an epoch, counted from 1, whose training took so many seconds."""
+        """Write the row of an epoch, counted from 1, whose training took so many seconds.
+
+        ``best`` says that its validation is the best so far.
+        """
         self.flush()
         losses, observed = mean_values(self._rows, "losses"), mean_values(self._rows, "observed")
         samples = sum(row["samples"] for row in self._rows)
@@ -113,12 +133,9 @@ class Recorder:
         self._rows = []
         self._table.append(row)
         self._folder.write_metrics(self._table)
-        self.progress.end_epoch(row, losses, usage)
+        self.progress.end_epoch(row, losses, usage, best=best)
         self._warn(observed)
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name not in ("epoch", "step"):
-                    self._board.add_scalar(name, value, row["step"])
+        self._logs.log(row[STEP], {k: v for k, v in row.items() if k != STEP})
 
     def _warn(self, observed: list[dict[str, float]]) -> None:
         """Say once of each stage that it stays flat, if it does."""
@@ -127,11 +144,15 @@ class Recorder:
                 self._warned.add(stage)
                 self.progress.say(f"Warning: {advise(stage, seen, self._config)}")
 
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """End the live logs with what the run came to."""
+        results = {k: v for k, v in summary.items() if k.startswith("test_")}
+        self._logs.end(int(self._table[-1][STEP]), results)
+
     def close(self) -> None:
         """Leave the terminal clean and the files complete."""
         self.progress.close()
-        if self._board is not None:
-            self._board.close()
+        self._logs.end()
 
 
 _FLAT = -0.02

@@ -13,6 +13,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scpl.app.build import (
@@ -36,12 +37,16 @@ from scpl.app.launch import after_restart, is_rank, launcher
 from scpl.app.network import check_named, describe_network, save_exits, save_network
 from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop, outlive_launcher
+from scpl.app.train.best import Best, Watch, watch_of
+from scpl.app.train.logs import import_tools
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.export import ExitNetwork
 from scpl.engine.mesh import Mesh
 from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
+from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
 from scpl.errors import CheckpointError, InputError, Interrupted, RemoteError
 from scpl.methods import CutBackpropagation, DataParallel
@@ -174,6 +179,9 @@ def _train_run(
     if loaders is not None:
         ranks.share("data", DataSummary.of(loaders).to_json())
     data = DataSummary.from_json(ranks.fetch("data"))
+    watch = watch_of(config, data)
+    if mesh.is_last:
+        import_tools(config.run.log)
     config, plan = balanced(config, ranks, data, loaders)
     initial = loaders.initial() if loaders is not None else None
     told: list[str] = []
@@ -201,12 +209,12 @@ def _train_run(
         held.callback(folder.unlock)
     if not shared["locked"]:
         told.append(f"Warning: no locks on the disk of {folder.path}: start no other run there")
-    run = _Run(config, data, folder, loaders, stop, told, plan)
+    run = _Run(config, data, folder, loaders, stop, told, plan, watch)
     checkpoints = Checkpoints(
         folder.checkpoints,
         every=config.run.checkpoint_every,
         keep=config.run.keep,
-        note=lambda: run.clock.note(in_epoch=True),
+        note=lambda: run.note(in_epoch=True),
         before_saving=run.flush,
         run=shared["run"],
         tell=run.warn,
@@ -271,9 +279,11 @@ class _Run:
         stop: GracefulStop,
         told: Sequence[str],
         plan: Plan | None,
+        watch: Watch | None,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
         self.loaders, self.stop, self.told, self.plan = loaders, stop, told, plan
+        self.watch = watch
         self.clock = Clock()
         self.recorder: Recorder | None = None
         self._saved: tuple[int, int] | None = None  # step and epoch of the newest checkpoint
@@ -293,9 +303,11 @@ class _Run:
         if self.recorder is not None:
             self._introduce(self.recorder, [line for rank in lines for line in rank])
         self.clock = Clock(note)
+        if self.watch is not None:
+            self.watch.restore(note or {})
         try:
             with self.stop:
-                while pipeline.epoch < self.config.chosen.epochs:
+                while not self._is_over:
                     self._train_epoch()
                 return self._finish()
         except Interrupted:
@@ -309,6 +321,18 @@ class _Run:
         finally:
             if self.recorder is not None:
                 self.recorder.close()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether every epoch is done, or none has got better for too long."""
+        epoch, watch = self.pipeline.epoch, self.watch
+        over = watch is not None and watch.is_over(epoch)
+        return over or epoch >= self.config.chosen.epochs
+
+    def note(self, *, in_epoch: bool) -> dict[str, float]:
+        """What to remember in a checkpoint."""
+        watched = self.watch.note() if self.watch is not None else {}
+        return {**self.clock.note(in_epoch=in_epoch), **watched}
 
     def flush(self) -> None:
         """Write down all that is known, on the rank that records."""
@@ -326,6 +350,7 @@ class _Run:
         config, data, pipeline = self.config, self.data, self.pipeline
         if config.run.resume is not None:
             recorder.restore(pipeline.step, pipeline.epoch)
+        recorder.begin(pipeline.step)
         say, processes = recorder.progress.say, config.run.processes
         say(
             f"{config.method.method}: {config.network.model} on {data.name}, "
@@ -362,15 +387,26 @@ class _Run:
         scores = None
         if self.data.valid_samples:
             scores = pipeline.evaluate(self.loaders.valid or () if self.loaders else ())
+        best = self._is_best(scores)
         if recorder is not None:
             usage = self.meter.collect(epoch)
             rate = _learning_rate(pipeline, self.config.chosen.lr)
-            recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage)
+            recorder.end_epoch(epoch, self.clock, seconds, rate, scores, usage, best=best)
         if not pipeline.mesh.is_first:
             return
-        if self.config.run.checkpoint_every is None:
+        if self.config.run.checkpoint_every is None or best:
             self._save(in_epoch=False)
         self._end_if_asked(in_epoch=False)
+
+    def _is_best(self, scores: Scores | None) -> bool:
+        """Whether the epoch that has just ended is the best so far; all ranks learn it."""
+        if self.watch is None or scores is None:
+            return False
+        found, name = scores.peek(), self.watch.metric.name
+        value = None if found is None else {**found.metrics, "loss": found.loss}[name]
+        # The line runs dry here: nobody knows what comes next before the last rank has told.
+        value = self.pipeline.ranks.exchange("validation", value)[-1]
+        return self.watch.see(Best(self.pipeline.epoch, self.pipeline.step, value))
 
     def _after_step(self, report: Report) -> None:
         if self.recorder is not None:
@@ -405,13 +441,20 @@ class _Run:
     def _save(self, *, in_epoch: bool) -> None:
         place = self.pipeline.step, self.pipeline.epoch
         if place != self._saved:
-            self.pipeline.checkpoint(**self.clock.note(in_epoch=in_epoch))
+            self.pipeline.checkpoint(**self.note(in_epoch=in_epoch))
             self._saved = place
 
     def _finish(self) -> dict[str, Any] | None:
         """Test, export, write; every rank calls it. On the last one it returns the summary."""
         config, pipeline, folder, clock = self.config, self.pipeline, self.folder, self.clock
-        wall = clock.now()
+        wall, trained = clock.now(), pipeline.epoch
+        last = self._export() if self.watch is not None else None
+        best = self.watch.best if self.watch is not None else None
+        if best is not None and best.epoch != trained:
+            if pipeline.mesh.is_first:  # an interruption of the test must not save the best as last
+                self._save(in_epoch=False)
+            pipeline.restore(best.step)
+            self._saved = pipeline.step, pipeline.epoch
         scores = pipeline.evaluate(self._tested_on() if self.loaders else ())
         test, details = scores.peek(), scores.details(self.data.classes)
         # The last rank knows the mistakes, the first one has the samples.
@@ -423,8 +466,7 @@ class _Run:
             if self.loaders
             else []
         )
-        network = pipeline.export()
-        exits = pipeline.export_exits() if pipeline.has_exits else None
+        network, exits = self._export()
         mine = {
             "memory": peak_memory(pipeline.device),
             "wait": pipeline.timeline.wait_share(),
@@ -440,14 +482,12 @@ class _Run:
         assert test is not None, "the last rank has the result"
         assert details is not None, "and what it is made of"
         folder.write_test(with_samples(details, ranks[0]["shown"]))
-        save_network(network, folder, self.data.classes, self.data.task)
-        if exits is not None:
-            save_exits(exits, network, folder)
+        self._write(network, exits, folder)
         events = [event for rank in ranks for event in rank["events"]]
         folder.write_json(folder.timeline, events)
         if config.run.trace:
             folder.write_json(folder.trace, chrome_trace(events))
-        speed = self.data.train_samples * config.chosen.epochs / clock.train_seconds()
+        speed = self.data.train_samples * trained / clock.train_seconds()
         summary = {
             "method": config.method.method,
             "data": config.data.data,
@@ -459,17 +499,23 @@ class _Run:
             "task": self.data.task.kind,
             "metric": self.data.task.metrics[0],
             **measured(test),
-            **self.recorder.validation,
+            **self._chosen_epoch(trained),
+            **self.recorder.validation(pipeline.epoch),
             "samples_per_second": speed,
             "train_seconds": clock.train_seconds(),
             "wall_seconds": wall,
             "peak_memory_bytes": [rank["memory"] for rank in ranks],
             "wait_share": [rank["wait"] for rank in ranks for _ in range(rank["stages"])],
             "bytes_per_step": [rank["bytes"] for rank in ranks],
-            "notes": _notes(pipeline, config.rows),
+            "notes": [*_notes(pipeline, config.rows), *self._ended(trained)],
             "run": str(folder.path),
         }
+        if last is not None:
+            self._save_last(*last, {**summary, "weights_epoch": trained})
+        self.recorder.finish(summary)
         folder.write_json(folder.summary, summary)
+        for line in self._ended(trained):
+            self.recorder.progress.say(line)
         noun = self.data.noun
         found = ((metric_of(name), value) for name, value in test.metrics.items())
         told = ", ".join(
@@ -480,6 +526,55 @@ class _Run:
             f"test {told} on {test.num_samples:,} {noun}; {speed:,.0f} {noun}/s"
         )
         return summary
+
+    def _export(self) -> tuple[nn.Module, ExitNetwork | None]:
+        """The network as it is now, and the one with exits if there are any; all ranks call it."""
+        pipeline = self.pipeline
+        return pipeline.export(), pipeline.export_exits() if pipeline.has_exits else None
+
+    def _write(self, network: nn.Module, exits: ExitNetwork | None, folder: RunFolder) -> None:
+        save_network(network, folder, self.data.classes, self.data.task)
+        if exits is not None:
+            save_exits(exits, network, folder)
+
+    def _save_last(
+        self, network: nn.Module, exits: ExitNetwork | None, summary: Mapping[str, Any]
+    ) -> None:
+        """Leave the last epoch as a finished run of its own, in a folder of this one."""
+        assert self.recorder is not None, "it is called where results are written"
+        last = self.folder.last
+        last.complete_about(self.folder.read_about(self.data.inputs.files))
+        self._write(network, exits, last)
+        # What was measured of the best epoch says nothing of this one.
+        known = {k: v for k, v in summary.items() if not k.startswith(("test_", "valid_", "notes"))}
+        validation = self.recorder.validation(summary["weights_epoch"])
+        last.write_json(last.summary, {**known, **validation, "run": str(last.path)})
+
+    def _chosen_epoch(self, trained: int) -> dict[str, Any]:
+        """How many epochs there were, and of which one the network is."""
+        watched = {"best_by": self.watch.metric.name} if self.watch is not None else {}
+        return {"trained_epochs": trained, "weights_epoch": self.pipeline.epoch, **watched}
+
+    def _ended(self, trained: int) -> list[str]:
+        """Say why it ended early, and of which epoch the network is, where one was chosen."""
+        watch = self.watch
+        if watch is None:
+            return []
+        title, told = watch.metric.title, []
+        if watch.is_over(trained) and trained < self.config.chosen.epochs:
+            told.append(
+                f"Stopped early, after epoch {trained} of {self.config.chosen.epochs}: validation "
+                f"{title} has not been better for {watch.patience} epoch"
+                + "s"
+                * (watch.patience != 1)
+            )
+        if watch.best is None:
+            return [
+                *told,
+                f"Weights of epoch {trained}, the last: no validation {title} is a number",
+            ]
+        value = watch.metric.write(watch.best.value)
+        return [*told, f"Weights of epoch {watch.best.epoch}, the best: validation {title} {value}"]
 
 
 def _learning_rate(pipeline: Pipeline, highest: float) -> float:
@@ -554,6 +649,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     method = build_method(config.suited, config.rows)
     loaders = build_loaders(config)
     data = DataSummary.of(loaders)
+    watch_of(config, data)
+    import_tools(config.run.log)
     notes = list(data.notes)
     ranks = OneRank(choose_device(config.run.device))
     config, _ = balanced(config, ranks, data, loaders)
