@@ -17,6 +17,7 @@ from made_runs import made_run, made_text_run
 from scpl.app.config import PredictConfig
 from scpl.app.inputs import images
 from scpl.app.predict import predict
+from scpl.data.notes import Faults
 from scpl.errors import DataError, Interrupted
 
 
@@ -143,11 +144,12 @@ class TestMemory:
     def test_no_names_are_kept(self, monkeypatch):
         """Only those of one folder at a time, in order to sort them."""
         folders = [(f"in/{i}", [], [f"{j:06}.png" for j in range(100)]) for i in range(40)]
-        monkeypatch.setattr("os.walk", lambda folder: iter(folders))
+        monkeypatch.setattr("os.walk", lambda folder, onerror: iter(folders))
         monkeypatch.setattr("pathlib.Path.is_dir", lambda path: path.name == "in")
+        monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
         tracemalloc.start()
         try:
-            assert sum(1 for _ in images._files(["before.png", "in"])) == 4001
+            assert sum(1 for _ in images._files(["before.png", "in"], Faults())) == 4001
             assert tracemalloc.get_traced_memory()[1] < 200_000  # bytes; 4,000 paths take 1 MB
         finally:
             tracemalloc.stop()
@@ -156,11 +158,11 @@ class TestMemory:
         for number in range(40):
             picture((16, 16), seed=number).save(tmp_path / f"{number:02}.png")
         decoded, at_write = [], []
-        decode = images.decode_images
+        decode = images.decode_readable
         monkeypatch.setattr(
             images,
-            "decode_images",
-            lambda *given: decoded.extend(given[0]) or decode(*given),
+            "decode_readable",
+            lambda *given, **more: decoded.extend(given[0]) or decode(*given, **more),
         )
 
         class Out(io.StringIO):
@@ -174,10 +176,11 @@ class TestMemory:
     def test_images_are_read_while_the_network_computes(self, run, tmp_path, monkeypatch):
         picture((16, 16)).save(tmp_path / "a.png")
         threads = []
-        decode = images.decode_images
+        decode = images.decode_readable
         monkeypatch.setattr(
-            images, "decode_images",
-            lambda *given: threads.append(threading.current_thread().name) or decode(*given),
+            images, "decode_readable",
+            lambda *given, **more: threads.append(threading.current_thread().name)
+            or decode(*given, **more),
         )  # fmt: skip
         predict(PredictConfig(run, (str(tmp_path / "a.png"),)), io.StringIO())
         assert threads == ["scpl-prefetch"]

@@ -334,7 +334,7 @@ def _parse(
 def _named(arguments: list[str]) -> list[str]:
     """Name the metric where `--keep-best` stands alone: tyro knows no value that may be missing."""
     found: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "-"][1:], strict=True):
         found.append(argument)
         if argument.replace("_", "-") == "--keep-best" and following.startswith("-"):
             found.append(MAIN)

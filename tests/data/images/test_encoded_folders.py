@@ -5,7 +5,7 @@ import torch
 
 from data_files import picture, write_folder, write_hub
 from scpl.data.classes import absent
-from scpl.data.images import folders, load_test, sentence
+from scpl.data.images import Reading, folders, load_test, sentence
 from scpl.data.images import listing as listing_module
 from scpl.data.images.encoded import has_tiny_imagenet, list_tiny_imagenet
 from scpl.data.images.folders import has_folder, list_folder
@@ -268,9 +268,12 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, monkeypatch):
 
 def test_a_size_for_which_there_is_no_memory_is_refused_before_decoding(tmp_path, monkeypatch):
     write_folder(tmp_path)
-    monkeypatch.setattr(listing_module, "decode_images", None)
-    with pytest.raises(DataError, match="10 x 1 x 100000000 x 100000000 bytes"):
+    monkeypatch.setattr(listing_module, "decode_readable", None)
+    monkeypatch.setattr(listing_module, "survey", None)
+    with pytest.raises(DataError, match="1 x 1 x 100000000 x 100000000 bytes"):
         list_folder(tmp_path).decoded(10**8)
+    with pytest.raises(DataError, match="10 x 1 x 1000000 x 1000000 bytes"):
+        list_folder(tmp_path).decoded(10**6, Reading(in_memory="yes"))
 
 
 def test_a_class_of_few_images_is_tested_as_texts_are(tmp_path):

@@ -235,8 +235,9 @@ def test_one_white_is_chosen_for_all_images_of_a_data_set(tmp_path):
     assert load(str(later)).white.whole == 1023
     known = load(str(later), reading=Reading(data.white))
     assert known.test.images[:, 0, 0, 0].tolist() == [31, 31]
-    write_deep(tmp_path / "beyond" / "a", *range(5000, 5005))
-    with pytest.raises(DataError, match=r"5 of 5 are not.*5,000 \.\. 5,000, must lie .* 4,095"):
+    for name in ("a", "b"):
+        write_deep(tmp_path / "beyond" / name, *range(5000, 5005))
+    with pytest.raises(DataError, match=r"10 of 10 are not.*5,000 \.\. 5,000, must lie .* 4,095"):
         load(str(tmp_path / "beyond"), reading=Reading(data.white))
 
 

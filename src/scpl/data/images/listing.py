@@ -253,8 +253,8 @@ def _found(
     def look_at() -> tuple[Tensor, str]:
         return survey(sources, image_size, name, reading).stored()
 
-    if reading.in_memory == "yes" and image_size is not None:  # before the first is decoded
-        check_room(len(items), 1, image_size, image_size)
+    if image_size is not None:  # before the first is decoded
+        check_room(len(items) if reading.in_memory == "yes" else 1, 1, image_size, image_size)
     if reading.holds(len(items), 3, *_size(items, image_size)):
         decoded = Decoded.of(
             *remember("images", files, (image_size, reading.white, rows), len(items), decode)
