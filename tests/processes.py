@@ -137,6 +137,9 @@ def _begin(arguments, environment):
             own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, own)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    # What it inherits believes to be what the parent's are, files perhaps where these are pipes.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     status = 1
     try:
         _python(arguments, environment)

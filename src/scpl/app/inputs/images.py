@@ -185,8 +185,7 @@ def _as_wanted(
     if wanted.channels != source.channels:
         was = source.channels
         mean, std = ((values[0],) * wanted.channels for values in (source.mean, source.std))
-        changed = source.each(lambda split: split.with_channels(wanted.channels))
-        source = dataclasses.replace(changed, mean=mean, std=std)
+        source = source.each(lambda each: each.with_channels(wanted.channels), mean=mean, std=std)
         notes += (f"Images of {was} channels are given {wanted.channels}, as the network wants",)
     if wanted.mean is None or wanted.std is None:
         return source, (*notes, "The network does not say how pixels are normalised: as the data")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -234,10 +234,11 @@ class ImageData:
     def _splits(self) -> list[Split]:
         return [self.train, self.test] + ([] if self.valid is None else [self.valid])
 
-    def each(self, change: Callable[[Split], Split]) -> ImageData:
-        """Return the same with every split changed in one way."""
+    def each(self, change: Callable[[Split], Split], **others: Any) -> ImageData:
+        """Return the same with every split changed in one way, and these other values."""
         train, test, *valid = map(change, self._splits)
-        return dataclasses.replace(self, train=train, test=test, valid=valid[0] if valid else None)
+        held_out = valid[0] if valid else None
+        return dataclasses.replace(self, train=train, test=test, valid=held_out, **others)
 
     @property
     def identities(self) -> dict[str, Identity]:
