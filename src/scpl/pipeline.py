@@ -232,6 +232,9 @@ class Pipeline:
             CheckpointError: if there are some but none is intact, or it is of another network.
         """
         checkpoints = self._checkpoint_settings()
+        if self.step:  # else there is nothing under way
+            # What was asked of all ranks before is done before: a mark saves what is there now.
+            self.evaluate(())
         if self._writer is not None:
             self._writer.wait()
         note = recover(self.stages, checkpoints, self._owners, self.ranks, step)

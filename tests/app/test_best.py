@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cli_runs import NUM_STEPS, TINY, finish, fork, refused, result, scpl
+from processes import Forked, environment
 from scpl.app.config import TrainConfig
 from scpl.app.train.best import Best, Watch, watch_of
 from scpl.app.train.recorder import Recorder
@@ -121,6 +122,64 @@ def test_a_run_that_is_killed_keeps_the_same_best_and_stops_at_the_same_epoch(
         patch.setattr(Recorder, "add", interrupted)
         assert scpl("train", *flags, "--checkpoint-every", 3, "--out", part).status == 143
     done = finish(fork("train", "--resume", part, "--processes", 2), timeout=120)
+    assert done.status == 0, done.err
+    assert result(part) == result(whole)
+    for name in ("model.safetensors", "last/model.safetensors"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes()
+
+
+ALARM = """
+import os
+import signal
+from collections import OrderedDict
+from pathlib import Path
+
+from torch import nn
+
+
+class Alarm(nn.Module):
+    count = 0
+
+    def forward(self, images):
+        self.count = 0 if self.training else self.count + 1
+        # One batch validates, a few find out shapes: ten in a row are of the test.
+        if self.count == 10 and (once := os.environ.get("ALARM")) and not Path(once).exists():
+            Path(once).touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return images
+
+
+def network(num_classes):
+    layers = {
+        "alarm": Alarm(), "flatten": nn.Flatten(), "first": nn.Linear(64, 32), "act": nn.ReLU(),
+        "second": nn.Linear(32, 32), "last": nn.ReLU(), "classifier": nn.Linear(32, num_classes),
+    }
+    return nn.Sequential(OrderedDict(layers))
+"""
+
+
+def test_its_final_test_is_interrupted_after_it_went_back_to_the_best(tmp_path, monkeypatch):
+    """Asked late, the other ranks would save the best epoch as the last one."""
+    (tmp_path / "nets.py").write_text(ALARM)
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        *TINY, "--model", "nets:network", "--image-size", 8, "--stages", 2, "--cuts", "second",
+        "--epochs", 12, "--patience", 1, "--checkpoint-every", 4, "--processes", 2,
+    ]  # fmt: skip
+
+    def trained(*arguments, **variables):
+        words = ["-m", "scpl", "train", *map(str, arguments)]
+        return finish(Forked(words, environment(**variables)), timeout=120)
+
+    done = trained(*flags, "--out", "whole")
+    assert done.status == 0, done.err
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert json.loads((whole / "summary.json").read_text())["weights_epoch"] < 12
+    done = trained(*flags, "--out", "part", ALARM=str(tmp_path / "rung"))
+    assert done.status == 143, done.err
+    assert (tmp_path / "rung").exists()
+    assert not (part / "summary.json").exists()
+    done = trained("--resume", "part", "--model", "nets:network", "--processes", 2)
     assert done.status == 0, done.err
     assert result(part) == result(whole)
     for name in ("model.safetensors", "last/model.safetensors"):

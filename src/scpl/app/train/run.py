@@ -429,32 +429,33 @@ class _Run:
         number = self.stop.received or self.pipeline.ranks.asked_to_stop
         if not number:
             return
-        self._save(in_epoch=in_epoch)
-        self.pipeline.stop(f"after step {self.pipeline.step}", number)
+        step = self._save(in_epoch=in_epoch)
+        self.pipeline.stop(f"after step {step}", number)
         error = Interrupted(
-            f"Interrupted after step {self.pipeline.step}; everything is saved",
+            f"Interrupted after step {step}; everything is saved",
             fix=f"Continue with: scpl train --resume {self.folder.path}",
         )
         error.signal = number
         raise error
 
-    def _save(self, *, in_epoch: bool) -> None:
+    def _save(self, *, in_epoch: bool) -> int:
+        """Save what was reached, unless that is done; returns the step."""
         place = self.pipeline.step, self.pipeline.epoch
-        if place != self._saved:
+        if self._saved is None or place > self._saved:  # before it, if the best was restored
             self.pipeline.checkpoint(**self.note(in_epoch=in_epoch))
             self._saved = place
+        return self._saved[0]
 
     def _finish(self) -> dict[str, Any] | None:
         """Test, export, write; every rank calls it. On the last one it returns the summary."""
         config, pipeline, folder, clock = self.config, self.pipeline, self.folder, self.clock
         wall, trained = clock.now(), pipeline.epoch
-        last = self._export() if self.watch is not None else None
         best = self.watch.best if self.watch is not None else None
+        last = self._export() if self.watch is not None else None
         if best is not None and best.epoch != trained:
-            if pipeline.mesh.is_first:  # an interruption of the test must not save the best as last
+            if pipeline.mesh.is_first:  # an interruption of the test must find the last one saved
                 self._save(in_epoch=False)
             pipeline.restore(best.step)
-            self._saved = pipeline.step, pipeline.epoch
         scores = pipeline.evaluate(self._tested_on() if self.loaders else ())
         test, details = scores.peek(), scores.details(self.data.classes)
         # The last rank knows the mistakes, the first one has the samples.
