@@ -54,6 +54,7 @@ __all__ = [
     "WhiteLevels",
     "check_readable",
     "check_room",
+    "check_same_size",
     "decode_image",
     "decode_images",
     "decode_readable",
@@ -384,13 +385,7 @@ def _decode(
         image = shown if index == first else None if index in faults else pixels(index)
         if image is None:
             return
-        if image.shape[:2] != (height, width):
-            raise DataError(
-                "Images must all be of one size unless a size is given",
-                f"Got {name(first)} with {width} x {height} pixels and {name(index)} with "
-                f"{image.shape[1]} x {image.shape[0]}",
-                "Give `image_size`: each shorter side is resized to it and the centre cut out",
-            )
+        check_same_size({first: shown, index: image}, name)
         array[index] = image  # one grey channel spreads over all three
         colour[index] = image.shape[2] == 3
 
@@ -433,6 +428,24 @@ def _names(sources: Sequence[bytes | Path]) -> Callable[[int], str]:
         return f"image {index}" if isinstance(source, bytes) else str(source)
 
     return name
+
+
+def check_same_size(images: Mapping[int, Pixels], name_of: Callable[[int], str]) -> None:
+    """Check that decoded images, ``[H, W, C]`` by number, all have the first one's size.
+
+    Raises:
+        DataError: One has not.
+    """
+    (first, one), *others = images.items()
+    for index, other in others:
+        if one.shape[:2] != other.shape[:2]:
+            (height, width, _), (tall, wide, _) = one.shape, other.shape
+            raise DataError(
+                "Images must all be of one size unless a size is given",
+                f"Got {name_of(first)} with {width} x {height} pixels and {name_of(index)} with "
+                f"{wide} x {tall}",
+                "Give `image_size`: each shorter side is resized to it and the centre cut out",
+            )
 
 
 def check_room(*shape: int) -> None:

@@ -21,6 +21,7 @@ from scpl.data.images.decode import (
     Pixels,
     Reading,
     WhiteLevels,
+    check_same_size,
     decode_image,
     doubts_counted,
     prepare,
@@ -250,13 +251,7 @@ def _survey(
             found = pixels(start + place)
             if found is None:
                 continue
-            if found.shape[:2] != (height, width):
-                raise DataError(
-                    "Images must all be of one size unless a size is given",
-                    f"Got {name(first)} with {width} x {height} pixels and "
-                    f"{name(start + place)} with {found.shape[1]} x {found.shape[0]}",
-                    "Give `image_size`: each shorter side is resized to it and the centre cut out",
-                )
+            check_same_size({first: shown, start + place: found}, name)
             colour |= found.shape[2] == 3
             flat = found.reshape(height * width, -1).astype(np.int64)
             sums[place, 0] = torch.from_numpy(flat.sum(0))
