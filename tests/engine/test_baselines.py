@@ -15,9 +15,9 @@ from scpl.engine.build import build_trainer
 from scpl.engine.channel import NoChannel
 from scpl.engine.mesh import Mesh
 from scpl.engine.ranks import ManyRanks
+from scpl.engine.shares import shares
 from scpl.engine.stage import StageOptions
 from scpl.engine.timeline import Timeline
-from scpl.engine.trainers.replicas import shares
 from scpl.engine.trainers.schedule import fits, micro_batches
 from scpl.errors import InputError
 from scpl.methods import METHODS, CutBackpropagation, DataParallel, GPipe
