@@ -1,11 +1,14 @@
 """Replicas of stages: the numbers of one, whatever the shares; the same bits wherever they live."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_stream import joined, train
 
+from scpl.app.config import TrainConfig
 from scpl.engine.mesh import Mesh
 from scpl.engine.shares import held, join_rows, own, take_rows
 from scpl.errors import InputError
@@ -150,3 +153,18 @@ def test_one_number_of_replicas_must_divide_the_ranks(monkeypatch):
     assert Mesh.from_env(replicas=2).replicas == (2, 2)
     with pytest.raises(InputError, match=r"must divide the number of ranks. Got 3 for 4 ranks"):
         Mesh.from_env(replicas=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"processes": 4, "replicas": (3,)}, "must divide the number of ranks"),
+        ({"processes": 4, "replicas": (1, 2)}, "add up to the 4 ranks"),
+        ({"processes": 6, "replicas": (1, 1, 1, 1, 2)}, "Got 5 groups of processes for 4 stages"),
+        ({"replicas": (2,)}, "must go with --processes 2 or more"),
+        ({"processes": 2, "replicas": (2,), "method": "ddp"}, "objectives of their own"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_anything_starts(settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        TrainConfig().changed(**settings).check()

@@ -32,6 +32,7 @@ import tomli_w
 import tyro
 
 from scpl import models
+from scpl.engine.mesh import group_sizes
 from scpl.errors import InputError, unknown_name
 from scpl.files import as_utf8
 from scpl.methods import METHODS
@@ -453,7 +454,10 @@ class RunConfig:
     processes: int = setting(1, _PROCESSES, decides="speed")
     """Processes that share the stages; started here, or by torchrun on several machines."""
     stages_per_process: tuple[int, ...] = setting((), decides="speed")
-    """Stages on each process, e.g. 3 1; default: of about equal cost."""
+    """Stages on each process, or group of --replicas, e.g. 3 1; default: of about equal cost."""
+    replicas: tuple[int, ...] = setting((), together=True)
+    """How many processes host the same stages, each with its share of every mini-batch: 2, or for
+    each group of stages its own number, e.g. 1 2 1; default: 1."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
     threads: int | None = setting(None, _THREADS)
@@ -762,12 +766,14 @@ class TrainConfig:
                 "--cuts must name one layer fewer than there are stages",
                 f"Got {len(cuts)} cuts and --stages {self.network.stages}",
             )
-        processes, wanted = self.run.processes, self.run.stages_per_process
-        replicas = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
-        if processes > stages and not replicas:
+        groups, wanted = self._num_groups(), self.run.stages_per_process
+        each = "groups of processes" if self.run.replicas else "processes"
+        whole = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
+        if groups > stages and not whole:
             raise InputError(
-                "--processes must not exceed the number of stages",
-                f"Got {processes} processes for {stages} stages",
+                "--processes must not exceed the number of stages"
+                + (" times that of --replicas" if self.run.replicas else ""),
+                f"Got {groups} {each} for {stages} stages",
                 f"Use at most {stages}, or cut the network into more with --stages",
             )
         if wanted and (min(wanted) < 1 or sum(wanted) != stages):
@@ -775,11 +781,24 @@ class TrainConfig:
                 f"--stages-per-process must give every process at least one of the {stages} stages",
                 f"Got {' '.join(map(str, wanted))}",
             )
-        if wanted and processes not in (1, len(wanted)):
+        if wanted and groups not in (1, len(wanted)):
             raise InputError(
-                "--stages-per-process must have one number per process",
-                f"Got {len(wanted)} numbers for {processes} processes",
+                "--stages-per-process must have one number per process, or group of --replicas",
+                f"Got {len(wanted)} numbers for {groups} {each}",
             )
+
+    def _num_groups(self) -> int:
+        """How many groups of processes host the same stages; without --replicas each by itself."""
+        processes, replicas = self.run.processes, self.run.replicas
+        if processes == 1 or not replicas:  # torchrun knows how many there are
+            return processes
+        if not constant_of(self.method.method, "cuts_gradients"):
+            raise InputError(
+                "--replicas need a method whose stages learn from objectives of their own",
+                f"Got {self.method.method}",
+                "Leave it out; ddp has replicas of the whole network",
+            )
+        return len(group_sizes(replicas, processes))
 
     def check_samples(self, samples: Samples) -> None:
         """Check that data of this kind can use all that was set.

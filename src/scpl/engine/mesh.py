@@ -39,12 +39,14 @@ class Mesh:
                 "A rank must lie in 0 .. num_ranks - 1",
                 f"Got rank {self.rank} of {self.num_ranks}",
             )
-        sizes, hosted = self.replicas, self.stages_per_rank
-        if sizes is not None and (min(sizes, default=0) < 1 or sum(sizes) != self.num_ranks):
+        if (
+            self.replicas is not None
+            and group_sizes(self.replicas, self.num_ranks) != self.replicas
+        ):
             raise InputError(
-                f"`replicas` must be at least 1 each, and add up to the {self.num_ranks} ranks",
-                f"Got {' + '.join(map(str, sizes)) or 'none'} = {sum(sizes)}",
+                f"`replicas` must add up to the {self.num_ranks} ranks", f"Got {self.replicas}"
             )
+        hosted = self.stages_per_rank
         if hosted is not None and (len(hosted) != self.num_groups or min(hosted) < 1):
             raise InputError(
                 "`stages_per_rank` must give every rank, or group of replicas, at least one stage",
@@ -191,18 +193,26 @@ def group_sizes(replicas: int | Sequence[int], num_ranks: int) -> tuple[int, ...
     """Spread ranks over groups of replicas.
 
     Args:
-        replicas: How many ranks every group has, or each.
+        replicas: How many ranks every group has (one number, alone or in a sequence), or each.
         num_ranks: How many ranks there are.
 
     Raises:
         InputError: if the ranks cannot be spread like that.
     """
-    if not isinstance(replicas, int):
-        return tuple(replicas)  # `Mesh` checks them
-    if replicas < 1 or num_ranks % replicas:
+    sizes = (replicas,) if isinstance(replicas, int) else tuple(replicas)
+    if len(sizes) != 1:
+        if min(sizes, default=0) < 1 or sum(sizes) != num_ranks:
+            raise InputError(
+                f"`replicas` must be at least 1 each, and add up to the {num_ranks} ranks",
+                f"Got {' + '.join(map(str, sizes)) or 'none'} = {sum(sizes)}",
+                "Start as many processes as they add up to",
+            )
+        return sizes
+    (size,) = sizes
+    if size < 1 or num_ranks % size:
         raise InputError(
             "`replicas` must divide the number of ranks",
-            f"Got {replicas} for {num_ranks} ranks",
+            f"Got {size} for {num_ranks} ranks",
             "Start a multiple of it, or say for each group of ranks how many it has",
         )
-    return (replicas,) * (num_ranks // replicas)
+    return sizes * (num_ranks // size)

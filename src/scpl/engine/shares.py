@@ -111,13 +111,14 @@ class Share:
 
     Attributes:
         rows: Of the whole mini-batch.
+        bytes_sent: To the others, since it was last set to 0.
     """
 
     def __init__(
         self, index: int, count: int, group: dist.ProcessGroup, *, staged: bool = False
     ) -> None:
         self.index, self.count, self.group, self.staged = index, count, group, staged
-        self.rows = 0
+        self.rows = self.bytes_sent = 0
 
     @property
     def held(self) -> range:
@@ -161,6 +162,7 @@ class _Gather(torch.autograd.Function):
             padded.reshape(-1).view(torch.uint8),
             group=share.group,
         )
+        share.bytes_sent += (share.count - 1) * padded.nbytes
         own_rows = (each[:count] for each, count in zip(parts, counts, strict=True))
         return torch.cat(list(own_rows)).to(part.device)
 

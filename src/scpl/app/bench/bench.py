@@ -172,7 +172,7 @@ def config_for(base: TrainConfig, method: str) -> TrainConfig:
     """
     own = replace(base, method=base.method.for_method(method))
     if not METHODS[method].cuts_gradients:
-        own = own.changed(send_as="unchanged")  # nothing is handed on
+        own = own.changed(send_as="unchanged", replicas=())  # nothing is handed on
     layout, processes = METHODS[method].layout, base.run.processes
     if layout == "stages" or processes == 1:
         return own

@@ -676,8 +676,11 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_stages(pipeline: Pipeline) -> list[str]:
-    """One line per stage of this rank: layers, output, parameters."""
-    lines = []
+    """One line per stage of this rank: layers, output, parameters; of replicas the first has it."""
+    lines, mesh = [], pipeline.mesh
+    if mesh.replica > 0:
+        return []
+    several = f"; {mesh.num_replicas} replicas" if mesh.num_replicas > 1 else ""
     for stage in pipeline.stages:
         names = pipeline.parts.names[stage.index]
         span = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "-"
@@ -686,7 +689,7 @@ def describe_stages(pipeline: Pipeline) -> list[str]:
         shape = " x ".join(map(str, pipeline.parts.feature_shapes[stage.index]))
         lines.append(
             f"  stage {stage.index}: {span} -> {shape}; {body:,} parameters, "
-            f"{extra:,} in its objective"
+            f"{extra:,} in its objective{several}"
         )
     if pipeline.mesh.is_last:
         replaced = pipeline.method.replaces_readout

@@ -61,6 +61,7 @@ class SharedStreamTrainer(Trainer):
         self._share: Share | None = None
         self._replicas: list[Callable[[Callable[[], Computed]], Computed]]
         self._replicas = [_alone for _ in stages]
+        self._averaged_bytes = 0  # of gradients, which a ring of ranks sends in each step
         if ranks.siblings is None:
             return
         self.saves = mesh.replica == 0  # all replicas are the same
@@ -70,6 +71,9 @@ class SharedStreamTrainer(Trainer):
                 if isinstance(module, Objective):
                     module.whole = self._share.whole
             if stage.optimizer is not None:
+                gradients = sum(p.nbytes for p in stage.parameters if p.requires_grad)
+                others = mesh.num_replicas - 1
+                self._averaged_bytes += 2 * others * gradients // mesh.num_replicas
                 self._replicas[place] = DistributedDataParallel(
                     _Learner(stage),
                     device_ids=[stage.device] if stage.device.type == "cuda" else None,
@@ -109,11 +113,16 @@ class SharedStreamTrainer(Trainer):
                 with self.timeline.during("learn", stage.index, step):
                     stage.descend_from(loss, features, step)
             losses.append(found)
+        if self._share is not None:
+            self.bytes_sent += self._share.bytes_sent + self._averaged_bytes
+            self._share.bytes_sent = 0
         return tuple(losses)
 
     def evaluate(self, batch: EvalBatch, counts: Counts) -> None:
         """Predict for a share of the rows; every replica counts what all of them predict."""
         super().evaluate(self._take_share(batch), counts)
+        if self._share is not None:
+            self._share.bytes_sent = 0  # what is counted is sent for training
 
     def prepare_evaluation(self) -> None:
         """Evaluate with the buffers (BatchNorm) that are saved: those of the first replica."""
@@ -131,7 +140,8 @@ class SharedStreamTrainer(Trainer):
         if not self._is_first:
             return batch
         batch = replace(batch, whole_size=batch.rows)
-        self.bytes_sent += self._distributor.share_out(batch)
+        sent = self._distributor.share_out(batch)
+        self.bytes_sent += sent if isinstance(batch, TrainBatch) else 0
         return self._distributor.own_share(batch)
 
 
