@@ -1,7 +1,8 @@
 """One rank that trains a small network with several methods in turn; `test_baselines.py` starts it.
 
 usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--clip] [--decay]
-    [--accumulation N] [--compress TYPE] [--save-after STEP] [--resume [STEP]] [--task KIND]
+    [--narrow] [--accumulation N] [--compress TYPE] [--save-after STEP] [--resume [STEP]]
+    [--task KIND]
 """
 
 import argparse
@@ -67,6 +68,7 @@ def train(out, name, ranks, options):
         scheduler=decaying if options.decay else None,
         clip_norm=0.5 if options.clip else None,
         checkpoints=out / "checkpoints" / name,
+        precision=scpl.Precision(send_as=torch.bfloat16 if options.narrow else None),
         ranks=ranks,
     )
     if options.resume:
@@ -110,6 +112,7 @@ def main():
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--task", default="classes")
     parser.add_argument("--clip", action="store_true")
+    parser.add_argument("--narrow", action="store_true")
     parser.add_argument("--decay", action="store_true")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--compress", default="none")

@@ -79,6 +79,8 @@ CASES = {
     "vgg-mixed": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-half": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-rounded": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-int8": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "still-int8": (still, ["2", "3", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
     "vgg-labels": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
@@ -131,6 +133,7 @@ def learning(case):
 
     optimizer = grouped if case in ("vgg-half", "vgg-mixed") else adam
     send_as = torch.bfloat16 if case in ("vgg-rounded", "vgg-mixed") else None
+    send_as = torch.int8 if case.endswith("int8") else send_as
     compute = torch.float16 if case == "vgg-half" else torch.float32
     return optimizer, scpl.Precision(compute, send_as)
 

@@ -80,6 +80,19 @@ def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
 
 
 @pytest.mark.slow
+def test_schedules_may_send_in_16_bits(tmp_path):
+    """Down and up: half the bytes, and gradients near those of backpropagation. Masks survive."""
+    wide = train(tmp_path / "wide", 2, "gpipe", "--text", "--micro-batches", "2")
+    narrow = train(tmp_path / "narrow", 2, "gpipe", "--text", "--micro-batches", "2", "--narrow")
+    # The last rank sends gradients, and nothing else; there are no headers or targets among them.
+    assert narrow[1]["gpipe"]["bytes"] == wide[1]["gpipe"]["bytes"] / 2
+    losses = [ranks[1]["gpipe"]["losses"] for ranks in (wide, narrow)]
+    for step, (loss,) in losses[0].items():
+        assert losses[1][step][0] != loss
+        assert losses[1][step][0] == pytest.approx(loss, rel=0.1)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["0", "0,2,3", "6,9"])
 def test_frozen_layers_are_left_alone(tmp_path, frozen):
     """Nothing needs the gradient that comes back to a first rank whose layers are all frozen."""

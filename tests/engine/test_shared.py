@@ -78,6 +78,7 @@ def assert_same_bits(some, others):
         ("still-predsim", "1 2"),
         ("still-deinforeg", "2"),
         ("still-labels", "1 2"),
+        ("still-int8", "2 1"),
     ],
 )
 def test_replicas_learn_what_one_learns(tmp_path, alone, case, replicas):

@@ -351,8 +351,9 @@ class OptimizerConfig:
     """Clip the gradient norm of each stage to this; 0: do not. Default: 0, and 1 for hf:..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; losses are always computed in float32, and scaled for float16."""
-    send_as: Literal["unchanged", "bfloat16", "float16"] = "unchanged"
-    """Type in which features go on from stage to stage in training; bfloat16 halves the traffic."""
+    send_as: Literal["unchanged", "bfloat16", "float16", "int8"] = "unchanged"
+    """Type in which features go on from stage to stage in training; bfloat16 halves the traffic,
+    int8 (each row by its largest value) quarters it. Schedules send gradients like that, too."""
     compile: bool = False
     """Compile each stage with torch.compile."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
@@ -736,10 +737,13 @@ class TrainConfig:
                 "Leave it out, or set --weight-decay",
             )
         if chosen.send_as != "unchanged" and not any(
-            constant_of(method, "cuts_gradients") for method in methods
+            constant_of(method, "layout") == "stages"
+            and (constant_of(method, "cuts_gradients") or chosen.send_as != "int8")
+            for method in methods
         ):
             raise InputError(
-                "--send-as must go with a method whose stages learn from objectives of their own",
+                "--send-as must go with a method whose stages learn from objectives of their own, "
+                "or, in 16 bits, with a schedule",
                 f"Got --send-as {chosen.send_as} for {', '.join(methods)}",
                 "Leave it out, or use such a method, for instance scpl",
             )

@@ -120,7 +120,7 @@ def build_trainer(
             method=method,
             ranks=ranks,
             clip_norm=options.clip_norm,
-            precision=options.precision.compute,
+            precision=options.precision,
             task=task,
         )
     if isinstance(ranks, ManyRanks) and isinstance(method, DataParallel):
@@ -195,10 +195,14 @@ def build_stages(
     """
     _check_factory("optimizer", options.optimizer)
     parts.task.check_outputs(parts.num_outputs)
-    if options.precision.send_as is not None and not method.cuts_gradients:
+    send_as = options.precision.send_as
+    # Schedules send gradients back in the same type, and there are none in whole numbers.
+    sends = method.cuts_gradients or (method.layout == "stages" and send_as != torch.int8)
+    if send_as is not None and not sends:
         raise InputError(
-            "`send_as` must go with a method whose stages learn from objectives of their own",
-            f"Got {method.name}, where gradients cross the cuts",
+            "`send_as` must go with a method whose stages learn from objectives of their own, or, "
+            "in 16 bits, with a schedule",
+            f"Got {send_as} for {method.name}",
             "Leave it out, or use such a method, for instance scpl",
         )
     keys = {id(parameter): name for name, parameter in parts.model.named_parameters()}

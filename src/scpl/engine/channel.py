@@ -36,7 +36,7 @@ from scpl.engine.messages import (
     without_earlier,
 )
 from scpl.engine.ranks import ManyRanks, Ranks
-from scpl.engine.shares import check_dimensions, held, join_rows, own, take_rows
+from scpl.engine.shares import check_dimensions, dims_of, held, join_rows, own, take_rows
 from scpl.engine.timeline import Timeline
 from scpl.engine.transfer import on_host, own_stream, upload, use_device
 from scpl.errors import LinkError
@@ -276,6 +276,24 @@ class Stager:
         return staged
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What crosses a cut: in which dimensions its rows are.
+
+    Attributes:
+        dims: See `Pieces.batch_dims`.
+        narrows: Whether it is rounded in training.
+    """
+
+    dims: Dimensions = None
+    narrows: bool = False
+
+    def dims_of(self, batch: Batch) -> Sequence[int | None]:
+        """Say for each tensor of a batch's features which dimension is the batch."""
+        narrowed = self.narrows and isinstance(batch, TrainBatch)
+        return dims_of(batch.features, self.dims, narrowed=narrowed)
+
+
 class Receiver:
     """Receives messages from the rank before, ahead of their use.
 
@@ -284,7 +302,7 @@ class Receiver:
         timeline: Where waiting is recorded.
         stage: The first stage of this rank, for the record.
         ranks: Knows the process groups, and whether the run has failed elsewhere.
-        dims: Which dimension is the batch in what several ranks send.
+        cut: What several ranks send is like.
     """
 
     def __init__(
@@ -293,9 +311,9 @@ class Receiver:
         timeline: Timeline,
         stage: int,
         ranks: ManyRanks,
-        dims: Dimensions = None,
+        cut: Cut | None = None,
     ) -> None:
-        self._timeline, self._stage, self._dims = timeline, stage, dims
+        self._timeline, self._stage, self._cut = timeline, stage, cut or Cut()
         me = ranks.mesh.rank
         self._lines = [Line(peer, ranks.headers, ranks.link(peer, me)) for peer in peers]
         self._device, self._staged, self._check = ranks.device, ranks.staged, ranks.check
@@ -359,7 +377,7 @@ class Receiver:
         others = [self._receive_one(line)[0] for line in self._lines[1:]]
         if isinstance(message, (TrainBatch, EvalBatch)):
             parts = [message, *(m for m in others if isinstance(m, (TrainBatch, EvalBatch)))]
-            features = join_rows([part.features for part in parts], self._dims)
+            features = join_rows([part.features for part in parts], self._cut.dims_of(message))
             message = replace(message, features=features)
             tensors = [*tensors, *tensors_of(features)]
         return message, tensors
@@ -407,11 +425,11 @@ class Distributor:
     Args:
         mesh: Who needs what.
         senders: To each rank that this one sends to, by rank.
-        dims: Which dimension is the batch in what this rank's last stage hands on.
+        cut: What this rank's last stage hands on is like.
     """
 
-    def __init__(self, mesh: Mesh, senders: Mapping[int, Sender], dims: Dimensions) -> None:
-        self._mesh, self._senders, self._dims = mesh, senders, dims
+    def __init__(self, mesh: Mesh, senders: Mapping[int, Sender], cut: Cut) -> None:
+        self._mesh, self._senders, self._cut = mesh, senders, cut
 
     def send(self, message: Message) -> int:  # noqa: D102
         if not isinstance(message, (TrainBatch, EvalBatch)):
@@ -421,7 +439,7 @@ class Distributor:
                 for rank, sender in self._senders.items()
             )
         return sum(
-            self._senders[rank].send(self._cut(message, rank)) for rank in self._mesh.targets
+            self._senders[rank].send(self._needed(message, rank)) for rank in self._mesh.targets
         )
 
     def share_out(self, batch: Batch) -> int:
@@ -446,9 +464,10 @@ class Distributor:
 
     def _share_of(self, batch: Batch, replica: int) -> Batch:
         rows = held(batch.rows, self._mesh.num_replicas, replica)
-        return replace(batch, features=take_rows(batch.features, None, rows))
+        dims = dims_of(batch.features, None)  # rows come first in what comes from the data
+        return replace(batch, features=take_rows(batch.features, dims, rows))
 
-    def _cut(self, batch: Batch, rank: int) -> Batch:
+    def _needed(self, batch: Batch, rank: int) -> Batch:
         """Take the rows that a rank of the next group needs of those that are here."""
         mesh, there = self._mesh, self._mesh.groups[self._mesh.group + 1]
         if len(there) == mesh.num_replicas:
@@ -458,11 +477,16 @@ class Distributor:
         wanted = held(batch.rows, len(there), rank - there.start)
         start, stop = max(mine.start, wanted.start), min(mine.stop, wanted.stop)
         rows = range(start - here.start, stop - here.start) if start < stop else range(0)
-        return replace(batch, features=take_rows(batch.features, self._dims, rows))
+        return replace(batch, features=take_rows(batch.features, self._cut.dims_of(batch), rows))
 
 
 def open_channels(
-    ranks: Ranks, timeline: Timeline, hosted: range, dims: Sequence[Dimensions]
+    ranks: Ranks,
+    timeline: Timeline,
+    hosted: range,
+    dims: Sequence[Dimensions],
+    *,
+    narrows: bool = False,
 ) -> tuple[Receiver | None, Outbox]:
     """Open a rank's channels from and to its neighbours; the only rank has none.
 
@@ -471,6 +495,7 @@ def open_channels(
         timeline: Where waiting is recorded.
         hosted: The stages of this rank.
         dims: For each stage of the network, which dimension is the batch in what it hands on.
+        narrows: Whether what it hands on in training is rounded.
 
     Raises:
         InputError: if ranks with other numbers of replicas follow, and rows cannot be told apart.
@@ -481,7 +506,7 @@ def open_channels(
     if mesh.sources:
         if len(mesh.sources) > 1:
             check_dimensions(dims[hosted.start - 1], hosted.start - 1)
-        before = dims[hosted.start - 1] if hosted.start else None
+        before = Cut(dims[hosted.start - 1], narrows) if hosted.start else None
         inbox = Receiver(mesh.sources, timeline, hosted.start, ranks, before)
     last = hosted.stop - 1
     if len(mesh.targets) > 1:
@@ -491,7 +516,7 @@ def open_channels(
         return inbox, NoChannel() if peer is None else Sender(peer, timeline, last, ranks)
     siblings = mesh.siblings[1:] if mesh.is_first else ()
     senders = {rank: Sender(rank, timeline, last, ranks) for rank in (*siblings, *mesh.targets)}
-    return inbox, Distributor(mesh, senders, dims[last])
+    return inbox, Distributor(mesh, senders, Cut(dims[last], narrows))
 
 
 def _wait(work: list[dist.Work | None]) -> None:

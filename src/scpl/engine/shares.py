@@ -19,7 +19,16 @@ from scpl.errors import InputError
 from scpl.partition.pieces import MIXED, Dimensions
 from scpl.partition.values import Tree, dense, tensors_of, tree_map
 
-__all__ = ["Share", "check_dimensions", "held", "join_rows", "own", "shares", "take_rows"]
+__all__ = [
+    "Share",
+    "check_dimensions",
+    "dims_of",
+    "held",
+    "join_rows",
+    "own",
+    "shares",
+    "take_rows",
+]
 
 
 def shares(rows: int, num_ranks: int) -> list[int]:
@@ -43,15 +52,15 @@ def held(rows: int, num_ranks: int, rank: int) -> range:
     return own(rows, num_ranks, rank) or range(1)
 
 
-def take_rows(tree: Tree, dims: Dimensions, rows: range) -> Tree:
+def take_rows(tree: Tree, dims: Sequence[int | None], rows: range) -> Tree:
     """Take some rows of every value that has rows.
 
     Args:
         tree: Values that cross a cut.
-        dims: For each the dimension that is the batch (see `Pieces.batch_dims`).
+        dims: For each the dimension that is the batch; None where it has none.
         rows: Which ones.
     """
-    places = iter(_dims(dims, tree))
+    places = iter(dims)
 
     def taken(tensor: Tensor) -> Tensor:
         dim = next(places)
@@ -60,11 +69,10 @@ def take_rows(tree: Tree, dims: Dimensions, rows: range) -> Tree:
     return tree_map(taken, tree)
 
 
-def join_rows(trees: Sequence[Tree], dims: Dimensions) -> Tree:
+def join_rows(trees: Sequence[Tree], dims: Sequence[int | None]) -> Tree:
     """Put values together that have different rows; else as `take_rows`."""
     first, *_ = trees
-    places = _dims(dims, first)
-    waiting = iter(zip(places, *map(tensors_of, trees), strict=True))
+    waiting = iter(zip(dims, *map(tensors_of, trees), strict=True))
 
     def joined(tensor: Tensor) -> Tensor:
         dim, *parts = next(waiting)
@@ -87,7 +95,21 @@ def check_dimensions(dims: Dimensions, stage: int) -> None:
         )
 
 
-def _dims(dims: Dimensions, tree: Tree) -> Sequence[int | None]:
+def dims_of(tree: Tree, dims: Dimensions, *, narrowed: bool = False) -> Sequence[int | None]:
+    """Say for each tensor of what crosses a cut which dimension is the batch.
+
+    Args:
+        tree: What crosses.
+        dims: That of each value (see `Pieces.batch_dims`).
+        narrowed: Whether values were rounded by `scpl.engine.precision.narrowed`.
+
+    Raises:
+        InputError: if there are more or fewer values than in evaluation.
+    """
+    if narrowed:
+        of_values = dims_of(tree["values"], dims)
+        scales = zip(of_values, tensors_of(tree["read"]), strict=True)
+        return [*of_values, *(dim if scale.ndim > 1 else None for dim, scale in scales)]
     values = len(tensors_of(tree))
     if dims is not None and len(dims) != values:
         raise InputError(
