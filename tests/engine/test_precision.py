@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import scpl
+from scpl.engine.build import build_stages
 from scpl.engine.precision import Precision, narrowed, widened
+from scpl.engine.stage import StageOptions
 from scpl.errors import CheckpointError, InputError
 from scpl.methods import METHODS
 from scpl.partition.values import tensors_of
@@ -97,8 +99,10 @@ class TestWhatIsHandedOn:
         assert read[1].isfinite().all()
 
     def test_schedules_have_no_int8(self):
+        parts = scpl.split(network(), before=["3", "5"], example=batches()[0][0])
+        options = StageOptions(torch.optim.Adam, precision=Precision(send_as=torch.int8))
         with pytest.raises(InputError, match=re.escape("Got torch.int8 for gpipe")):
-            pipeline_of(network(), scpl.GPipe(), precision=Precision(send_as=torch.int8))
+            build_stages(parts, METHODS["gpipe"](), options, [], seed=0, device=torch.device("cpu"))
 
     def test_stages_of_one_rank_learn_from_rounded_values(self):
         pipeline = pipeline_of(network(), precision=Precision(send_as=torch.bfloat16))
