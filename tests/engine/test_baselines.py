@@ -80,6 +80,16 @@ def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
 
 
 @pytest.mark.slow
+def test_maps_with_channels_last_are_scheduled_as_well(tmp_path):
+    """As the command line lays them out on a CPU: zero-bubble's gradients of maps were, too."""
+    methods = ["gpipe", "zero-bubble"]
+    ranks = train(tmp_path / "two", 2, *methods, "--channels-last", "--norm")
+    one, other = (ranks[0][method]["exported"] for method in methods)
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, atol=2e-6, rtol=0)
+
+
+@pytest.mark.slow
 def test_schedules_may_send_in_16_bits(tmp_path):
     """Down and up: half the bytes, and gradients near those of backpropagation. Masks survive."""
     wide = train(tmp_path / "wide", 2, "gpipe", "--text", "--micro-batches", "2")

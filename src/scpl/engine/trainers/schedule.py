@@ -265,13 +265,15 @@ class RecordedStage(PipelineStage):
         self.failed: StageError | None = None
         self._timeline, self._stage = timeline, stage
         self._step, self._idle_since, self._bytes = 0, 0.0, 0
+        self._held: list[Tensor] = []
 
     def begin(self, step: int) -> None:
         """A training step begins."""
         self._step, self._idle_since = step, time.perf_counter()
 
     def end(self) -> None:
-        """It ends; what is left of it was waiting."""
+        """It ends, and all is sent; what is left of it was waiting."""
+        self._held.clear()
         self._wait_until(time.perf_counter())
 
     def take_bytes(self) -> int:
@@ -300,7 +302,12 @@ class RecordedStage(PipelineStage):
         return self._counted(super().get_bwd_send_ops(bwd_chunk_id))
 
     def _counted(self, operations: list[dist.P2POp]) -> list[dist.P2POp]:
-        self._bytes += sum(operation.tensor.nbytes for operation in operations)
+        for operation in operations:
+            # Gradients of maps may lie in memory as the maps of a convolution do. gloo reads a
+            # buffer until it is sent, and does not hold it.
+            operation.tensor = operation.tensor.contiguous()
+            self._held.append(operation.tensor)
+            self._bytes += operation.tensor.nbytes
         return operations
 
     def _record(self, activity: str, work: Any, *args: Any, **options: Any) -> Any:
