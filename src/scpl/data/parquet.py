@@ -20,7 +20,7 @@ from scpl.data.extras import import_extra
 from scpl.errors import DataError, InputError
 from scpl.outside import most_unpacked, parse_json
 
-__all__ = ["check_shards", "class_names", "open_parquet", "rows", "shards"]
+__all__ = ["check_shards", "class_names", "open_parquet", "rows", "shards", "unpacked_size"]
 
 _CHUNK = 1024  # rows in memory at a time, at most
 _BATCH = 1 << 29  # bytes of these rows, at most
@@ -61,6 +61,12 @@ def open_parquet(path: Path) -> Any:
         _check_size(path, sum(group.total_byte_size for group in groups), most)
         _check_size(path, about.num_rows * _LEAST_ROW, most)
         return parquet.ParquetFile(path, metadata=about)
+
+
+def unpacked_size(file: Any) -> int:
+    """How many bytes the content of an open file takes, by its own figures."""
+    about = file.metadata
+    return sum(int(about.row_group(i).total_byte_size) for i in range(about.num_row_groups))
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

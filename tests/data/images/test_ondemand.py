@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from data_files import encoded, picture, write_folder, write_hub
+from scpl.data import spool
 from scpl.data.images import Augmentation, Loader, Reading, Split, decode_images, limit, load
-from scpl.data.images import decode as decoding
 from scpl.data.images.dataset import channel_stats
 from scpl.data.images.ondemand import Survey, survey
 from scpl.errors import DataError
@@ -146,7 +146,7 @@ def test_memory_decides_where_images_lie_unless_it_is_said(tmp_path, monkeypatch
     write_folder(tmp_path, n=5)
     taken = 10 * 3 * 8 * 8
     for free, held in ((4 * taken, True), (4 * taken - 4, False)):
-        monkeypatch.setattr(decoding, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(spool, "available_memory", lambda free=free: free)
         images = load(str(tmp_path)).train.images
         assert isinstance(images, torch.Tensor) == held
         for which in ("yes", "no"):

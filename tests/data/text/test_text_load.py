@@ -1,14 +1,19 @@
+import dataclasses
 import logging
 import os
+import tracemalloc
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
 
+from scpl.data import spool
 from scpl.data.text import (
     WITH_ZEROS,
     Columns,
     SplitSettings,
+    TextLoader,
     TextSettings,
     from_json,
     load_test,
@@ -266,3 +271,91 @@ class TestTesting:
         write_table(tmp_path / "own" / "train.csv", tickets())
         with pytest.raises(DataError, match="table named test"):
             load_test(str(tmp_path / "own"), data.tokenizer, data.classes, data.columns, 8)
+
+
+# Texts that are held in files
+
+EMPTY = {"subject": "", "body": "", "queue": "hardware"}
+
+EMPTY = {"subject": "", "body": "", "queue": "hardware"}
+
+
+def both(monkeypatch, path, settings):
+    """Load from the table itself with all in memory, and with all in files."""
+    monkeypatch.setattr(module, "_MIN_TOKENS", 1 << 60)  # nothing is kept
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    return (load(path, settings, in_memory=which) for which in ("yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("label", "how"),
+    [
+        ("queue", {}),
+        ("queue", {"tokens": "subwords", "vocab_size": 600}),
+        ("queue", {"splits": SplitSettings(limit_train=50, limit_test=9)}),
+        ("tags", {"splits": SplitSettings(task="multi-label")}),
+        ("hours", {"splits": SplitSettings(task="regression")}),
+    ],
+)
+def test_texts_in_files_are_the_same_data_and_mini_batches(tmp_path, monkeypatch, label, how):
+    """The loader reads tokens from a file that is mapped; no bit of a batch may depend on it."""
+    rows = [
+        {**row, "tags": f"{row['queue']};{row['queue'][0]}", "hours": len(row["body"]) / 7}
+        for row in [*tickets(100), *tickets(20), *9 * [EMPTY]]
+    ]
+    table = write_table(tmp_path / "t.jsonl", rows)
+    settings = TextSettings(("subject", "body"), (label,), **how)
+    held, filed = both(monkeypatch, table, settings)
+    told, *notes = filed.notes
+    assert told.startswith("Tokens are read from a file when a mini-batch needs them")
+    assert same(held, dataclasses.replace(filed, notes=tuple(notes)))
+    assert any("texts occur in train as well" in note for note in notes)
+    assert any("training texts that are empty left out" in note for note in notes)
+    assert held.identities == filed.identities
+    for each, other in ((held.train, filed.train), (held.test, filed.test)):
+        loaders = (TextLoader(split, batch_size=8, shuffle=True) for split in (each, other))
+        for (inputs, targets), (mapped, same_targets) in zip(*loaders, strict=True):
+            assert torch.equal(inputs, mapped)
+            assert torch.equal(targets, same_targets)
+    columns = Columns(settings.text, settings.label)
+    (one, _), (two, _) = (
+        load_test(str(table), held.tokenizer, held.classes, columns, 8,
+                  task=settings.splits.task, in_memory=which)
+        for which in ("yes", "no")
+    )  # fmt: skip
+    assert torch.equal(one.tokens, two.tokens)
+    assert torch.equal(one.labels, two.labels)
+
+
+def test_of_texts_in_files_memory_holds_none(tmp_path, monkeypatch):
+    """100 texts of 20 kB, 2 MB: a few of them are in memory at a time."""
+    rows = [{**row, "body": 20_000 * "a" + row["body"]} for row in tickets(100)]
+    table = write_table(tmp_path / "t.jsonl", rows)
+    peaks = []
+    loads = both(monkeypatch, table, SETTINGS)
+    tracemalloc.start()
+    for _ in range(2):
+        tracemalloc.reset_peak()
+        next(loads)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    held, filed = peaks
+    assert held > 2e6
+    assert filed < 1e6
+
+
+def test_memory_decides_where_texts_are_held_unless_it_is_said(table, monkeypatch):
+    taken = 4 * table.stat().st_size
+    for free, held in ((4 * taken, True), (4 * taken - 4, False)):
+        monkeypatch.setattr(spool, "available_memory", lambda free=free: free)
+        for which, there in (("auto", held), ("yes", True), ("no", False)):
+            notes = load(table, in_memory=which).notes
+            assert any("--in-memory" in note for note in notes) != there
+
+
+def test_a_disk_without_room_is_told_before_anything_is_read(table, monkeypatch):
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
+    with pytest.raises(DataError, match="room for a copy") as caught:
+        load(table, in_memory="no")
+    assert "0 MB are needed and 0 MB are free" in caught.value.got
+    assert "SCPL_CACHE" in caught.value.fix

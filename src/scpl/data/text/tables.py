@@ -35,6 +35,7 @@ __all__ = [
     "is_table",
     "lines_of",
     "rows_of",
+    "size_of",
     "text_of",
 ]
 
@@ -120,6 +121,13 @@ def count_rows(path: Path) -> int | None:
     if path.suffix.lower() != ".parquet":
         return None
     return int(parquet.open_parquet(path).metadata.num_rows)
+
+
+def size_of(path: Path) -> int:
+    """How many bytes a table's content takes, unpacked."""
+    if path.suffix.lower() != ".parquet":
+        return path.stat().st_size
+    return parquet.unpacked_size(parquet.open_parquet(path))
 
 
 def class_names(path: Path, label: str) -> tuple[str, ...] | None:
