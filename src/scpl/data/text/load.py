@@ -49,7 +49,7 @@ _FORMAT = 3  # raise it when the same files and settings give other numbers than
 _MIN_TOKENS = 200_000  # fewer are made in a second
 _FIELDS = ("tokens", "starts", "labels")
 _CHUNK = 1024  # texts that are made tokens at a time
-_OF_A_BYTE = 4  # bytes that texts and tokens take in memory for each byte of a table, measured
+_OF_A_BYTE = 3  # bytes that short texts and their tokens take in memory for each of a table's
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scpl.data import columnar
+from scpl.data.columnar import check_shards, saved, shards
 from scpl.data.identity import shared, short
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
-from scpl.data.parquet import check_shards, shards
 from scpl.data.sampling import held_out, one_per_class, stratified
 from scpl.data.spool import SpooledTexts
 from scpl.data.text.tables import (
@@ -78,10 +79,11 @@ def is_text(name: str) -> bool:
     path = Path(name).expanduser()
     if not path.is_dir():
         return is_table(path)
-    train = _tables(path, "train")
+    train = _tables(path, "train") or saved(path)
     if not train:
         return False
-    return train[0].suffix != ".parquet" or not _IMAGE_COLUMNS & set(columns_of(train[0]))
+    names = columns_of(train[0]) if train[0].suffix in columnar.SUFFIXES else ()
+    return not _IMAGE_COLUMNS.intersection(names)
 
 
 def find_files(
@@ -129,6 +131,8 @@ def _find_own(name: str) -> Files:
         raise unknown_name("text data set", name, TEXT_SETS, advice)
     train, test = _tables(path, "train"), _tables(path, "test")
     valid = next((found for name in _VALID_NAMES if (found := _tables(path, name))), ())
+    if not train and (train := tuple(saved(path))):  # one split: a share of it tests
+        return Files(path.resolve().name, train)
     if not train:
         raise DataError(
             "A folder of tables must hold one named train",
@@ -143,10 +147,10 @@ def _find_own(name: str) -> Files:
 
 
 def _tables(folder: Path, split: str) -> tuple[Path, ...]:
-    """The tables of one split: ``split.csv`` and so on, or shards of parquet."""
+    """The tables of one split: ``split.csv`` and so on, or shards of parquet or Arrow."""
     for place in (folder, folder / "data"):
         for suffix in SUFFIXES:
-            if suffix != ".parquet" and (place / f"{split}{suffix}").is_file():
+            if suffix not in columnar.SUFFIXES and (place / f"{split}{suffix}").is_file():
                 return (place / f"{split}{suffix}",)
         if found := shards(place, split):
             check_shards(found)
