@@ -146,7 +146,8 @@ class DataConfig:
     data: str = "digits"
     """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet; ag_news,
     dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table of texts (CSV,
-    TSV, JSON lines, parquet, Arrow), a folder with tables train and test, or what datasets saved."""
+    TSV, JSON lines, parquet, Arrow), a folder with tables train and test, or a folder that datasets
+    saved."""
     data_dir: Path | None = setting(None, decides="nothing")
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     limit_train: int | None = setting(None, POSITIVE)
