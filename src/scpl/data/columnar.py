@@ -93,6 +93,7 @@ class Columnar(ABC):
 
     Attributes:
         schema: Of ``pyarrow``.
+        names: The columns.
 
     Raises:
         DataError: It is damaged, or its own figures say that it is no data set.
@@ -104,9 +105,10 @@ class Columnar(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path, self.most = path, most_unpacked(path.stat().st_size)
-        self._arrow = import_extra("pyarrow", "parquet", f"Reading {self.called} files")
+        self._arrow = import_extra("pyarrow", "parquet", "Reading parquet and Arrow files")
         with self._reading():
             self._open()
+            self.names: list[str] = list(self.schema.names)
 
     @abstractmethod
     def _open(self) -> None: ...
@@ -124,11 +126,6 @@ class Columnar(ABC):
     @abstractmethod
     def _batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """Yield record batches of few rows."""
-
-    @property
-    def names(self) -> list[str]:
-        """The columns."""
-        return list(self.schema.names)
 
     def class_names(self, label: str) -> tuple[str, ...] | None:
         """Names of whole-numbered labels, if it tells them."""
@@ -182,7 +179,7 @@ class _Parquet(Columnar):
     called = "A parquet file"
 
     def _open(self) -> None:
-        parquet = import_extra("pyarrow.parquet", "parquet", "Reading parquet files")
+        parquet = import_extra("pyarrow.parquet", "parquet", "Reading parquet and Arrow files")
         about = parquet.read_metadata(self.path)
         # Of columns pyarrow must not be asked here: damaged ones end the process.
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
