@@ -147,7 +147,8 @@ class DataConfig:
     data: str = "digits"
     """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet; ag_news,
     dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table of texts (CSV,
-    TSV, JSON lines, parquet), or a folder with tables train and test."""
+    TSV, JSON lines, parquet, Arrow), a folder with tables train and test, or a folder that datasets
+    saved."""
     data_dir: Path | None = setting(None, decides="nothing")
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     limit_train: int | None = setting(None, POSITIVE)
@@ -174,9 +175,10 @@ class DataConfig:
     grey."""
     views: Literal[1, 2] = setting(1, samples="images")
     """images: with 2, every mini-batch holds a weakly and a strongly augmented view of each."""
-    in_memory: Literal["auto", "yes", "no"] = setting("auto", samples="images", decides="speed")
-    """images: yes: decode all once and hold them in memory; no: decode them whenever a mini-batch
-    needs them; auto: in memory if they take at most a quarter of what is free."""
+    in_memory: Literal["auto", "yes", "no"] = setting("auto", decides="speed")
+    """yes: hold all samples in memory; no: decode images, and read the tokens of texts from a file,
+    whenever a mini-batch needs them; auto: in memory if they take at most a quarter of what is
+    free."""
     workers: int = setting(2, _THREADS, samples="images", decides="speed")
     """images: so many threads decode what is not held in memory."""
     text: tuple[str, ...] = setting((), samples="texts")
