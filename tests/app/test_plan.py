@@ -62,6 +62,22 @@ def test_data_that_is_not_here_is_drawn_and_that_is_said(monkeypatch):
     [
         (["plan", "--method", "bp"], "A plan is for methods that train stages. Got bp"),
         (["plan", "--dry-run"], "A plan is made anew and writes nothing. Got --dry-run"),
+        (["train", "--speeds", "1", "0.5"], "--speeds must go with --balance measured"),
+        (
+            [
+                "train",
+                "--balance",
+                "measured",
+                "--speeds",
+                "1",
+                "0.5",
+                "2",
+                "--dry-run",
+                "--threads",
+                "1",
+            ],
+            "one for each rank, of which there are 1. Got 1 0.5 2",
+        ),
         (["plan", "--batch-size", "0"], "--batch-size must be more than 0"),
         (["train", "--balance", "measured", "--cuts", "layer2"], "Got --cuts"),
         (
@@ -83,14 +99,16 @@ def test_what_is_refused(arguments, why):
 def test_a_run_keeps_the_cuts_that_were_measured(tmp_path, monkeypatch):
     """Two processes agree on them; resumed, it goes on with them and measures nothing."""
     monkeypatch.setattr("scpl.report.write_run_report", lambda folder: [])
-    arguments = ["--out", "run", "--balance", "measured"]
+    arguments = ["--out", "run", "--balance", "measured", "--speeds", "1", "0.01"]
     first = run_forked(2, "-m", "scpl", "train", *SMALL, *arguments, timeout=100)
     assert first.returncode == 0, first.stderr
     assert "Cut by measurement: processes are expected to wait" in first.stderr
     kept = TrainConfig.read(tmp_path / "run" / "config.toml")
     assert kept.network.balance == "operations"
     assert len(kept.network.cuts) == 2
-    assert sum(kept.run.stages_per_process) == 3
+    assert kept.run.stages_per_process == (2, 1)  # the slow one gets as little as it can
+    assert kept.run.speeds == ()
+    assert "on 2 ranks of speeds 1 0.01" in first.stderr
     again = train("--stages", "3", "--out", "again", "--cuts", *kept.network.cuts)
     assert again.status == 0, again.err
     read = lambda name: json.loads((tmp_path / name / "summary.json").read_text())  # noqa: E731

@@ -454,6 +454,9 @@ class RunConfig:
     """Processes that share the stages; started here, or by torchrun on several machines."""
     stages_per_process: tuple[int, ...] = setting((), decides="speed")
     """Stages on each process, e.g. 3 1; default: of about equal cost."""
+    speeds: tuple[float, ...] = setting((), decides="speed")
+    """How fast each process is beside the first, e.g. 1 0.5, for --balance measured, which cuts by
+    it, and scpl plan; default: they are timed before the run; scpl plan: all are as fast."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
     threads: int | None = setting(None, _THREADS)
@@ -604,6 +607,13 @@ class TrainConfig:
         self._check_stages()
         if self.network.balance == "measured":
             self._check_measured(alone=alone)
+        elif self.run.speeds:
+            raise InputError(
+                "--speeds must go with --balance measured, which cuts by them",
+                f"Got --speeds {' '.join(f'{speed:g}' for speed in self.run.speeds)} for --balance "
+                "operations",
+                "Leave it out, or measure",
+            )
         self._check_balanced()
         if self.optimizer.keep_best not in (None, MAIN, *WATCHED):
             raise unknown_name("--keep-best", str(self.optimizer.keep_best), [MAIN, *WATCHED])

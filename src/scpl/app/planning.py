@@ -23,7 +23,7 @@ from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import is_rank
 from scpl.data import is_here
 from scpl.data.loader import Batch
-from scpl.engine.planning import Costs, Plan, measure
+from scpl.engine.planning import Costs, Plan, checked_speeds, measure, relative_speeds
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import StageOptions
 from scpl.errors import DataError, InputError
@@ -107,30 +107,37 @@ def balanced(
     The first rank measures, with the run's own data, and all get its choice. It becomes part of the
     configuration, so that the run can be resumed and repeated with the same cuts.
 
+    How fast each rank is beside the first is given by ``--speeds``, or timed.
+
     Returns:
         The configuration with cuts, and the plan; None if nothing was measured.
 
     Raises:
         DataError: if the data set holds less than a mini-batch.
+        InputError: if there is not one speed for each rank.
     """
     if config.network.balance == "operations":
         return config, None
+    checked_speeds(config.run.speeds, config.run.processes)
+    resumed = config.run.resume is not None
+    speeds = config.run.speeds or (() if resumed else relative_speeds(ranks))
     if ranks.mesh.is_first:
         assert loaders is not None, "the first rank reads the data"
-        if config.run.resume is not None:
+        if resumed:
+            assert config.run.resume is not None
             kept = TrainConfig.read(RunFolder.open(config.run.resume).config)
             hosted = kept.run.stages_per_process
             ranks.share("balance", {"cuts": kept.network.cuts, "hosted": hosted})
         else:
             costs = _measure(config, data, _first_batch(loaders), loaders.initial())
-            found = costs.plan(config.network.num_stages, config.run.processes)
+            found = costs.plan(config.network.num_stages, config.run.processes, speeds)
             # One number for each process: of one process, or of one stage each, there is no choice.
             several = 1 < found.num_ranks < len(found.stages)
             hosted = found.stages_per_rank if several else ()
             ranks.share("balance", {"cuts": found.cuts, "hosted": hosted, "plan": found.to_json()})
     shared = ranks.fetch("balance")
     cuts, hosted = tuple(shared["cuts"]), tuple(shared["hosted"])
-    config = config.changed(balance="operations", cuts=cuts, stages_per_process=hosted)
+    config = config.changed(balance="operations", speeds=(), cuts=cuts, stages_per_process=hosted)
     if len(hosted) == ranks.mesh.num_ranks:  # they met before it was known who hosts what
         ranks.mesh = replace(ranks.mesh, stages_per_rank=hosted)
     return config, Plan.from_json(shared["plan"]) if "plan" in shared else None

@@ -8,7 +8,7 @@ costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from statistics import median
@@ -34,10 +34,23 @@ from scpl.partition.values import Tree, dense, tensors_of, tree_map
 from scpl.partition.verify import undisturbed
 from scpl.tasks import Task
 
-__all__ = ["Costs", "Plan", "PlannedStage", "Unit", "measure", "plan"]
+__all__ = [
+    "Costs",
+    "Plan",
+    "PlannedStage",
+    "Unit",
+    "checked_speeds",
+    "measure",
+    "plan",
+    "relative_speeds",
+    "seconds_of_a_piece",
+]
 
 STEPS_OF_A_VISIT = 2
 """Timed steps of a unit before the next unit's turn; one more warms up."""
+AS_FAST = 1.15
+"""Ranks whose times differ by less than this factor count as equally fast: the same processor
+differs as much from one moment to the next."""
 _SMALL = 1e-3
 """Size of gradients that are made up, where no objective gives any."""
 
@@ -116,11 +129,13 @@ class Plan:
         cuts: The layers that the second and later stages begin with, for `scpl.split`.
         stages: What each stage will cost.
         num_samples: Of the mini-batch that was measured.
+        speeds: How fast each rank is beside the one that measured; empty: all are as fast.
     """
 
     cuts: tuple[str, ...]
     stages: tuple[PlannedStage, ...]
     num_samples: int
+    speeds: tuple[float, ...] = ()
 
     @property
     def costs(self) -> tuple[float, ...]:
@@ -140,10 +155,11 @@ class Plan:
 
     @property
     def rank_seconds(self) -> tuple[float, ...]:
-        """What each rank computes per mini-batch."""
+        """How long each rank computes per mini-batch, at its own speed."""
+        speeds = self.speeds or [1.0] * self.num_ranks
         return tuple(
-            sum(stage.seconds for stage in self.stages if stage.rank == rank)
-            for rank in range(self.num_ranks)
+            sum(stage.seconds for stage in self.stages if stage.rank == rank) / speed
+            for rank, speed in enumerate(speeds)
         )
 
     @property
@@ -168,7 +184,8 @@ class Plan:
             PlannedStage(**{**stage, "layers": tuple(stage["layers"])})
             for stage in values["stages"]
         )
-        return cls(tuple(values["cuts"]), tuple(stages), values["num_samples"])
+        speeds = tuple(values["speeds"])
+        return cls(tuple(values["cuts"]), tuple(stages), values["num_samples"], speeds)
 
     def __str__(self) -> str:
         head = (
@@ -204,6 +221,8 @@ class Plan:
             for row in (head, *rows)
         ]
         ranks = f"{self.num_ranks} ranks" if self.num_ranks > 1 else "one rank"
+        if self.speeds:
+            ranks += f" of speeds {' '.join(f'{speed:.3g}' for speed in self.speeds)}"
         lines.append(f"{self.samples_per_second:,.0f} samples/s on {ranks}")
         return "\n".join(lines)
 
@@ -222,15 +241,18 @@ class Costs:
     units: tuple[Unit, ...]
     num_samples: int
 
-    def plan(self, num_stages: int, num_ranks: int | None = None) -> Plan:
+    def plan(
+        self, num_stages: int, num_ranks: int | None = None, speeds: Sequence[float] = ()
+    ) -> Plan:
         """Choose cuts and who hosts which stages, so that the slowest rank is the fastest.
 
         Args:
             num_stages: How many stages.
             num_ranks: How many ranks; default: one for each stage.
+            speeds: How fast each rank is beside the one that measured; default: all as fast.
 
         Raises:
-            InputError: if there are too few units or stages.
+            InputError: if there are too few units or stages, or too many or few speeds.
         """
         num_ranks = num_stages if num_ranks is None else num_ranks
         if not 1 <= num_ranks <= num_stages <= len(self.units):
@@ -239,22 +261,29 @@ class Costs:
                 f"{len(self.units)} units of the network",
                 f"Got {num_stages} stages and {num_ranks} ranks",
             )
+        checked_speeds(speeds, num_ranks)
         size = len(self.units)
         costs = torch.full((size + 1, size + 1), torch.inf, dtype=torch.float64)
         for begin in range(size):
             for end in range(begin + 1, size + 1):
                 costs[begin, end] = self._stage(begin, end, 0).seconds
-        return self._planned(share_out(costs, num_stages, num_ranks))
+        return self._planned(share_out(costs, num_stages, num_ranks, speeds), speeds)
 
-    def at(self, cuts: Sequence[str], stages_per_rank: Sequence[int] | None = None) -> Plan:
+    def at(
+        self,
+        cuts: Sequence[str],
+        stages_per_rank: Sequence[int] | None = None,
+        speeds: Sequence[float] = (),
+    ) -> Plan:
         """Say what cuts that are given would cost.
 
         Args:
             cuts: Layers that later stages begin with.
             stages_per_rank: How many stages each rank hosts; default: one.
+            speeds: How fast each rank is beside the one that measured; default: all as fast.
 
         Raises:
-            InputError: if one of the cuts was not measured.
+            InputError: if one of the cuts was not measured, or there are too many or few speeds.
         """
         places = [0]
         for cut in cuts:
@@ -268,14 +297,18 @@ class Costs:
             places.append(inside[0])
         waiting = iter(pairwise([*places, len(self.units)]))
         counts = stages_per_rank or [1] * len(places)
-        return self._planned([[next(waiting) for _ in range(count)] for count in counts])
+        checked_speeds(speeds, len(counts))
+        return self._planned([[next(waiting) for _ in range(count)] for count in counts], speeds)
 
-    def _planned(self, shares: Sequence[Sequence[tuple[int, int]]]) -> Plan:
+    def _planned(
+        self, shares: Sequence[Sequence[tuple[int, int]]], speeds: Sequence[float]
+    ) -> Plan:
         ranges = [(rank, *stage) for rank, stages in enumerate(shares) for stage in stages]
         return Plan(
             cuts=tuple(self.cuts[begin - 1] for _, begin, _ in ranges[1:]),
             stages=tuple(self._stage(begin, end, rank) for rank, begin, end in ranges),
             num_samples=self.num_samples,
+            speeds=tuple(speeds) if len(set(speeds)) > 1 else (),
         )
 
     def _stage(self, begin: int, end: int, rank: int) -> PlannedStage:
@@ -303,6 +336,7 @@ def plan(
     batch: Any,
     num_ranks: int | None = None,
     ranks: Ranks | None = None,
+    speeds: Sequence[float] | None = None,
     readout: str | None = None,
     output: str | int | None = None,
     features: Features | None = None,
@@ -323,6 +357,8 @@ def plan(
         num_ranks: How many ranks to plan for; default: those of `ranks`, else one for each stage.
         ranks: This rank and the others, from `scpl.connect`; all must call. Default: this process
             alone, on the device of the network's parameters.
+        speeds: How fast each rank is beside this one, or the first; default: they are timed, if
+            `ranks` are several and none others are planned for.
         readout: As for `scpl.split`, like the arguments that follow.
         output: Which output holds the logits.
         features: How objectives read what a stage hands on.
@@ -330,19 +366,68 @@ def plan(
 
     Raises:
         PartitionError: if the network cannot be cut.
-        InputError: if there are more ranks than stages.
+        InputError: if there are more ranks than stages, or not one speed for each rank.
     """
     if num_ranks is None and ranks is not None and ranks.mesh.num_ranks > 1:
         num_ranks = ranks.mesh.num_ranks
     if ranks is None:
         ranks = OneRank(next((p.device for p in model.parameters()), torch.device("cpu")))
+    if speeds is None:
+        theirs = num_ranks == ranks.mesh.num_ranks
+        speeds = relative_speeds(ranks) if theirs else ()
     if ranks.mesh.is_first:
         costs = measure(
             model, method, StageOptions(optimizer), num_stages=num_stages, batch=batch,
             device=ranks.device, readout=readout, output=output, features=features, task=task,
         )  # fmt: skip
-        ranks.share("plan", costs.plan(num_stages, num_ranks).to_json())
+        ranks.share("plan", costs.plan(num_stages, num_ranks, speeds).to_json())
     return Plan.from_json(ranks.fetch("plan"))
+
+
+def checked_speeds(speeds: Sequence[float], num_ranks: int) -> None:
+    """Check that there is a speed above 0 for each rank, or none at all.
+
+    Raises:
+        InputError: if not.
+    """
+    if speeds and not (len(speeds) == num_ranks and all(0 < s < torch.inf for s in speeds)):
+        raise InputError(
+            f"`speeds` must be numbers above 0, one for each rank, of which there are {num_ranks}",
+            f"Got {' '.join(f'{speed:g}' for speed in speeds)}",
+            "Give that of the rank that measures as 1",
+        )
+
+
+def relative_speeds(
+    ranks: Ranks, piece: Callable[[torch.device], float] | None = None
+) -> tuple[float, ...]:
+    """Time the same piece of work on every rank; all ranks call it, and work at the same time.
+
+    Args:
+        ranks: This rank and the others.
+        piece: Does the work on a device, and returns its seconds; default: `seconds_of_a_piece`.
+
+    Returns:
+        How fast each rank is beside the first, which measures units; empty: all are as fast.
+    """
+    if ranks.mesh.num_ranks == 1:
+        return ()
+    ranks.exchange("ready to be timed", True)
+    seconds = ranks.exchange("seconds", (piece or seconds_of_a_piece)(ranks.device))
+    if max(seconds) < AS_FAST * min(seconds):
+        return ()
+    return tuple(seconds[0] / own for own in seconds)
+
+
+def seconds_of_a_piece(device: torch.device) -> float:
+    """Time a linear layer, forward and backward, as long as one of a network: the median."""
+    layer, inputs = nn.Linear(1024, 1024, device=device), torch.ones(256, 1024, device=device)
+    seconds: list[float] = []
+    for _ in range(8):
+        begin = _now(device)
+        torch.autograd.backward([layer(inputs.requires_grad_()).sum()])
+        seconds.append(_now(device) - begin)
+    return median(seconds[1:])  # the first one warms up
 
 
 def measure(
@@ -556,10 +641,14 @@ class _Timer:
         return self._now() - begin
 
     def _now(self) -> float:
-        """The moment at which everything that was launched is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return perf_counter()
+        return _now(self._device)
+
+
+def _now(device: torch.device) -> float:
+    """The moment at which everything that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -361,6 +361,8 @@ class _Run:
         for line in (*data.notes, *self.told, *stages):
             say(line)
         if self.plan is not None:
+            for line in str(self.plan).splitlines():
+                say(line)
             waits = ", ".join(f"{100 * share:.0f} %" for share in self.plan.wait_shares)
             say(f"Cut by measurement: processes are expected to wait {waits} of the time")
         if pipeline.step:
