@@ -9,7 +9,7 @@ costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
@@ -36,11 +36,15 @@ from scpl.tasks import Task
 
 __all__ = [
     "Costs",
+    "Held",
     "Plan",
     "PlannedStage",
     "Unit",
     "checked_speeds",
+    "in_columns",
+    "measurable",
     "measure",
+    "measure_parts",
     "plan",
     "relative_speeds",
     "seconds_of_a_piece",
@@ -53,6 +57,27 @@ AS_FAST = 1.15
 differs as much from one moment to the next."""
 _SMALL = 1e-3
 """Size of gradients that are made up, where no objective gives any."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that a part of a network takes up in training.
+
+    Attributes:
+        parameters: Of its tensors.
+        gradients: Of those that learn.
+        optimizer: State of the optimizer.
+        activations: What is kept of a mini-batch for the backward pass, with what is returned.
+    """
+
+    parameters: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+
+    def __add__(self, other: Held) -> Held:
+        sums = (getattr(self, own.name) + getattr(other, own.name) for own in fields(Held))
+        return Held(*sums)
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,11 @@ class Unit:
             their update, and the engine.
         objective_parameters: Of the head.
         bytes_out: What crosses a cut behind this unit, per mini-batch.
+        bytes_in: What crosses one before it.
+        inputs: Seconds of the backward pass for gradients of what comes in alone, within a stage;
+            0 if that was not measured (`measure_parts`).
+        held: Bytes.
+        objective_held: Bytes of the head.
     """
 
     layers: tuple[str, ...]
@@ -85,6 +115,10 @@ class Unit:
     objective: float
     objective_parameters: int
     bytes_out: int
+    bytes_in: int = 0
+    inputs: float = 0.0
+    held: Held = Held()
+    objective_held: Held = Held()
 
 
 @dataclass(frozen=True)
@@ -212,19 +246,24 @@ class Plan:
             )
             for index, stage in enumerate(self.stages)
         ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column == 1 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in (head, *rows)
-        ]
+        lines = in_columns([head, *rows], left=(1,))
         ranks = f"{self.num_ranks} ranks" if self.num_ranks > 1 else "one rank"
         if self.speeds:
             ranks += f" of speeds {' '.join(f'{speed:.3g}' for speed in self.speeds)}"
         lines.append(f"{self.samples_per_second:,.0f} samples/s on {ranks}")
         return "\n".join(lines)
+
+
+def in_columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Lines of a table; cells stand on the right but for those columns that do on the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -240,6 +279,35 @@ class Costs:
     cuts: tuple[str, ...]
     units: tuple[Unit, ...]
     num_samples: int
+
+    def range_of(self, begin: int, end: int) -> Unit:
+        """Units ``begin .. end - 1`` as one."""
+        first, last, inner = self.units[begin], self.units[end - 1], self.units[begin + 1 : end]
+        units = (first, *inner)
+        total = {
+            name: sum(getattr(unit, name) for unit in units)
+            for name in ("parameters", "forward", "backward", "update", "inputs")
+        }
+        return replace(
+            last,
+            layers=tuple(name for unit in units for name in unit.layers),
+            **total,
+            forward_first=first.forward_first + sum(unit.forward for unit in inner),
+            backward_first=first.backward_first + sum(unit.backward for unit in inner),
+            bytes_in=first.bytes_in,
+            held=sum((unit.held for unit in inner), first.held),
+        )
+
+    def joined(self, cuts: Sequence[str]) -> Costs:
+        """The same if the network could be cut at these places alone.
+
+        Raises:
+            InputError: if one of the cuts was not measured.
+        """
+        places = self.places(cuts)
+        units = [self.range_of(a, b) for a, b in pairwise(places)]
+        found = tuple(self.cuts[place - 1] for place in places[1:-1])
+        return replace(self, cuts=found, units=tuple(units))
 
     def plan(
         self, num_stages: int, num_ranks: int | None = None, speeds: Sequence[float] = ()
@@ -285,6 +353,18 @@ class Costs:
         Raises:
             InputError: if one of the cuts was not measured, or there are too many or few speeds.
         """
+        stages = list(pairwise(self.places(cuts)))
+        waiting = iter(stages)
+        counts = stages_per_rank or [1] * len(stages)
+        checked_speeds(speeds, len(counts))
+        return self._planned([[next(waiting) for _ in range(count)] for count in counts], speeds)
+
+    def places(self, cuts: Sequence[str]) -> list[int]:
+        """The first unit of each stage between these cuts, and the number of units.
+
+        Raises:
+            InputError: if one of the cuts was not measured.
+        """
         places = [0]
         for cut in cuts:
             inside = [i for i, name in enumerate(self.cuts, 1) if f"{name}.".startswith(f"{cut}.")]
@@ -295,10 +375,7 @@ class Costs:
                     f"They are: {', '.join(self.cuts)}",
                 )
             places.append(inside[0])
-        waiting = iter(pairwise([*places, len(self.units)]))
-        counts = stages_per_rank or [1] * len(places)
-        checked_speeds(speeds, len(counts))
-        return self._planned([[next(waiting) for _ in range(count)] for count in counts], speeds)
+        return [*places, len(self.units)]
 
     def _planned(
         self, shares: Sequence[Sequence[tuple[int, int]]], speeds: Sequence[float]
@@ -312,17 +389,16 @@ class Costs:
         )
 
     def _stage(self, begin: int, end: int, rank: int) -> PlannedStage:
-        first, last, inner = self.units[begin], self.units[end - 1], self.units[begin + 1 : end]
-        units = (first, *inner)
+        own = self.range_of(begin, end)
         return PlannedStage(
-            layers=tuple(name for unit in units for name in unit.layers),
-            parameters=sum(unit.parameters for unit in units),
-            objective_parameters=last.objective_parameters,
-            forward=first.forward_first + sum(unit.forward for unit in inner),
-            backward=first.backward_first + sum(unit.backward for unit in inner),
-            update=sum(unit.update for unit in units),
-            objective=last.objective,
-            bytes_out=last.bytes_out if end < len(self.units) else 0,
+            layers=own.layers,
+            parameters=own.parameters,
+            objective_parameters=own.objective_parameters,
+            forward=own.forward_first,
+            backward=own.backward_first,
+            update=own.update,
+            objective=own.objective,
+            bytes_out=own.bytes_out if end < len(self.units) else 0,
             rank=rank,
         )
 
@@ -467,28 +543,79 @@ def measure(
     Raises:
         PartitionError: if the network cannot be cut.
     """
-    inputs, target = pair(batch)
+    parts = measurable(
+        model, num_stages=num_stages, batch=batch, readout=readout, output=output,
+        features=features, task=task,
+    )  # fmt: skip
+    return measure_parts(
+        parts, method, options, batch=batch, device=device, seed=seed, repeats=repeats
+    )
+
+
+def measurable(
+    model: nn.Module,
+    *,
+    num_stages: int,
+    batch: Any,
+    readout: str | None = None,
+    output: str | int | None = None,
+    features: Features | None = None,
+    task: Task | None = None,
+) -> Partition:
+    """Cut a network into the units that `measure_parts` times; arguments as for `measure`.
+
+    Raises:
+        PartitionError: if the network cannot be cut.
+    """
     parts = split_everywhere(
         model, num_stages=num_stages, readout=readout, output=output, features=features,
-        example=inputs,
+        example=pair(batch)[0],
     )  # fmt: skip
-    if task is not None:
-        parts = replace(parts, task=task)
+    return parts if task is None else replace(parts, task=task)
+
+
+def measure_parts(
+    parts: Partition,
+    method: Method,
+    options: StageOptions,
+    *,
+    batch: Any,
+    device: torch.device,
+    rows: int | None = None,
+    halves: bool = False,
+    seed: int = 0,
+    repeats: int = 5,
+) -> Costs:
+    """Time every unit, as `measure`.
+
+    Args:
+        parts: The units.
+        method: Which objective each stage gets.
+        options: How stages learn.
+        batch: A mini-batch of full size.
+        device: Where to measure.
+        rows: Measure so many of its rows; default: all.
+        halves: Also time gradients of what comes in alone (`Unit.inputs`).
+        seed: Seed of the objectives' parameters.
+        repeats: How often each unit has its turn.
+    """
+    inputs, target = pair(batch)
     home = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
     source = Source(parts.num_outputs, parts.task, device, parts.form)
     message = source.to_train(1, (inputs, target))
+    first, goal = tree_map(lambda t: t[:rows], message.features), message.target[:rows]
     objectives = [build_objective(parts, method, i, seed) for i in range(parts.num_stages)]
     timers = [
-        _Timer(parts, index, objective, options, device)
+        _Timer(parts, index, objective, options, device, halves=halves)
         for index, objective in enumerate(objectives)
     ]
     with undisturbed(parts.model, weights=True):
         for _ in range(repeats):
-            values, carry = message.features, None
+            values, carry = first, None
             for timer in timers:
-                values, carry = timer.visit(values, message.target, carry)
+                values, carry = timer.visit(values, goal, carry)
         parts.readout.to(home)
-    return Costs(parts.cuts, tuple(timer.unit() for timer in timers), len(target))
+    return Costs(parts.cuts, tuple(timer.unit() for timer in timers), len(goal))
 
 
 @dataclass
@@ -516,11 +643,13 @@ class _Timer:
         objective: Objective,
         options: StageOptions,
         device: torch.device,
+        *,
+        halves: bool,
     ) -> None:
         self._body, self._layers = parts.bodies[index], parts.names[index]
         self._parameters = [p for p in self._body.parameters() if p.requires_grad]
         self._options, self._device = options, device
-        self._follows = index > 0
+        self._follows, self._halves = index > 0, halves
         # What a stage does besides its layers is what a stage without layers does.
         # Optimizers are those of the first stage: how many there will be is not known yet.
         self._end = Stage(0, nn.Identity(), (), objective, options, keys={}, seed=0, device=device)
@@ -528,7 +657,9 @@ class _Timer:
         self._within, self._begins = _Seconds(), _Seconds()
         self._steps: list[float] = []
         self._objective: list[float] = []
-        self._bytes_out = 0
+        self._inputs: list[float] = []
+        self._bytes_in = self._bytes_out = 0
+        self._held = self._objective_held = Held()
 
     def _optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         return self._options.optimizer(StageParameters(0, [("", p) for p in parameters]))
@@ -551,7 +682,8 @@ class _Timer:
         with self._end.random.active():
             with torch.no_grad(), self._end.autocast():
                 outputs = self._body(tree_map(Tensor.clone, values))
-            self._bytes_out = sum(t.numel() * t.element_size() for t in tensors_of(outputs))
+            self._bytes_in = sum(t.nbytes for t in tensors_of(values))
+            self._bytes_out = self._bytes_sent(outputs)
             for step in range(STEPS_OF_A_VISIT + 1):
                 seconds, gradients, onward = self._time_end(outputs, target, carry)
                 first = self._time_body(tree_map(dense, values), gradients, optimizer)
@@ -560,6 +692,9 @@ class _Timer:
                     if self._follows
                     else first
                 )
+                if self._halves and self._follows:
+                    inputs = self._time_inputs(values, gradients)
+                    self._inputs += [inputs] if step > 0 else []
                 self._almost_nothing.grad = torch.zeros_like(self._almost_nothing)
                 step_itself = self._time_update(small, [self._almost_nothing])
                 if step > 0:
@@ -567,6 +702,8 @@ class _Timer:
                     self._steps.append(step_itself)
                     self._begins.add(first)
                     self._within.add(within)
+            if self._held == Held():
+                self._count_held(values, outputs, target, carry, optimizer)
         self._body.to(home)
         return outputs, onward
 
@@ -585,7 +722,42 @@ class _Timer:
             objective=median(self._objective),
             objective_parameters=sum(p.numel() for p in self._end.objective.parameters()),
             bytes_out=self._bytes_out,
+            bytes_in=self._bytes_in,
+            inputs=median(self._inputs or [0.0]),
+            held=self._held,
+            objective_held=self._objective_held,
         )
+
+    def _bytes_sent(self, outputs: Tree) -> int:
+        """Bytes of what goes on; values that learn may do so in a narrower type."""
+        narrow = self._options.precision.send_as
+        return sum(
+            t.numel() * min(narrow.itemsize, t.element_size())
+            if narrow is not None and t.is_floating_point()
+            else t.nbytes
+            for t in tensors_of(outputs)
+        )
+
+    def _count_held(
+        self, values: Tree, outputs: Tree, target: Tensor, carry: Tree, optimizer: Optimizer | None
+    ) -> None:
+        """Count bytes, once there is a state of the optimizer."""
+        inputs = tree_map(Tensor.clone, tree_map(_leaf, values))
+        kept = _Kept([*tensors_of(inputs), *self._body.parameters()])
+        with kept, self._end.autocast():
+            for tensor in tensors_of(self._body(inputs)):
+                kept.keep(tensor)
+        self._held = _held(list(self._body.parameters()), optimizer, kept.num_bytes)
+        attached = tree_map(Tensor.clone, tree_map(_leaf, outputs))
+        end = self._end
+        parameters = list(end.objective.parameters())
+        kept = _Kept([*tensors_of(attached), *parameters])
+        with kept:
+            end.forward(attached)
+            end.hand_on(target, carry)
+            if not isinstance(end.objective, Nothing):
+                end.learn(target, carry, 0)
+        self._objective_held = _held(parameters, end.optimizer, kept.num_bytes)
 
     def _time_end(
         self, outputs: Tree, target: Tensor, carry: Tree
@@ -632,6 +804,21 @@ class _Timer:
         updated = self._time_update(optimizer, self._parameters) if optimizer and pairs else 0.0
         return forwarded - begin, learned - prepared, updated
 
+    def _time_inputs(self, values: Tree, gradients: Sequence[Tensor]) -> float:
+        """Time the gradients of what comes in alone, of layers that follow others."""
+        leaves = tree_map(_leaf, values)
+        with self._end.autocast():
+            outputs = self._body(tree_map(Tensor.clone, leaves))
+        floating = [t for t in tensors_of(outputs) if t.is_floating_point()]
+        pairs = [(t, g) for t, g in zip(floating, gradients, strict=True) if t.requires_grad]
+        wanted = [leaf for leaf in tensors_of(leaves) if leaf.requires_grad]
+        if not (pairs and wanted):
+            return 0.0
+        begin = self._now()
+        outs, grads = [t for t, _ in pairs], [g for _, g in pairs]
+        torch.autograd.grad(outs, wanted, grads, allow_unused=True)
+        return self._now() - begin
+
     def _time_update(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> float:
         begin = self._now()
         if self._options.clip_norm is not None:
@@ -642,6 +829,42 @@ class _Timer:
 
     def _now(self) -> float:
         return _now(self._device)
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for the backward pass, without known tensors."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__(self.keep, lambda tensor: tensor)
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._found: dict[int, int] = {}
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count a tensor; two that share their memory count once."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._found[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that is kept as it is would keep itself alive
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that were kept."""
+        return sum(self._found.values())
+
+
+def _held(parameters: Sequence[nn.Parameter], optimizer: Optimizer | None, kept: int) -> Held:
+    states = optimizer.state.values() if optimizer is not None else ()
+    return Held(
+        parameters=sum(p.nbytes for p in parameters),
+        gradients=sum(p.nbytes for p in parameters if p.requires_grad),
+        optimizer=sum(
+            value.nbytes
+            for state in states
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ),
+        activations=kept,
+    )
 
 
 def _now(device: torch.device) -> float:
