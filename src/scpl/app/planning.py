@@ -352,7 +352,7 @@ def _measure_one(
     )
     costs = measure_parts(
         parts, method, options, batch=batch, device=choose_device(config.run.device), rows=rows,
-        halves=rows is not None,
+        halves=rows is not None, repeats=5 if rows is None else 3,
     )  # fmt: skip
     return replace(costs, num_samples=costs.num_samples // config.data.views)
 

@@ -392,13 +392,16 @@ def _why(measured: Measured, best: Forecast, most: int) -> str:
             "any computing"
         )
     if measured.num_stages is not None and best.num_machines == most:
-        return f"there are {most} stages"
-    places = costs.places(best.cuts)
+        return f"the network is cut into {most} stages"
+    # Where the number of stages is given, machines share out these; else any units.
+    shared = costs if measured.num_stages is None else costs.joined(best.cuts)
+    places = shared.places(best.cuts)
     begin = places[sum(best.stages_per_machine[:worker])]
     end = places[sum(best.stages_per_machine[: worker + 1])]
-    dearest = max(costs.units[begin:end], key=_seconds)
-    if _seconds(dearest) >= NEARLY * _seconds(costs.range_of(begin, end)):
-        layers = dearest.layers
-        names = " .. ".join(dict.fromkeys((layers[0], layers[-1])))
-        return f"{names} of stage {worker} cannot be cut further"
+    own, dearest = shared.range_of(begin, end), max(shared.units[begin:end], key=_seconds)
+    if own.objective >= NEARLY * _seconds(own):
+        return f"machine {worker} spends almost all its time on a head"
+    if _seconds(dearest) >= NEARLY * _seconds(own):
+        names = " .. ".join(dict.fromkeys((dearest.layers[0], dearest.layers[-1])))
+        return f"what machine {worker} has ({names}) cannot be cut further"
     return "a further stage would cost as much for its head as it takes off the others"
