@@ -50,6 +50,52 @@ def test_what_given_cuts_cost_is_told_as_a_table():
     assert flags == f"Use it with: --cuts {' '.join(found['cuts'])}"
 
 
+def test_many_machines_are_simulated():
+    """Every method on 2 and on 64, one half as fast; the answer follows from the numbers."""
+    flags = ["--machines", "2", "3", "--link", "1gbit,2ms", "--speeds", "1", "0.5", "1"]
+    done = scpl("plan", *TINY, "--batch-size", "8", *flags, "--json")
+    assert done.status == 0, done.err
+    two, three = json.loads(done.out)["simulated"]
+    assert two["speeds"] == [1.0, 0.5]
+    assert three["machines"] == 3
+    found = {each["method"]: each for each in three["forecasts"]}
+    assert list(found) == ["scpl", "gpipe", "1f1b", "zero-bubble", "ddp", "bp"]
+    own = found["scpl"]
+    assert own["num_machines"] == len(own["memory"]) == len(own["wait_shares"]) == 3
+    assert own["ratio"] * found["bp"]["samples_per_second"] == pytest.approx(
+        own["samples_per_second"]
+    )
+    assert three["flags"] == f"--cuts {' '.join(own['cuts'])} --processes 3"
+    assert three["answer"].startswith(
+        f"3 machines on 1gbit,2ms, simulated: scpl {own['ratio']:.2f} x one machine with bp, gpipe "
+    )
+    assert own["memory"][0].keys() == {"parameters", "gradients", "optimizer", "activations"}
+    # The all-reduce of two machines is two rounds, of 2 ms at least.
+    ddp = {each["method"]: each for each in two["forecasts"]}["ddp"]
+    assert ddp["samples_per_second"] < 8 / 4e-3
+
+
+def test_a_simulation_as_a_table():
+    done = scpl("plan", *SMALL, "--machines", "64")
+    assert done.status == 0, done.err
+    first, _, head, *rows = done.out.splitlines()
+    assert first == "Simulated from times that were measured on this machine alone:"
+    assert head.split()[:4] == ["method", "machines", "micro-batches", "samples/s"]
+    assert [row.split()[:2] for row in rows[:6:5]] == [["scpl", "3"], ["bp", "1"]]
+    assert rows[-2].startswith("64 machines on loopback, simulated: scpl ")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "latency"),
+    [("200mbit", 25e6, 1e-4), ("1.5gbit,2ms", 187.5e6, 2e-3), ("8kbit,50us", 1e3, 5e-5)],
+)
+def test_links(text, rate, latency):
+    """Of the bits on a cable some are headers of frames."""
+    link = planning.read_link(text)
+    assert 0.95 * rate < link.rate < rate
+    assert link.latency == pytest.approx(latency)
+
+
 def test_data_that_is_not_here_is_drawn_and_that_is_said(monkeypatch):
     monkeypatch.delenv("SCPL_DATA", raising=False)
     done = scpl("plan", *SMALL, "--data", "fashion-mnist")
@@ -62,6 +108,18 @@ def test_data_that_is_not_here_is_drawn_and_that_is_said(monkeypatch):
     [
         (["plan", "--method", "bp"], "A plan is for methods that train stages. Got bp"),
         (["plan", "--dry-run"], "A plan is made anew and writes nothing. Got --dry-run"),
+        (["plan", "--link", "1gbit"], "--link must go with --machines"),
+        (["plan", *SMALL, "--machines", "2", "--link", "fast"], "or loopback. Got 'fast'"),
+        (["plan", *SMALL, "--machines", "2", "--link", "0gbit"], "or loopback. Got '0gbit'"),
+        (
+            ["plan", "--machines", "3", "--link", "1gbit", "2gbit"],
+            "--link must say it for each of the 3 machines. Got 1gbit 2gbit",
+        ),
+        (["plan", "--machines", "2", "--speeds", "1"], "--speeds must say it for each of the 2"),
+        (["plan", "--machines", "2", "--speeds", "1", "0"], "--speeds must be above 0. Got 1 0"),
+        (["plan", "--machines", "0"], "--machines must be more than 0 and at most 1,024. Got 0"),
+        (["plan", "--machines", "4", "--processes", "2"], "Got --processes, too"),
+        (["plan", "--machines", "2", "--method", "gpipe"], "Got --method gpipe"),
         (["train", "--speeds", "1", "0.5"], "--speeds must go with --balance measured"),
         (
             [

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import scpl
+from scpl.engine.costs import Costs, Held, Unit
 from scpl.engine.forecast import Measured, forecasts, local, most_helpful, sizes
-from scpl.engine.planning import Costs, Held, Unit, measurable, measure_parts
+from scpl.engine.planning import measurable, measure_parts
 from scpl.engine.precision import Precision
 from scpl.engine.stage import StageOptions
 from scpl.methods import CutBackpropagation

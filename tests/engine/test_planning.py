@@ -14,15 +14,9 @@ from torch.distributed import HashStore, PrefixStore
 import scpl
 from networks import assert_same_state, cnn, images, mlp, rows
 from scpl.engine import ranks as ranks_module
+from scpl.engine.costs import Costs, Plan, Unit
 from scpl.engine.mesh import Mesh
-from scpl.engine.planning import (
-    Costs,
-    Plan,
-    Unit,
-    measure,
-    relative_speeds,
-    seconds_of_a_piece,
-)
+from scpl.engine.planning import measure, relative_speeds, seconds_of_a_piece
 from scpl.engine.precision import Precision
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.stage import StageOptions

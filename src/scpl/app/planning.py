@@ -24,16 +24,9 @@ from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import is_rank
 from scpl.data import is_here
 from scpl.data.loader import Batch
+from scpl.engine.costs import Costs, Plan, checked_speeds, in_columns
 from scpl.engine.forecast import Forecast, Limit, Measured, forecasts, most_helpful, sizes
-from scpl.engine.planning import (
-    Costs,
-    Plan,
-    checked_speeds,
-    in_columns,
-    measurable,
-    measure_parts,
-    relative_speeds,
-)
+from scpl.engine.planning import measurable, measure_parts, relative_speeds
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import StageOptions
 from scpl.errors import DataError, InputError
@@ -57,7 +50,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     Returns:
         With ``--machines`` what `simulated` says, with ``synthetic`` and ``environment``. Else
         ``plan`` and ``operations`` (that of the cuts a run has without measuring; None where it is
-        not known), both as `scpl.engine.planning.Plan` with ``stages_per_process``,
+        not known), both as `scpl.engine.costs.Plan` with ``stages_per_process``,
         ``wait_share`` of each process and ``samples_per_second``; ``flags``, ``synthetic``,
         ``environment``.
 
@@ -67,6 +60,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     """
     base = config.train
     config.check()
+    links = [read_link(link) for link in config.link]
     if is_rank():
         raise InputError(
             "scpl plan must be one process, which plans for --processes",
@@ -84,7 +78,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         batch = _first_batch(loaders)
     environment = describe_environment(choose_device(base.run.device), threads)
     if config.machines:
-        found = simulated(config, _measure_all(base, data, batch, initial))
+        found = simulated(config, links, _measure_all(base, data, batch, initial))
         return {**found, "synthetic": synthetic, "environment": environment}
     speeds = base.run.speeds
     checked_speeds(speeds, base.run.processes)
@@ -106,20 +100,21 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     }
 
 
-def simulated(config: PlanConfig, measured: Measured) -> dict[str, Any]:
+def simulated(config: PlanConfig, links: Sequence[Link], measured: Measured) -> dict[str, Any]:
     """Simulate training on each of the numbers of machines.
+
+    Args:
+        config: How many there are, and how fast.
+        links: One for all of them, or one for each.
+        measured: What the network costs.
 
     Returns:
         ``simulated``: for each number ``machines``, ``link``, ``speeds``, ``forecasts`` (each as
         `scpl.engine.forecast.Forecast` with ``ratio`` to one machine), ``flags`` of the local
         method, ``helpful_machines``, ``reason`` why not more, and the ``answer``.
-
-    Raises:
-        InputError: for a link that is none.
     """
     most = max(config.machines)
-    links = [read_link(link) for link in config.link]
-    links = links if len(links) > 1 else links * most
+    links = links if len(links) > 1 else [*links] * most
     speeds = config.train.run.speeds or (1.0,) * most
     machines = [Machine(speed, link) for speed, link in zip(speeds, links, strict=True)]
     found = []
@@ -150,7 +145,7 @@ def _answer(count: int, link: Sequence[str], each: Sequence[Forecast], limit: Li
     speeds = [f"{one.method} {one.samples_per_second / alone:.2f} x" for one in each[:-1]]
     speeds[0] += " one machine with bp"
     name = "1 machine" if count == 1 else f"{count} machines"
-    text = f"{name} on {' '.join(link)}: {', '.join(speeds)}"
+    text = f"{name} on {' '.join(link)}, simulated: {', '.join(speeds)}"
     if limit.reason:
         text += f"; more than {limit.num_machines} do not help {each[0].method}, because "
         return text + limit.reason

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scpl.engine.planning import Costs, Held, Unit
+from scpl.engine.costs import Costs, Held, Unit
 from scpl.errors import InputError
 from scpl.methods import METHODS
 from scpl.methods.bp import MicroBatched

@@ -42,9 +42,9 @@ from scpl.app.train.logs import import_tools
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.costs import Plan
 from scpl.engine.export import ExitNetwork
 from scpl.engine.mesh import Mesh
-from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
