@@ -172,7 +172,7 @@ def test_a_run_keeps_the_cuts_that_were_measured(tmp_path, monkeypatch):
     read = lambda name: json.loads((tmp_path / name / "summary.json").read_text())  # noqa: E731
     assert read("again")["test_loss"] == read("run")["test_loss"]
     (tmp_path / "run" / "summary.json").unlink()  # as if it had been interrupted at its very end
-    monkeypatch.setattr(planning, "measure", None)
+    monkeypatch.setattr(planning, "measure_parts", None)
     resumed = scpl("train", "--resume", "run", "--processes", "1")
     assert resumed.status == 0, resumed.err
     assert read("run")["test_loss"] == read("again")["test_loss"]

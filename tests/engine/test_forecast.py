@@ -9,7 +9,7 @@ from torch import nn
 import scpl
 from scpl.engine.costs import Costs, Held, Unit
 from scpl.engine.forecast import Measured, forecasts, local, most_helpful, sizes
-from scpl.engine.planning import measurable, measure_parts
+from scpl.engine.planning import Kind, measurable, measure_parts
 from scpl.engine.precision import Precision
 from scpl.engine.stage import StageOptions
 from scpl.methods import CutBackpropagation
@@ -151,24 +151,18 @@ def test_a_network_is_measured_as_it_is():
         lambda own: torch.optim.Adam(own, lr=1e-3), precision=Precision(send_as=torch.bfloat16)
     )
     parts = measurable(model, num_stages=1, batch=batch)
-    whole = {
-        rows: measure_parts(
-            parts, CutBackpropagation(), options, batch=batch, device=CPU, rows=rows, halves=True,
-            repeats=1,
-        )
-        for rows in (64, 16)
-    }  # fmt: skip
-    first, last = whole[64].units
+    plain = CutBackpropagation()
+    kinds = [Kind(plain, 64, halves=True), Kind(plain, 16, halves=True), Kind(scpl.SCPL())]
+    large, small, heads = measure_parts(parts, kinds, options, batch=batch, device=CPU, repeats=1)
+    first, last = large.units
     assert (first.bytes_in, first.bytes_out) == (64 * 10 * 4, 64 * 1000 * 2)
-    assert whole[16].units[0].bytes_out == 16 * 1000 * 2
-    assert whole[16].num_samples == 16
+    assert small.units[0].bytes_out == 16 * 1000 * 2
+    assert small.num_samples == 16
     own = 4 * (10 * 1000 + 1000)
     # Adam keeps two tensors like each parameter, and counts its steps.
     assert first.held == Held(own, own, 2 * own + 2 * 4, 64 * 1000 * 4)
     assert last.held.activations == 64 * 20 * 4
     assert first.inputs == 0.0  # nobody waits for them
     assert last.inputs > 0.0
-    heads = measure_parts(
-        parts, scpl.SCPL(), options, batch=batch, device=CPU, repeats=1
-    ).units[0].objective_held  # fmt: skip
+    heads = heads.units[0].objective_held
     assert min(heads.parameters, heads.gradients, heads.optimizer, heads.activations) > 0

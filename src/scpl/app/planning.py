@@ -26,12 +26,11 @@ from scpl.data import is_here
 from scpl.data.loader import Batch
 from scpl.engine.costs import Costs, Plan, checked_speeds, in_columns
 from scpl.engine.forecast import Forecast, Limit, Measured, forecasts, most_helpful, sizes
-from scpl.engine.planning import measurable, measure_parts, relative_speeds
+from scpl.engine.planning import Kind, measurable, measure_parts, relative_speeds
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import StageOptions
 from scpl.errors import DataError, InputError
 from scpl.methods import CutBackpropagation
-from scpl.methods.base import Method
 from scpl.partition import Partition
 from scpl.partition.balance import stages_per_rank
 from scpl.runs import RunFolder
@@ -297,7 +296,8 @@ def _measure(
 ) -> Costs:
     """What the parts of the network cost with the heads of the method."""
     parts = _parts(config, data, batch, initial, config.network.num_stages)
-    return _measure_one(config, parts, build_method(config.suited, config.rows), batch)
+    kind = Kind(build_method(config.suited, config.rows))
+    return _measure_kinds(config, parts, [kind], batch)[0]
 
 
 def _measure_all(
@@ -307,12 +307,17 @@ def _measure_all(
     fixed = config.network.cuts or config.network.stages
     stages = config.network.num_stages if fixed else None
     parts = _parts(config, data, batch, initial, stages or 1)
-    local = _measure_one(config, parts, build_method(config.suited, config.rows), batch)
-    plain = CutBackpropagation()
-    whole = {
-        rows: _measure_one(config, parts, plain, batch, rows)
-        for rows in sizes(local.num_samples * config.data.views)
-    }
+    rows = sizes(len(batch[1]))
+    local, *others = _measure_kinds(
+        config,
+        parts,
+        [
+            Kind(build_method(config.suited, config.rows)),
+            *(Kind(CutBackpropagation(), own, halves=True) for own in rows),
+        ],
+        batch,
+    )
+    whole = dict(zip(rows, others, strict=True))
     if config.network.cuts:
         local = local.joined(config.network.cuts)
         whole = {rows: costs.joined(config.network.cuts) for rows, costs in whole.items()}
@@ -337,19 +342,17 @@ def _parts(
     )
 
 
-def _measure_one(
-    config: TrainConfig, parts: Partition, method: Method, batch: Batch, rows: int | None = None
-) -> Costs:
+def _measure_kinds(
+    config: TrainConfig, parts: Partition, kinds: Sequence[Kind], batch: Batch
+) -> list[Costs]:
     options = StageOptions(
         optimizer_factory(config),
         clip_norm=config.chosen.clip_norm or None,
         precision=precision_of(config),
     )
-    costs = measure_parts(
-        parts, method, options, batch=batch, device=choose_device(config.run.device), rows=rows,
-        halves=rows is not None, repeats=5 if rows is None else 3,
-    )  # fmt: skip
-    return replace(costs, num_samples=costs.num_samples // config.data.views)
+    device = choose_device(config.run.device)
+    found = measure_parts(parts, kinds, options, batch=batch, device=device)
+    return [replace(each, num_samples=each.num_samples // config.data.views) for each in found]
 
 
 def _by_operations(

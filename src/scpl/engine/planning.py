@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from statistics import median
 from time import perf_counter
 from typing import Any, final
@@ -33,6 +34,7 @@ from scpl.partition.verify import undisturbed
 from scpl.tasks import Task
 
 __all__ = [
+    "Kind",
     "measurable",
     "measure",
     "measure_parts",
@@ -180,9 +182,10 @@ def measure(
         model, num_stages=num_stages, batch=batch, readout=readout, output=output,
         features=features, task=task,
     )  # fmt: skip
-    return measure_parts(
-        parts, method, options, batch=batch, device=device, seed=seed, repeats=repeats
+    [costs] = measure_parts(
+        parts, [Kind(method)], options, batch=batch, device=device, seed=seed, repeats=repeats
     )
+    return costs
 
 
 def measurable(
@@ -207,48 +210,71 @@ def measurable(
     return parts if task is None else replace(parts, task=task)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """One of the ways in which units can be measured.
+
+    Attributes:
+        method: Which objective each stage gets.
+        rows: Measure so many rows of the mini-batch; None: all.
+        halves: Also time gradients of what comes in alone (`Unit.inputs`).
+    """
+
+    method: Method
+    rows: int | None = None
+    halves: bool = False
+
+
 def measure_parts(
     parts: Partition,
-    method: Method,
+    kinds: Sequence[Kind],
     options: StageOptions,
     *,
     batch: Any,
     device: torch.device,
-    rows: int | None = None,
-    halves: bool = False,
     seed: int = 0,
     repeats: int = 5,
-) -> Costs:
-    """Time every unit, as `measure`.
+) -> list[Costs]:
+    """Time every unit in several ways, in turns, so that a machine that gets slower hits all.
 
     Args:
         parts: The units.
-        method: Which objective each stage gets.
+        kinds: The ways.
         options: How stages learn.
         batch: A mini-batch of full size.
         device: Where to measure.
-        rows: Measure so many of its rows; default: all.
-        halves: Also time gradients of what comes in alone (`Unit.inputs`).
         seed: Seed of the objectives' parameters.
         repeats: How often each unit has its turn.
+
+    Returns:
+        What the units cost in each of the ways.
     """
     inputs, target = pair(batch)
     home = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
     source = Source(parts.num_outputs, parts.task, device, parts.form)
     message = source.to_train(1, (inputs, target))
-    first, goal = tree_map(lambda t: t[:rows], message.features), message.target[:rows]
-    objectives = [build_objective(parts, method, i, seed) for i in range(parts.num_stages)]
     timers = [
-        _Timer(parts, index, objective, options, device, halves=halves)
-        for index, objective in enumerate(objectives)
-    ]
+        [
+            _Timer(
+                parts, i, build_objective(parts, kind.method, i, seed), options, device,
+                halves=kind.halves,
+            )
+            for i in range(parts.num_stages)
+        ]
+        for kind in kinds
+    ]  # fmt: skip
+    goals = [message.target[: kind.rows] for kind in kinds]
     with undisturbed(parts.model, weights=True):
         for _ in range(repeats):
-            values, carry = first, None
-            for timer in timers:
-                values, carry = timer.visit(values, goal, carry)
+            for kind, own, goal in zip(kinds, timers, goals, strict=True):
+                values, carry = tree_map(itemgetter(slice(kind.rows)), message.features), None
+                for timer in own:
+                    values, carry = timer.visit(values, goal, carry)
         parts.readout.to(home)
-    return Costs(parts.cuts, tuple(timer.unit() for timer in timers), len(goal))
+    return [
+        Costs(parts.cuts, tuple(timer.unit() for timer in own), len(goal))
+        for own, goal in zip(timers, goals, strict=True)
+    ]
 
 
 @dataclass
