@@ -67,7 +67,8 @@ def test_many_machines_are_simulated():
     )
     assert three["flags"] == f"--cuts {' '.join(own['cuts'])} --processes 3"
     assert three["answer"].startswith(
-        f"3 machines on 1gbit,2ms, simulated: scpl {own['ratio']:.2f} x one machine with bp, gpipe "
+        "3 machines of speeds 1 0.5 1 on 1gbit,2ms, simulated: "
+        f"scpl {own['ratio']:.2f} x one machine with bp, gpipe "
     )
     assert own["memory"][0].keys() == {"parameters", "gradients", "optimizer", "activations"}
     # The all-reduce of two machines is two rounds, of 2 ms at least.

@@ -132,18 +132,22 @@ def simulated(config: PlanConfig, links: Sequence[Link], measured: Measured) -> 
                 "flags": " ".join(_flags(each[0].cuts, each[0].stages_per_machine)),
                 "helpful_machines": limit.num_machines,
                 "reason": limit.reason,
-                "answer": _answer(count, said, each, limit),
+                "answer": _answer(given, said, each, limit),
             }
         )
     return {"simulated": found}
 
 
-def _answer(count: int, link: Sequence[str], each: Sequence[Forecast], limit: Limit) -> str:
+def _answer(
+    machines: Sequence[Machine], link: Sequence[str], each: Sequence[Forecast], limit: Limit
+) -> str:
     """What to know of all the numbers, in one sentence."""
     alone = each[-1].samples_per_second
     speeds = [f"{one.method} {one.samples_per_second / alone:.2f} x" for one in each[:-1]]
     speeds[0] += " one machine with bp"
-    name = "1 machine" if count == 1 else f"{count} machines"
+    name = "1 machine" if len(machines) == 1 else f"{len(machines)} machines"
+    if len({machine.speed for machine in machines}) > 1:
+        name += f" of speeds {' '.join(f'{machine.speed:g}' for machine in machines)}"
     text = f"{name} on {' '.join(link)}, simulated: {', '.join(speeds)}"
     if limit.reason:
         text += f"; more than {limit.num_machines} do not help {each[0].method}, because "
