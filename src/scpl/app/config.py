@@ -461,6 +461,9 @@ class RunConfig:
     replicas: tuple[int, ...] = setting((), together=True)
     """How many processes host the same stages, each with its share of every mini-batch: 2, or for
     each group of stages its own number, e.g. 1 2 1; default: 1."""
+    speeds: tuple[float, ...] = setting((), decides="speed")
+    """How fast each process is beside the first, e.g. 1 0.5, for --balance measured, which cuts by
+    it, and scpl plan; default: they are timed before the run; scpl plan: all are as fast."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
     threads: int | None = setting(None, _THREADS)
@@ -611,6 +614,13 @@ class TrainConfig:
         self._check_stages()
         if self.network.balance == "measured":
             self._check_measured(alone=alone)
+        elif self.run.speeds:
+            raise InputError(
+                "--speeds must go with --balance measured, which cuts by them",
+                f"Got --speeds {' '.join(f'{speed:g}' for speed in self.run.speeds)} for --balance "
+                "operations",
+                "Leave it out, or measure",
+            )
         self._check_balanced()
         if self.optimizer.keep_best not in (None, MAIN, *WATCHED):
             raise unknown_name("--keep-best", str(self.optimizer.keep_best), [MAIN, *WATCHED])
@@ -1052,9 +1062,20 @@ class PlanConfig:
     Prints a table of stages: their layers, what each part of a step takes, what is handed on, and
     how long each process is expected to wait for the slowest one. It takes the flags of scpl train;
     with --cuts it says what these cost. Nothing is written.
+
+    With --machines it simulates, from what was measured here, how fast the method, GPipe, 1F1B,
+    zero-bubble, DDP and one machine alone would train on so many machines like this one, what each
+    of them holds and sends, and how many of them help. Give them the --threads of one machine.
     """
 
     train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
+    machines: tuple[int, ...] = ()
+    """Simulate training on so many machines; several numbers: on each. Without --stages the method
+    has one stage on each machine."""
+    link: tuple[str, ...] = ("loopback",)
+    """How each machine is connected, both ways at once: a rate such as 200mbit or 10gbit, with a
+    latency if it is not 0.1ms (1gbit,2ms); or loopback: 8 Gbit/s and 0.05 ms. One for all machines,
+    or one for each."""
 
     def check(self) -> None:
         """Check all values.
@@ -1062,7 +1083,7 @@ class PlanConfig:
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        self.train.changed(balance="operations").check()
+        self.train.changed(balance="operations", speeds=()).check()
         for name in ("resume", "dry_run"):
             if getattr(self.train.run, name):
                 raise InputError("A plan is made anew and writes nothing", f"Got {flag(name)}")
@@ -1071,6 +1092,43 @@ class PlanConfig:
                 "A plan is for methods that train stages",
                 f"Got {self.train.method.method}, which trains the whole network",
                 "Choose another --method",
+            )
+        self._check_machines()
+
+    def _check_machines(self) -> None:
+        run, most = self.train.run, max(self.machines, default=0)
+        if not self.machines:
+            if self.link != ("loopback",):
+                raise InputError(
+                    "--link must go with --machines, on which training is simulated",
+                    f"Got --link {' '.join(self.link)} without it",
+                )
+            return
+        if not all(map(_LAYERS.holds, self.machines)):
+            raise InputError(
+                f"--machines {_LAYERS.rule}", f"Got {' '.join(map(str, self.machines))}"
+            )
+        if run.processes > 1 or run.stages_per_process:
+            raise InputError(
+                "--machines says for how many, and shares out the stages",
+                "Got --processes, too" if run.processes > 1 else "Got --stages-per-process, too",
+                "Leave one of them out",
+            )
+        if not constant_of(self.train.method.method, "cuts_gradients"):
+            raise InputError(
+                "--machines compares a local method with the others",
+                f"Got --method {self.train.method.method}",
+                "Choose for instance scpl",
+            )
+        for name, given in (("speeds", run.speeds), ("link", self.link[1:] and self.link)):
+            if given and len(given) != most:
+                raise InputError(
+                    f"--{name} must say it for each of the {most} machines",
+                    f"Got {' '.join(map(str, given))}",
+                )
+        if not all(map(POSITIVE.holds, run.speeds)):
+            raise InputError(
+                "--speeds must be above 0", f"Got {' '.join(f'{speed:g}' for speed in run.speeds)}"
             )
 
 

@@ -42,9 +42,9 @@ from scpl.app.train.logs import import_tools
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.costs import Plan
 from scpl.engine.export import ExitNetwork
 from scpl.engine.mesh import Mesh
-from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
@@ -361,6 +361,8 @@ class _Run:
         for line in (*data.notes, *self.told, *stages):
             say(line)
         if self.plan is not None:
+            for line in str(self.plan).splitlines():
+                say(line)
             waits = ", ".join(f"{100 * share:.0f} %" for share in self.plan.wait_shares)
             say(f"Cut by measurement: processes are expected to wait {waits} of the time")
         if pipeline.step:
