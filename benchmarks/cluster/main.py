@@ -235,6 +235,8 @@ class Bench:
             self.machines.free()
         if entry.alone:
             workers.wake()  # they went on until the slowest one was timed
+        seconds = timings[-1].seconds / entry.steps
+        say(f"{time.strftime('%H:%M:%S')} {name_of(entry, link)}: {seconds:.2f} s per step")
         if cable is not None:
             carried = cable.carried_bytes() - before
             self.traffic[name_of(entry, link)].append(carried / timings[-1].steps)
@@ -295,6 +297,11 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
     ]
     for entry in entries:
         entry.config.check([entry.config.method.method])
+    if not entries:
+        tried = " ".join(map(str, arguments.micro_batches))
+        raise ValueError(
+            f"Of --micro-batches at least one must fit the mini-batch and the machines. Got {tried}"
+        )
     number = max(entry.num_machines for entry in entries)
     shares = shares_of(number, arguments.quota, arguments.speeds, cores())
     rates = [link for link in arguments.links if link != LOOPBACK]
@@ -409,7 +416,7 @@ def comparisons(
         }
         groups: dict[str, tuple[str, ...]]
         groups = {each.label: (each.label,) for each in others.values()}
-        groups |= {"the best of them": SLICED}
+        groups |= {f"best of {', '.join(SLICED)}": SLICED}
         for title, labels in groups.items():
             own = [other for other, each in others.items() if each.label in labels]
             if not own:

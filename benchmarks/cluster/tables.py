@@ -26,12 +26,28 @@ def check_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def tables(found: Mapping[str, Any]) -> Iterator[str]:
     """Lines of Markdown."""
+    yield from check_table(found["check"])
+    if found["results"]:
+        yield ""
+        yield from _result_table(found["results"])
+    if found["comparisons"]:
+        yield ""
+        yield "| `scpl` against | machines | link | at its best | median (min .. max) |"
+        yield "|---|---:|---|---|---:|"
+    for row in found["comparisons"]:
+        cells = [row["against"], str(row["machines"]), row["link"], row["which"], shown(row, 2)]
+        yield f"| {' | '.join(cells)} |"
+    for name, reason in found["failures"].items():
+        yield f"{name} cannot run: {reason}"
+
+
+def _result_table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         "| machines | link | method | samples/s: median (min .. max) | to `bp` on one, paired "
         "| of the limit, paired | MB per step | ranks wait | other load, cores |"
     )
     yield "|---:|---|---|---:|---:|---:|---:|---:|---:|"
-    for row in found["results"]:
+    for row in results:
         traffic = row["bytes_per_step"]
         cells = [
             str(row["machines"]),
@@ -45,15 +61,6 @@ def tables(found: Mapping[str, Any]) -> Iterator[str]:
             shown(row["others"], 2),
         ]
         yield f"| {' | '.join(cells)} |"
-    if found["comparisons"]:
-        yield ""
-        yield "| `scpl` against | machines | link | at its best | median (min .. max) |"
-        yield "|---|---:|---|---|---:|"
-    for row in found["comparisons"]:
-        cells = [row["against"], str(row["machines"]), row["link"], row["which"], shown(row, 2)]
-        yield f"| {' | '.join(cells)} |"
-    for name, reason in found["failures"].items():
-        yield f"{name} cannot run: {reason}"
 
 
 def title_of(row: Mapping[str, Any]) -> str:
