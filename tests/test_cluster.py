@@ -52,7 +52,7 @@ def test_machines_get_what_there_is_by_their_speeds_and_never_more(main):
     assert main.shares_of(1, None, [], 8) == [1.0]  # one thread has no use for more
     with pytest.raises(ValueError, match=r"at most 0.95 of the 2 cores.*Got 2 cores for 4"):
         main.shares_of(4, 0.5, [], 2)
-    with pytest.raises(ValueError, match="from 0.01 to 1 core"):
+    with pytest.raises(ValueError, match=r"from 0\.01 to 1 core"):
         main.shares_of(2, 1.5, [], 8)
     with pytest.raises(ValueError, match="at most 2 machines"):
         main.shares_of(2, 0.1, [1, 1, 1], 2)
