@@ -139,6 +139,12 @@ def test_a_mesh_of_groups():
     assert mesh[0].owners(5) == [0, 1, 1, 3, 5]
 
 
+def test_a_group_is_as_fast_as_its_slowest_replica_times_their_number():
+    mesh = Mesh(0, 4, replicas=(1, 2, 1))
+    assert mesh.group_speeds((1.0, 0.5, 1.0, 0.25)) == (1.0, 1.0, 0.25)
+    assert mesh.group_speeds(()) == (1.0, 2.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("replicas", "got"),
     [((1, 2), r"1 \+ 2 = 3"), ((4, 0), r"4 \+ 0 = 4"), ((), "none = 0")],

@@ -18,7 +18,7 @@ from scpl.app.build import (
     optimizer_factory,
     precision_of,
 )
-from scpl.app.config import PlanConfig, TrainConfig
+from scpl.app.config import PlanConfig, RunConfig, TrainConfig
 from scpl.app.environment import choose_device, describe_environment, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import is_rank
@@ -26,6 +26,7 @@ from scpl.data import is_here
 from scpl.data.loader import Batch
 from scpl.engine.costs import Costs, Plan, checked_speeds, in_columns
 from scpl.engine.forecast import Forecast, Limit, Measured, forecasts, most_helpful, sizes
+from scpl.engine.mesh import Mesh, group_sizes
 from scpl.engine.planning import Kind, measurable, measure_parts, relative_speeds
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import StageOptions
@@ -79,10 +80,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     if config.machines:
         found = simulated(config, links, _measure_all(base, data, batch, initial))
         return {**found, "synthetic": synthetic, "environment": environment}
-    speeds = base.run.speeds
-    checked_speeds(speeds, base.run.processes)
-    costs = _measure(base, data, batch, initial)
-    ranks, counts = base.run.processes, base.run.stages_per_process or None
+    ranks, speeds = _groups(base)
+    costs, counts = _measure(base, data, batch, initial), base.run.stages_per_process or None
     default = _by_operations(base, data, initial, costs)
     if not base.network.cuts:
         chosen = costs.plan(base.network.num_stages, ranks, speeds)
@@ -93,7 +92,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     return {
         "plan": _described(chosen),
         "operations": default and _described(default),
-        "flags": " ".join(_flags(chosen.cuts, chosen.stages_per_rank)),
+        "flags": " ".join(_flags(chosen.cuts, chosen.stages_per_rank, base.run)),
         "synthetic": synthetic,
         "environment": environment,
     }
@@ -276,7 +275,9 @@ def balanced(
             ranks.share("balance", {"cuts": kept.network.cuts, "hosted": hosted})
         else:
             costs = _measure(config, data, _first_batch(loaders), loaders.initial())
-            found = costs.plan(config.network.num_stages, config.run.processes, speeds)
+            mesh = ranks.mesh
+            pace = speeds if mesh.replicas is None else mesh.group_speeds(speeds)
+            found = costs.plan(config.network.num_stages, mesh.num_groups, pace)
             # One number for each process: of one process, or of one stage each, there is no choice.
             several = 1 < found.num_ranks < len(found.stages)
             hosted = found.stages_per_rank if several else ()
@@ -284,7 +285,7 @@ def balanced(
     shared = ranks.fetch("balance")
     cuts, hosted = tuple(shared["cuts"]), tuple(shared["hosted"])
     config = config.changed(balance="operations", speeds=(), cuts=cuts, stages_per_process=hosted)
-    if len(hosted) == ranks.mesh.num_ranks:  # they met before it was known who hosts what
+    if len(hosted) == ranks.mesh.num_groups:  # they met before it was known who hosts what
         ranks.mesh = replace(ranks.mesh, stages_per_rank=hosted)
     return config, Plan.from_json(shared["plan"]) if "plan" in shared else None
 
@@ -364,11 +365,26 @@ def _by_operations(
 ) -> Plan | None:
     """What a run without measuring would cost; None if it cuts elsewhere than was measured."""
     parts = build_partition(config, data.inputs, data.num_classes, initial, task=data.task)
-    counts = config.run.stages_per_process or stages_per_rank(parts.costs, config.run.processes)
+    groups, speeds = _groups(config)
+    counts = config.run.stages_per_process or stages_per_rank(parts.costs, groups)
     try:
-        return costs.at(parts.cuts, counts, config.run.speeds)
+        return costs.at(parts.cuts, counts, speeds)
     except InputError:
         return None
+
+
+def _groups(config: TrainConfig) -> tuple[int, tuple[float, ...]]:
+    """How many processes, or groups of replicas, host stages of their own, and how fast they are.
+
+    Raises:
+        InputError: if there is not one speed for each process.
+    """
+    run = config.run
+    checked_speeds(run.speeds, run.processes)
+    if not run.replicas:
+        return run.processes, run.speeds
+    mesh = Mesh(0, run.processes, replicas=group_sizes(run.replicas, run.processes))
+    return mesh.num_groups, mesh.group_speeds(run.speeds)
 
 
 def _described(plan: Plan) -> dict[str, Any]:
@@ -380,11 +396,15 @@ def _described(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _flags(cuts: Sequence[str], stages_per_process: Sequence[int]) -> list[str]:
-    """The flags of a run that is as planned."""
+def _flags(
+    cuts: Sequence[str], stages_per_process: Sequence[int], run: RunConfig | None = None
+) -> list[str]:
+    """The flags of a run that is as planned, with the replicas that were given."""
     flags = ["--cuts", *cuts] if cuts else ["--stages", "1"]
     processes = len(stages_per_process)
-    if processes > 1:
+    if run is not None and run.replicas:
+        flags += ["--processes", str(run.processes), "--replicas", *map(str, run.replicas)]
+    elif processes > 1:
         flags += ["--processes", str(processes)]
     if 1 < processes < sum(stages_per_process):
         flags += ["--stages-per-process", *map(str, stages_per_process)]

@@ -139,6 +139,15 @@ class Mesh:
         others = self.groups[group]
         return others[self.replica :][:1] if len(others) == self.num_replicas else others
 
+    def group_speeds(self, speeds: Sequence[float]) -> tuple[float, ...]:
+        """How fast each group is, of which all replicas work on shares of the same size.
+
+        Args:
+            speeds: Of each rank; empty: all are as fast.
+        """
+        each = speeds or (1.0,) * self.num_ranks
+        return tuple(len(ranks) * min(each[rank] for rank in ranks) for ranks in self.groups)
+
     def counts(self, num_stages: int) -> tuple[int, ...]:
         """How many stages each group hosts.
 

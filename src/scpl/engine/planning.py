@@ -94,12 +94,14 @@ def plan(
         InputError: if there are more ranks than stages, or not one speed for each rank.
     """
     if num_ranks is None and ranks is not None and ranks.mesh.num_ranks > 1:
-        num_ranks = ranks.mesh.num_ranks
+        num_ranks = ranks.mesh.num_groups
     if ranks is None:
         ranks = OneRank(next((p.device for p in model.parameters()), torch.device("cpu")))
     if speeds is None:
-        theirs = num_ranks == ranks.mesh.num_ranks
+        theirs = num_ranks == ranks.mesh.num_groups
         speeds = relative_speeds(ranks) if theirs else ()
+        if theirs and ranks.mesh.replicas is not None:
+            speeds = ranks.mesh.group_speeds(speeds)
     if ranks.mesh.is_first:
         costs = measure(
             model, method, StageOptions(optimizer), num_stages=num_stages, batch=batch,
