@@ -221,7 +221,7 @@ class ManyRanks(Ranks):
             ranks: Who is in it; None: all.
         """
         members = None if ranks is None else list(ranks)
-        group: dist.ProcessGroup = dist.new_group(members, timeout=NEVER)
+        group: dist.ProcessGroup = dist.new_group(ranks=members, timeout=NEVER)
         return group
 
     def link(self, sender: int, receiver: int) -> dist.ProcessGroup:
