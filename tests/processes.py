@@ -39,6 +39,7 @@ SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "torch._dynamo",  # the first optimizer needs it
     "torch.distributed.pipelining",
+    "torch.export._trace",  # a network that is cut along its graph needs it
     "scpl.pipeline",
     "scpl.app.cli",
     "scpl.app.train.run",  # commands import these when they begin
@@ -51,7 +52,8 @@ PRELOADED = [
     "scpl.app.launch",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
-    "transformers.models.bert.modeling_bert",  # passed over where there is none
+    "transformers.models.bert.modeling_bert",  # passed over where there is none, as the next
+    "transformers.models.auto.tokenization_auto",
 ]
 TO_END = 30  # seconds that processes get to end by themselves
 
