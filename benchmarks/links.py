@@ -1,33 +1,42 @@
-"""Two network namespaces joined by a cable of a known speed; for benchmarks of slow networks.
+"""Network namespaces joined by cables of a known speed; for benchmarks of slow networks.
 
 Needs root, ``ip`` and ``tc`` (iproute2), ``unshare`` and ``nsenter`` (util-linux), on Linux. The
 namespaces have no name: each lives as long as a process is in it, and the first one of each ends
 when this process does, however that happens. So nothing is left behind, even by ``kill -9``.
+
+Two ends are joined by one cable. More have one each to a switch, a bridge in a namespace of its
+own; what a cable lets through is limited in both directions, as by two network cards.
 """
 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 __all__ = [
     "LOOPBACK",
+    "TOLERANCE",
     "UNSHAPED",
     "Cable",
+    "Device",
     "End",
     "bits_per_second",
     "go_to_cable",
     "go_to_loopback",
     "refusal",
+    "without_headers",
 ]
 
 LOOPBACK = "loopback"
@@ -40,12 +49,11 @@ ATTEMPTS = 3
 _TOOLS = ("ip", "tc", "unshare", "nsenter")
 _VARIABLE = "SCPL_CABLE"  # the process in each namespace, for the ranks
 _CLONE_NEWNET = 0x40000000  # of <sched.h>; os.setns needs Python 3.12
-_PROBE_PORT = 45_671
 _PROBE_SECONDS = 1.0
 _PAYLOAD = 1448 / 1514
 """What of a full Ethernet frame is the stream's own; the rest is headers, which a limit counts."""
 _FACTORS = {"k": 1e3, "m": 1e6, "g": 1e9}
-_SPAWN = multiprocessing.get_context("spawn")
+_SWITCH = "switch"
 
 
 def refusal() -> str:
@@ -71,27 +79,25 @@ def bits_per_second(rate: str) -> float:
 
 
 @dataclass(frozen=True)
-class End:
-    """One end of the cable.
+class Device:
+    """A network device in one of the namespaces.
 
     Attributes:
         process: A process in its network namespace.
-        device: Its network device.
-        address: Its address in a private network.
+        device: Its name.
     """
 
     process: int
     device: str
-    address: str
 
     def enter(self) -> None:
-        """Bring this thread, and those that it starts, to this end."""
+        """Bring this thread, and those that it starts, into its namespace."""
         with open(f"/proc/{self.process}/ns/net") as space:
             if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"{self.device} cannot be entered")
 
     def run(self, *command: str) -> None:
-        """Run a command at this end.
+        """Run a command in its namespace.
 
         Raises:
             subprocess.CalledProcessError: if it fails.
@@ -103,6 +109,32 @@ class End:
         with open(f"/proc/{self.process}/net/dev") as file:
             line = next(line for line in file if line.strip().startswith(f"{self.device}:"))
         return int(line.partition(":")[2].split()[8])
+
+    def limit(self, rate: str) -> None:
+        """Send at most so much, like a network card of that speed."""
+        queue = ("tc", "qdisc")
+        with suppress(subprocess.CalledProcessError):  # there is none yet
+            self.run(*queue, "delete", "dev", self.device, "root")
+        if rate != UNSHAPED:
+            limit = ("rate", rate, "burst", "128kb", "latency", "50ms")
+            self.run(*queue, "add", "dev", self.device, "root", "tbf", *limit)
+
+
+@dataclass(frozen=True)
+class End(Device):
+    """The device of one end.
+
+    Attributes:
+        address: Its address in a private network.
+    """
+
+    address: str
+
+    def at_home(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in its namespace; a socket that is made there stays there."""
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(self.enter).result()
+            return thread.submit(make, *arguments).result()
 
 
 def go_to_loopback() -> None:
@@ -126,25 +158,32 @@ def _ends(processes: str) -> tuple[End, ...]:
 
 
 class Cable:
-    """Two network namespaces joined by a virtual cable; both are gone after the block.
+    """Network namespaces joined by virtual cables; all are gone after the block.
+
+    Args:
+        num_ends: How many.
 
     Attributes:
-        ends: Its two ends.
+        ends: The end in each.
     """
 
     ends: tuple[End, ...] = ()
 
+    def __init__(self, num_ends: int = 2) -> None:
+        self._num_ends = num_ends
+        self._ports: list[Device] = []  # of the switch
+
     def __enter__(self) -> Cable:
         self._holders: list[subprocess.Popen[bytes]] = []
         try:
-            for _ in range(2):
+            for _ in range(self._num_ends):
                 self._holders.append(_new_namespace())
             os.environ[_VARIABLE] = " ".join(str(holder.pid) for holder in self._holders)
-            self.ends = here, there = _ends(os.environ[_VARIABLE])
-            _run(
-                *("ip", "link", "add", here.device, "netns", str(here.process), "type", "veth"),
-                *("peer", "name", there.device, "netns", str(there.process)),
-            )
+            self.ends = _ends(os.environ[_VARIABLE])
+            if self._num_ends == 2:
+                _join(*self.ends)
+            else:
+                self._join_by_switch()
             for end in self.ends:
                 end.run("ip", "address", "add", f"{end.address}/24", "dev", end.device)
                 end.run("ip", "link", "set", end.device, "up")
@@ -159,48 +198,44 @@ class Cable:
     ) -> None:
         self._remove()
 
+    def _join_by_switch(self) -> None:
+        self._holders.append(_new_namespace())
+        switch = Device(self._holders[-1].pid, _SWITCH)
+        switch.run("ip", "link", "add", _SWITCH, "type", "bridge")
+        switch.run("ip", "link", "set", _SWITCH, "up")
+        for number, end in enumerate(self.ends):
+            port = Device(switch.process, f"port{number}")
+            _join(end, port)
+            port.run("ip", "link", "set", port.device, "master", _SWITCH, "up")
+            self._ports.append(port)
+
     def shape(self, rate: str) -> None:
-        """Limit both directions, like a network card of that speed."""
-        for end in self.ends:
-            queue = ("tc", "qdisc")
-            with suppress(subprocess.CalledProcessError):  # there is none yet
-                end.run(*queue, "delete", "dev", end.device, "root")
-            if rate != UNSHAPED:
-                limit = ("rate", rate, "burst", "128kb", "latency", "50ms")
-                end.run(*queue, "add", "dev", end.device, "root", "tbf", *limit)
+        """Limit both directions of every cable, like network cards of that speed."""
+        for device in (*self.ends, *self._ports):
+            device.limit(rate)
 
     def carried_bytes(self) -> int:
-        """Bytes that went over it so far, both ways."""
+        """Bytes that all ends sent so far."""
         return sum(end.sent_bytes() for end in self.ends)
 
-    def speed(self) -> float:
-        """Fill it with a stream of plain sockets for a second.
+    def speed(self, sender: int = 1, receiver: int = 0) -> float:
+        """Fill the way from one end to another with a stream of plain sockets for a second.
 
         Returns:
             Bits per second, without headers.
         """
-        sides = [
-            _SPAWN.Process(target=side, args=(self.ends,), daemon=True)
-            for side in (_receive, _send)
-        ]
-        for side in sides:
-            side.start()
-        sender = self.ends[1]
-        try:
-            idle = sender.sent_bytes()
-            while sender.sent_bytes() < idle + 4_000_000:  # it has begun, and is in full swing
-                if not all(side.is_alive() for side in sides):
+        here = self.ends[sender]
+        with _stream(here, self.ends[receiver]) as is_alive:
+            idle = here.sent_bytes()
+            while here.sent_bytes() < idle + 4_000_000:  # it has begun, and is in full swing
+                if not is_alive():
                     raise OSError("The stream that measures the cable's speed broke off")
                 time.sleep(0.01)
-            before, begin = sender.sent_bytes(), time.perf_counter()
+            before, begin = here.sent_bytes(), time.perf_counter()
             time.sleep(_PROBE_SECONDS)
-            return 8 * (sender.sent_bytes() - before) / (time.perf_counter() - begin)
-        finally:
-            for side in sides:
-                side.kill()
-                side.join()
+            return 8 * (here.sent_bytes() - before) / (time.perf_counter() - begin)
 
-    def checked_speed(self, rate: str) -> float:
+    def checked_speed(self, rate: str, sender: int = 1, receiver: int = 0) -> float:
         """Set a rate, and measure it, again if something else had the processor meanwhile.
 
         Raises:
@@ -208,8 +243,8 @@ class Cable:
         """
         self.shape(rate)
         for _ in range(ATTEMPTS):
-            measured = self.speed()
-            wanted = measured if rate == UNSHAPED else _PAYLOAD * bits_per_second(rate)
+            measured = self.speed(sender, receiver)
+            wanted = measured if rate == UNSHAPED else without_headers(rate)
             if abs(measured / wanted - 1) <= TOLERANCE:
                 return measured
         raise RuntimeError(
@@ -222,6 +257,19 @@ class Cable:
         for holder in self._holders:
             holder.kill()
             holder.communicate()
+
+
+def without_headers(rate: str) -> float:
+    """What a stream gets of a rate, in bits per second."""
+    return _PAYLOAD * bits_per_second(rate)
+
+
+def _join(here: Device, there: Device) -> None:
+    """Lay a cable: make both devices, each in its namespace."""
+    _run(
+        *("ip", "link", "add", here.device, "netns", str(here.process), "type", "veth"),
+        *("peer", "name", there.device, "netns", str(there.process)),
+    )
 
 
 def _new_namespace() -> subprocess.Popen[bytes]:
@@ -245,25 +293,38 @@ def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def _receive(ends: tuple[End, ...]) -> None:
-    """Be the side of the test of the cable's speed that receives."""
-    ends[0].enter()
-    with socket.create_server((ends[0].address, _PROBE_PORT)) as server:
-        peer, _ = server.accept()
-        while peer.recv(1 << 20):
+@contextmanager
+def _stream(sender: End, receiver: End) -> Iterator[Callable[[], bool]]:
+    """Send as much as goes meanwhile; what it yields says whether that still goes on."""
+    with ExitStack() as stack:
+        server = stack.enter_context(receiver.at_home(socket.create_server, (receiver.address, 0)))
+        source = stack.enter_context(sender.at_home(socket.create_connection, server.getsockname()))
+        sink = stack.enter_context(server.accept()[0])
+        threads = [
+            threading.Thread(target=side, args=(peer,), daemon=True)
+            for side, peer in ((_receive, sink), (_send, source))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield lambda: all(thread.is_alive() for thread in threads)
+        finally:
+            for peer in (source, sink):
+                with suppress(OSError):
+                    peer.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+def _receive(peer: socket.socket) -> None:
+    buffer = bytearray(1 << 20)
+    with suppress(OSError):
+        while peer.recv_into(buffer):
             pass
 
 
-def _send(ends: tuple[End, ...]) -> None:
-    """Be the other side."""
-    ends[1].enter()
-    while True:
-        try:
-            peer = socket.create_connection((ends[0].address, _PROBE_PORT))
-            break
-        except ConnectionRefusedError:
-            time.sleep(0.05)
+def _send(peer: socket.socket) -> None:
     content = bytes(1 << 20)
-    with suppress(ConnectionError):
+    with suppress(OSError):
         while True:
             peer.sendall(content)

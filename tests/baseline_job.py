@@ -1,7 +1,8 @@
 """One rank that trains a small network with several methods in turn; `test_baselines.py` starts it.
 
 usage: baseline_job.py OUT METHOD... [--micro-batches N] [--norm | --text] [--clip] [--decay]
-    [--accumulation N] [--compress TYPE] [--save-after STEP] [--resume [STEP]] [--task KIND]
+    [--narrow] [--channels-last] [--accumulation N] [--compress TYPE] [--save-after STEP]
+    [--resume [STEP]] [--task KIND]
 """
 
 import argparse
@@ -51,6 +52,9 @@ def decaying(optimizer):
 def train(out, name, ranks, options):
     """Two epochs with plain SGD, so that weights show gradients."""
     model, cuts, batches = task(options)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+        cuts = cuts[:1]  # so that the second rank begins with a convolution
     for layer in options.frozen:
         model.get_submodule(layer).requires_grad_(False)
     learnt, batches = for_task(options.task, batches)
@@ -67,6 +71,7 @@ def train(out, name, ranks, options):
         scheduler=decaying if options.decay else None,
         clip_norm=0.5 if options.clip else None,
         checkpoints=out / "checkpoints" / name,
+        precision=scpl.Precision(send_as=torch.bfloat16 if options.narrow else None),
         ranks=ranks,
     )
     if options.resume:
@@ -110,6 +115,8 @@ def main():
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--task", default="classes")
     parser.add_argument("--clip", action="store_true")
+    parser.add_argument("--narrow", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--decay", action="store_true")
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--compress", default="none")

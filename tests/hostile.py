@@ -96,7 +96,7 @@ def targets(root: Path) -> list[Target]:
     read = lambda: CompareConfig.from_recipe(recipe).train.check()  # noqa: E731
     add("recipe", recipe, read, write_toml(config).encode())
 
-    for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
+    for suffix in (".csv", ".tsv", ".jsonl", ".parquet", ".arrow"):
         table = root / f"table{suffix}"
         write_table(table, tickets(20))
         add(f"table {suffix}", table, lambda t=table: list(rows_of(t, ["body", "queue"], Faults())))

@@ -1,6 +1,7 @@
 """One rank of a small run; `test_stream.py` starts it once alone and then with several ranks.
 
-usage: stream_job.py CASE OUT [--resume] [--slow] [--staged] [--fail RANK HOW]
+usage: stream_job.py CASE OUT [--resume] [--slow] [--staged] [--replicas N ...] [--hosted N ...]
+                     [--fail RANK HOW]
 """
 
 import argparse
@@ -45,13 +46,18 @@ def vgg():
     )  # fmt: skip
 
 
-def transformer():
+def transformer(dropout=0.2):
     def block():
-        return nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True)
+        return nn.TransformerEncoderLayer(16, 2, 32, dropout=dropout, batch_first=True)
 
     return nn.Sequential(
         nn.Linear(4, 16), block(), block(), block(), block(), Mean(), nn.Linear(16, 3)
     )
+
+
+def still():
+    """Without dropout, and in float64: so that other orders of adding are all that differs."""
+    return transformer(dropout=0.0).double()
 
 
 def lstm():
@@ -73,6 +79,8 @@ CASES = {
     "vgg-mixed": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-half": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
     "vgg-rounded": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "vgg-int8": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * BATCHES),
+    "still-int8": (still, ["2", "3", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
     "vgg-labels": (vgg, ["3", "7", "11"], (2, 8, 8), [12] * (BATCHES - 1) + [5]),
     "vgg-views": (vgg, ["3", "7", "11"], (2, 8, 8), [24] * BATCHES),
     "transformer": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
@@ -80,6 +88,11 @@ CASES = {
     "transformer-numbers": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-weighted": (transformer, ["2", "3", "4"], (7, 4), [9] * BATCHES),
     "transformer-ragged": (transformer, ["1", "2", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
+    "still": (still, ["2", "3", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
+    "still-al": (still, ["2", "3", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
+    "still-predsim": (still, ["2", "3", "4"], (7, 4), [9] * BATCHES),
+    "still-deinforeg": (still, ["2", "3", "4"], (7, 4), [9] * BATCHES),
+    "still-labels": (still, ["2", "3", "4"], (7, 4), [9, 4, 9, 1, 9, 3]),
     # of texts: how long the longest of every batch is
     "lstm": (lstm, models.paper_cuts("lstm"), "text", [9, 4, 12, 1, 7, 9]),
     "transformer-masked": (
@@ -96,11 +109,16 @@ METHODS = {
     "transformer-numbers": scpl.SCPL(),
     "transformer-predsim": scpl.PredSim(),
     "transformer-masked": scpl.SCPL(head="next"),
+    "still": scpl.SCPL(),
+    "still-al": scpl.AssociatedLearning(),
+    "still-predsim": scpl.PredSim(),
+    "still-deinforeg": scpl.DeInfoReg(),
     "lstm": scpl.EarlyExit(),
 }
 """By case, or by its first word."""
 TASKS = {
     "vgg-labels": "multi-label",
+    "still-labels": "multi-label",
     "transformer-numbers": "regression",
     "transformer-weighted": "weighted",
 }
@@ -115,6 +133,7 @@ def learning(case):
 
     optimizer = grouped if case in ("vgg-half", "vgg-mixed") else adam
     send_as = torch.bfloat16 if case in ("vgg-rounded", "vgg-mixed") else None
+    send_as = torch.int8 if case.endswith("int8") else send_as
     compute = torch.float16 if case == "vgg-half" else torch.float32
     return optimizer, scpl.Precision(compute, send_as)
 
@@ -136,6 +155,8 @@ def build(case, slow):
     batches = texts(sizes) if shape == "text" else data(shape, sizes)
     if case.endswith("views"):  # a batch holds two views of each image
         batches = [(x, torch.cat([y[: len(y) // 2]] * 2)) for x, y in batches]
+    if network is still:
+        batches = [(x.double(), y) for x, y in batches]
     if slow:
         layers = list(model)
         model = nn.Sequential(*layers[:-1], Slow(), layers[-1])
@@ -166,10 +187,12 @@ def main():
     options.add_argument("--resume", action="store_true")
     options.add_argument("--slow", action="store_true")
     options.add_argument("--staged", action="store_true")
+    options.add_argument("--replicas", nargs="+", type=int)
+    options.add_argument("--hosted", nargs="+", type=int)
     options.add_argument("--fail", nargs=2)
     options = options.parse_args()
     torch.set_num_threads(1)
-    ranks = scpl.connect(timeout=4.0)
+    ranks = scpl.connect(timeout=4.0, replicas=options.replicas, stages_per_rank=options.hosted)
     ranks.staged = options.staged  # as ranks do that compute on CUDA and talk over gloo
     mesh = ranks.mesh
     parts, batches = build(options.case, options.slow)

@@ -30,18 +30,19 @@ MAY_IMPORT = {
     "data": CORE | {"tasks"},
     "runs": CORE,
     "report": CORE | {"runs"},
+    "simulation": CORE,
     "methods": CORE | {"losses", "heads", "partition", "tasks"},
-    "engine": CORE | {"measures", "methods", "partition", "tasks"},
+    "engine": CORE | {"measures", "methods", "partition", "simulation", "tasks"},
     "pipeline": CORE | {"engine", "methods", "partition"},
     "app": CORE
     | {"data", "engine", "heads", "methods", "models", "partition", "pipeline", "report", "runs",
-       "tasks"},
+       "simulation", "tasks"},
 }  # fmt: skip
 """What each folder, and each file beside them, may import besides itself."""
 INSIDE = {
     "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
                {"ranks"}, {"channel", "scores", "checkpoint"}, {"trainers"}, {"worker"},
-               {"build"}, {"export", "planning"}],
+               {"build"}, {"export", "planning"}, {"forecast"}],
     "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"network"},
             {"bench"}, {"planning"}, {"train"}, {"evaluate", "exits", "export", "probe"},
             {"predict"}, {"compare"}, {"cli"}],

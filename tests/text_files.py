@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
 TOPICS = {
     "hardware": "printer screen mouse cable keyboard power",
     "software": "login password crash update install account",
@@ -34,6 +34,10 @@ def write_table(path: Path, rows, columns=None):
     columns = columns or list(rows[0])
     if path.suffix == ".parquet":
         pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), path)
+    elif path.suffix == ".arrow":
+        table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table, max_chunksize=16)
     elif path.suffix == ".jsonl":
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path.write_text("".join(lines), encoding="utf-8", newline="")
@@ -44,6 +48,19 @@ def write_table(path: Path, rows, columns=None):
             writer.writeheader()
             writer.writerows(rows)
     return path
+
+
+def save_to_disk(folder: Path, table, shards=1):
+    """Save a split as ``datasets`` does, in some Arrow files."""
+    folder.mkdir(parents=True)
+    names, size = [], -(-table.num_rows // shards)
+    for number in range(shards):
+        names.append(f"data-{number:05}-of-{shards:05}.arrow")
+        with pa.ipc.new_stream(folder / names[-1], table.schema) as stream:
+            stream.write_table(table.slice(number * size, size), max_chunksize=7)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
 
 
 def write_set(folder: Path, text="text", train="train", test="test", n=40, classes=2, names=None):

@@ -29,7 +29,8 @@ from scpl import models
 from scpl.app.environment import describe_environment
 from scpl.engine.batches import Source
 from scpl.engine.build import build_objective
-from scpl.engine.planning import Costs, Plan, measure
+from scpl.engine.costs import Costs, Plan
+from scpl.engine.planning import measure
 from scpl.engine.stage import Stage, StageOptions
 from scpl.partition.cutting import Joined, split_everywhere
 from scpl.partition.values import Tree

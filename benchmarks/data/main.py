@@ -1,7 +1,7 @@
-"""Memory of a run, and how long it waits for data, with images in memory and decoded on demand.
+"""Memory of a run, and how long it waits for data, with samples in memory and not.
 
-Makes a folder of small JPEGs, once, and trains the default network on it, each time in a process of
-its own. See README.md beside this file.
+Makes a folder of small JPEGs, or a table of short texts, once, and trains a network on it, each
+time in a process of its own. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,24 @@ def make(folder: Path, count: int) -> Path:
     return root / "images"
 
 
+def make_texts(folder: Path, count: int) -> Path:
+    """Make a table of so many texts of 6 to 16 words, one of which tells the class."""
+    table, draws = folder / f"{count}-texts.csv", np.random.default_rng(0)
+    if table.exists():
+        return table
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = table.with_suffix(".draft")
+    with draft.open("w") as file:
+        file.write("text,label\n")
+        for number in range(count):
+            # Few words are common and many are rare, as in a language.
+            words = (20_000 ** draws.random(draws.integers(5, 16))).astype(int)
+            file.write(f"class{number % CLASSES} {' '.join(f'word{w}' for w in words)},")
+            file.write(f"{number % CLASSES}\n")
+    draft.rename(table)
+    return table
+
+
 class Clocked:
     """The first batches of an epoch, and how long was waited for them."""
 
@@ -62,9 +81,10 @@ class Clocked:
         batches.close()
 
 
-def measure(folder: Path, in_memory: str, workers: int, steps: int) -> dict[str, Any]:
+def measure(data: Path, in_memory: str, workers: int, steps: int) -> dict[str, Any]:
     """Train some steps and say what they took."""
-    config = TrainConfig.of(data=str(folder), in_memory=in_memory, workers=workers)
+    own = {"workers": workers} if data.is_dir() else {"model": "lstm", "hidden": 64}
+    config = TrainConfig.of(data=str(data), in_memory=in_memory, **own)
     begun = time.perf_counter()
     loaders = build_loaders(config)
     loaded = time.perf_counter() - begun
@@ -75,9 +95,10 @@ def measure(folder: Path, in_memory: str, workers: int, steps: int) -> dict[str,
         took = time.perf_counter() - clocked.started
         clock = time.process_time() - clock
     return {
-        "images": loaders.train.num_samples,
+        "samples": loaders.train.num_samples,
+        "kind": "images" if data.is_dir() else "texts",
         "in_memory": in_memory,
-        "workers": workers,
+        "workers": own.get("workers", "-"),
         "seconds_to_load": loaded,
         "milliseconds_per_step": took / (steps - 1) * 1e3,
         "processor_milliseconds_per_step": clock / steps * 1e3,
@@ -87,23 +108,27 @@ def measure(folder: Path, in_memory: str, workers: int, steps: int) -> dict[str,
     }
 
 
-def apart(folder: Path, *arguments: object) -> dict[str, Any]:
-    """Measure in a process of its own."""
-    command = [sys.executable, __file__, "--one", str(folder), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+def apart(data: Path, *arguments: object) -> dict[str, Any]:
+    """Measure in a process of its own; texts with an empty cache."""
+    command = [sys.executable, __file__, "--one", str(data), *map(str, arguments)]
+    with tempfile.TemporaryDirectory(dir=data.parent) as empty:
+        own = {} if data.is_dir() else {"SCPL_CACHE": empty}
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, check=True, text=True, env={**os.environ, **own}
+        )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield (
-        "| images to train on | in memory | workers | to load | step | processor time of a step "
+        "| to train on | in memory | workers | to load | step | processor time of a step "
         "| waiting for data | peak memory | load |"
     )
     yield "|---:|---|---:|---:|---:|---:|---:|---:|---:|"
     for row in rows:
         yield (
-            f"| {row['images']:,} | {row['in_memory']} | {row['workers']} "
+            f"| {row['samples']:,} {row['kind']} | {row['in_memory']} | {row['workers']} "
             f"| {row['seconds_to_load']:.1f} s | {row['milliseconds_per_step']:.1f} ms "
             f"| {row['processor_milliseconds_per_step']:.1f} ms | {row['share_of_waiting']:.1%} "
             f"| {row['peak_bytes'] / 2**20:,.0f} MiB | {row['load']:.1f} |"
@@ -113,11 +138,12 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-data"))
-    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--images", type=int, nargs="*", default=[20_000, 200_000])
+    parser.add_argument("--texts", type=int, nargs="*", default=[250_000, 1_000_000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="few images, not for quoting")
+    parser.add_argument("--quick", action="store_true", help="few samples, not for quoting")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,14 +152,15 @@ def main() -> None:
         print(json.dumps(measure(Path(folder), in_memory, int(workers), int(steps))))
         return
     if arguments.quick:
-        arguments.images, arguments.steps = [500], 5
+        arguments.images, arguments.texts, arguments.steps = [500], [500], 5
     rows = []
-    for count in arguments.images:
-        print(f"making {count:,} images", file=sys.stderr)
-        folder = make(arguments.folder, count)
+    wanted = [(make, count) for count in arguments.images]
+    wanted += [(make_texts, count) for count in arguments.texts]
+    for maker, count in wanted:
+        data = maker(arguments.folder, count)
         for in_memory in ("yes", "no"):
-            print(f"measuring, in memory: {in_memory}", file=sys.stderr)
-            rows.append(apart(folder, in_memory, arguments.workers, arguments.steps))
+            print(f"measuring {data}, in memory: {in_memory}", file=sys.stderr)
+            rows.append(apart(data, in_memory, arguments.workers, arguments.steps))
     if arguments.json:
         about = describe_environment(torch.device("cpu"), threads=1)
         print(json.dumps({"results": rows, "environment": about}))

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle, pairwise
@@ -45,7 +44,6 @@ from scpl.app.bench.workers import Timing, Workers, sending_failures
 from scpl.app.build import (
     build_loaders,
     build_method,
-    build_partition,
     build_pipeline,
     connect_ranks,
 )
@@ -57,9 +55,8 @@ from scpl.app.train.run import train
 from scpl.data.loader import Batch
 from scpl.engine.ranks import Ranks
 from scpl.errors import ScplError
-from scpl.methods.base import Method
-from scpl.partition import Partition
 from scpl.pipeline import Pipeline
+from turns import Networks, block_of
 
 SLICED = ("gpipe", "1f1b")
 LOCAL = "scpl"
@@ -214,28 +211,6 @@ def share_batches(job: Job, ranks: Ranks) -> tuple[DataSummary, list[Batch]]:
         )
         batches = [full[(2 * i + 1) * len(full) // (2 * job.steps)] for i in range(job.steps)]
     return DataSummary.from_json(ranks.fetch("data")), batches
-
-
-class Networks:
-    """The network, cut once; every variant trains a copy."""
-
-    def __init__(self, data: DataSummary) -> None:
-        self._data = data
-        self._cut: dict[tuple[str, ...], Partition] = {}
-
-    def copy(self, config: TrainConfig) -> Partition:
-        """Return a fresh copy of the network of a configuration."""
-        key = (*config.network.model_args, *config.network.cuts)
-        if key not in self._cut:
-            made = build_partition(config, self._data.inputs, self._data.num_classes)
-            self._cut[key] = made
-        return deepcopy(self._cut[key])
-
-
-def block_of(steps: int, method: Method, num_ranks: int, depth: int) -> Block:
-    """As few steps before and after the timed ones as will do: batches are at hand."""
-    block = Block.of(steps, method, num_ranks, depth)
-    return replace(block, warm=max(block.cool, 1))
 
 
 def timed(pipeline: Pipeline, batches: Iterator[Batch], block: Block) -> Timed:

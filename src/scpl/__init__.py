@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scpl.engine.checkpoint import Checkpoints
+    from scpl.engine.costs import Plan
     from scpl.engine.parameters import StageParameters
-    from scpl.engine.planning import Plan, plan
+    from scpl.engine.planning import plan
     from scpl.engine.precision import Precision
     from scpl.engine.ranks import connect
     from scpl.engine.scores import Evaluation, Scores
@@ -39,7 +40,7 @@ _HOME = {
     "Precision": "scpl.engine.precision",
     "StageParameters": "scpl.engine.parameters",
     "connect": "scpl.engine.ranks",
-    "Plan": "scpl.engine.planning",
+    "Plan": "scpl.engine.costs",
     "plan": "scpl.engine.planning",
     "DASCPL": "scpl.methods",
     "DGL": "scpl.methods",

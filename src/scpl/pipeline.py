@@ -107,7 +107,10 @@ class Pipeline:
         self._run = (checkpoints.run if checkpoints else None) or uuid.uuid4().hex
         self._attempt = uuid.uuid4().hex
         self._writer = CheckpointWriter(checkpoints, self.parts.num_stages) if checkpoints else None
-        inbox, outbox = open_channels(self.ranks, self.timeline, hosted)
+        inbox, outbox = open_channels(
+            self.ranks, self.timeline, hosted, self.parts.batch_dims,
+            narrows=options.precision.send_as is not None,
+        )  # fmt: skip
         trainer = build_trainer(
             method, self.stages, outbox, self.timeline,
             ranks=self.ranks, options=options, task=self.parts.task, seed=seed,

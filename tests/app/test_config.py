@@ -326,7 +326,8 @@ class TestTraining:
             ({"lr_factors": (1.0, 0.5)}, "every one of the 4 stages"),
             ({"lr_factors": (1.0, 1.0, 0.0, 1.0)}, "a number above 0"),
             ({"lr_factors": (1.0,) * 4, "method": "bp"}, "Got bp, which train"),
-            ({"send_as": "bfloat16", "method": "gpipe"}, "--send-as bfloat16 for gpipe"),
+            ({"send_as": "bfloat16", "method": "ddp"}, "--send-as bfloat16 for ddp"),
+            ({"send_as": "int8", "method": "gpipe"}, "--send-as int8 for gpipe"),
         ],
     )
     def test_what_has_no_effect_is_refused(self, settings, message):
@@ -346,6 +347,12 @@ class TestTraining:
         base = TrainConfig.of(timeout=5.0, max_restarts=2, processes=2, send_as="bfloat16")
         assert config_for(base, "scpl").run.timeout == 5.0
         config_for(base, "bp").check()
+
+    def test_rivals_send_as_narrowly_as_they_can(self):
+        """Gradients come back over their cuts, for which int8 is too coarse."""
+        base = TrainConfig.of(processes=2, send_as="int8")
+        sent = {each: config_for(base, each).optimizer.send_as for each in ("scpl", "1f1b", "ddp")}
+        assert sent == {"scpl": "int8", "1f1b": "bfloat16", "ddp": "unchanged"}
 
     def test_a_run_of_two_processes_may_go_on_with_one(self):
         before = TrainConfig.of(timeout=5.0, processes=2)

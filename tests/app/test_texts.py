@@ -137,6 +137,19 @@ class TestTrain:
             runs() / "tokenizer.json"
         ).read_bytes()
 
+    def test_texts_in_files_change_no_number(self, runs, tmp_path):
+        """Tokens that are read from a file train and test to the same bits."""
+        out = tmp_path / "run"
+        done = scpl("train", "--data", runs.table, "--out", out, *LSTM, "--in-memory", "no")
+        assert done.status == 0, done.err
+        assert "Tokens are read from a file" in (out / "log.txt").read_text()
+        assert result(out) == result(runs())
+        assert (out / "tokenizer.json").read_bytes() == (runs() / "tokenizer.json").read_bytes()
+        found, other = (json.loads(scpl("eval", run, "--json").out) for run in (out, runs()))
+        assert (found["test_loss"], found["test_accuracy"]) == (
+            other["test_loss"], other["test_accuracy"]
+        )  # fmt: skip
+
 
 class TestResume:
     FLAGS = ("--checkpoint-every", "3", "--keep", "99")

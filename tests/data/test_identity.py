@@ -47,6 +47,7 @@ def test_changes_say_which_split_and_in_what():
 
 
 def test_what_occurs_in_train_as_well_is_counted():
-    found = shared("images", [1, 2, 3], validation=None, test=[3, 4, 3, 5])
+    one, two, few = torch.tensor([1]), torch.tensor([2]), torch.tensor([1, 2, 3])
+    found = shared("images", few, validation=None, test=torch.tensor([3, 4, 3, 5]))
     assert list(found) == ["2 of the 4 test images occur in train as well"]
-    assert list(shared("images", [1], validation=[2], test=[3])) == []
+    assert list(shared("images", one, validation=two, test=two)) == []

@@ -15,9 +15,9 @@ from scpl.engine.build import build_trainer
 from scpl.engine.channel import NoChannel
 from scpl.engine.mesh import Mesh
 from scpl.engine.ranks import ManyRanks
+from scpl.engine.shares import shares
 from scpl.engine.stage import StageOptions
 from scpl.engine.timeline import Timeline
-from scpl.engine.trainers.replicas import shares
 from scpl.engine.trainers.schedule import fits, micro_batches
 from scpl.errors import InputError
 from scpl.methods import METHODS, CutBackpropagation, DataParallel, GPipe
@@ -77,6 +77,29 @@ def test_two_ranks_give_the_gradients_of_backpropagation(tmp_path):
     for method in SEVERAL:
         seen = {event["activity"] for rank in ranks for event in rank[method]["events"]}
         assert seen >= {"forward", "backward", "update", "wait", "evaluate"}
+
+
+@pytest.mark.slow
+def test_maps_with_channels_last_are_scheduled_as_well(tmp_path):
+    """As the command line lays them out on a CPU: zero-bubble's gradients of maps were, too."""
+    methods = ["gpipe", "zero-bubble"]
+    ranks = train(tmp_path / "two", 2, *methods, "--channels-last", "--norm")
+    one, other = (ranks[0][method]["exported"] for method in methods)
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, atol=2e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_schedules_may_send_in_16_bits(tmp_path):
+    """Down and up: half the bytes, and gradients near those of backpropagation. Masks survive."""
+    wide = train(tmp_path / "wide", 2, "gpipe", "--text", "--micro-batches", "2")
+    narrow = train(tmp_path / "narrow", 2, "gpipe", "--text", "--micro-batches", "2", "--narrow")
+    # The last rank sends gradients, and nothing else; there are no headers or targets among them.
+    assert narrow[1]["gpipe"]["bytes"] == wide[1]["gpipe"]["bytes"] / 2
+    losses = [ranks[1]["gpipe"]["losses"] for ranks in (wide, narrow)]
+    for step, (loss,) in losses[0].items():
+        assert losses[1][step][0] != loss
+        assert losses[1][step][0] == pytest.approx(loss, rel=0.1)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from scpl.engine.channel import (
     open_channels,
     read_frames,
 )
+from scpl.engine.mesh import Mesh
 from scpl.engine.messages import EvalBatch, LocalLoss, Stop, TrainBatch
 from scpl.engine.ranks import OneRank
 from scpl.engine.timeline import Timeline
@@ -86,8 +87,9 @@ class Ranks:
 
     def __init__(self, depth=2, failure=None, *, staged=False):
         self.depth, self.failure, self.staged = depth, failure, staged
+        self.mesh = Mesh(0, 2)
 
-    def link(self, sender):
+    def link(self, sender, receiver):
         return "data"
 
     def check(self):
@@ -112,7 +114,7 @@ def staged(request):
 
 def ends(depth=2, *, staged=False):
     ranks = Ranks(depth, staged=staged)
-    return Sender(1, Timeline(), 0, ranks), Receiver(0, Timeline(1), 1, ranks)
+    return Sender(1, Timeline(), 0, ranks), Receiver([0], Timeline(1), 1, ranks)
 
 
 def finish(sender, receiver):
@@ -360,13 +362,13 @@ def test_a_damaged_header_reaches_the_main_thread(network):
 
 def test_who_waits_for_a_message_hears_of_a_failure_elsewhere(network):
     ranks = Ranks(failure=RuntimeError("rank 3 failed"))
-    receiver = Receiver(0, Timeline(), 1, ranks)
+    receiver = Receiver([0], Timeline(), 1, ranks)
     with pytest.raises(RuntimeError, match="rank 3 failed"):
         receiver.receive()
 
 
 def test_the_only_rank_has_no_channels():
-    inbox, outbox = open_channels(OneRank(), Timeline(), range(4))
+    inbox, outbox = open_channels(OneRank(), Timeline(), range(4), [None] * 4)
     assert inbox is None
     assert isinstance(outbox, NoChannel)
     assert outbox.send(Stop(0)) == 0

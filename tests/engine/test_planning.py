@@ -1,8 +1,8 @@
 """Plans by measurement: who is charged for what, and that measuring leaves no trace."""
 
 import copy
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,8 +14,9 @@ from torch.distributed import HashStore, PrefixStore
 import scpl
 from networks import assert_same_state, cnn, images, mlp, rows
 from scpl.engine import ranks as ranks_module
+from scpl.engine.costs import Costs, Plan, Unit
 from scpl.engine.mesh import Mesh
-from scpl.engine.planning import Costs, Plan, Unit, measure
+from scpl.engine.planning import measure, relative_speeds, seconds_of_a_piece
 from scpl.engine.precision import Precision
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.stage import StageOptions
@@ -92,14 +93,34 @@ class TestWhatAStageCosts:
         with pytest.raises(InputError, match=f"Got {stages} stages and {ranks} ranks"):
             row(1.0, 1.0, 1.0).plan(stages, ranks)
 
+    def test_a_rank_of_half_the_speed_gets_half_as_much(self):
+        """Units of 1 second and ends that cost nothing: 6 of them are shared out 4 and 2."""
+        ones = {"forward": 1.0, "backward": 0.0, "forward_first": 1.0, "backward_first": 0.0}
+        costs = row(*[0.0] * 6, **ones, update=0.0)
+        assert costs.plan(2).costs == (3.0, 3.0)
+        plan = costs.plan(2, speeds=(1.0, 0.5))
+        assert plan.costs == (4.0, 2.0)
+        assert plan.rank_seconds == (4.0, 4.0)
+        assert plan.wait_shares == (0.0, 0.0)
+        assert costs.plan(2, speeds=(0.5, 1.0)).costs == (2.0, 4.0)
+        assert str(plan).endswith("on 2 ranks of speeds 1 0.5")
+        assert costs.at(["layer3"], speeds=(1.0, 0.5)).rank_seconds == (3.0, 6.0)
+
+    @pytest.mark.parametrize("speeds", [(1.0,), (1.0, 0.0), (1.0, 1.0, 1.0), (1.0, float("nan"))])
+    def test_wrong_speeds_are_refused(self, speeds):
+        with pytest.raises(
+            InputError, match="must be numbers above 0, one for each rank, of which there are 2"
+        ):
+            row(1.0, 1.0).plan(2, speeds=speeds)
+
     def test_a_plan_survives_json_and_can_be_read(self):
-        plan = row(20.0, 1.0, 1.0, 1.0).plan(4, num_ranks=2)
+        plan = row(20.0, 1.0, 1.0, 1.0).plan(4, num_ranks=2, speeds=(1.0, 0.5))
         assert Plan.from_json(plan.to_json()) == plan
         lines = str(plan).splitlines()
         assert len(lines) == 1 + 4 + 1
         assert len({len(line) for line in lines[:-1]}) == 1
         assert "layer0" in lines[1]
-        assert lines[-1].endswith("on 2 ranks")
+        assert lines[-1].endswith("on 2 ranks of speeds 1 0.5")
 
 
 @dataclass(frozen=True)
@@ -193,29 +214,44 @@ def test_an_error_of_the_network_is_told_as_everywhere():
         measured(mlp(4), scpl.SCPL(), batch)
 
 
-def test_all_ranks_get_the_plan_of_the_first(monkeypatch):
-    """Each would measure something else: only one may, and the others need no batch for it."""
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """Two ranks in one process, each for a thread of its own."""
     monkeypatch.setattr(ranks_module.dist, "new_group", lambda **_: object())
     store = HashStore()
     ranks = [
         ManyRanks(Mesh(rank, 2), CPU, 2, lambda: PrefixStore("test", store), 60.0)
         for rank in range(2)
     ]
-    found = {}
+    yield ranks
+    for one in ranks:
+        one._watchdog.close()
 
-    def last():
-        found["last"] = scpl.plan(
-            mlp(5), scpl.SCPL(), adam, num_stages=3, batch=None, ranks=ranks[1]
-        )
 
-    try:
-        thread = threading.Thread(target=last)
-        thread.start()
-        [batch] = rows((8,))
-        first = scpl.plan(mlp(5), scpl.SCPL(), adam, num_stages=3, batch=batch, ranks=ranks[0])
-        thread.join(20)
-    finally:
-        for one in ranks:
-            one._watchdog.close()
-    assert found["last"] == first
+def on_both(two_ranks, work):
+    """What `work` returns on each rank."""
+    with ThreadPoolExecutor(2) as threads:
+        return [done.result(20) for done in [threads.submit(work, rank) for rank in two_ranks]]
+
+
+def test_all_ranks_get_the_plan_of_the_first(two_ranks):
+    """Each would measure something else: only one may, and the others need no batch for it."""
+
+    def work(rank):
+        batch = rows((8,))[0] if rank.mesh.is_first else None
+        return scpl.plan(mlp(5), scpl.SCPL(), adam, num_stages=3, batch=batch, ranks=rank)
+
+    first, last = on_both(two_ranks, work)
+    assert last == first
     assert first.num_ranks == 2
+
+
+@pytest.mark.parametrize(("seconds", "speeds"), [((2.0, 4.0), (1.0, 0.5)), ((2.0, 2.2), ())])
+def test_ranks_time_the_same_piece(two_ranks, seconds, speeds):
+    """A difference that a processor has from itself is none."""
+    work = lambda rank: relative_speeds(rank, lambda device: seconds[rank.mesh.rank])  # noqa: E731
+    assert on_both(two_ranks, work) == [speeds, speeds]
+
+
+def test_the_piece_takes_time():
+    assert seconds_of_a_piece(CPU) > 0

@@ -1,15 +1,21 @@
 """Types: of the forward pass, of what is handed on, and of networks that are not float32."""
 
 import copy
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import scpl
+from scpl.engine.build import build_stages
 from scpl.engine.precision import Precision, narrowed, widened
+from scpl.engine.stage import StageOptions
 from scpl.errors import CheckpointError, InputError
 from scpl.methods import METHODS
+from scpl.partition.values import tensors_of
 
 LOCAL = [name for name in METHODS if METHODS[name].cuts_gradients]
 
@@ -67,6 +73,36 @@ class TestWhatIsHandedOn:
         )
         read = widened(narrowed(values, values, torch.bfloat16))
         assert [value.dtype for value in read] == [torch.float64, torch.float32, torch.bfloat16]
+
+    @given(rows=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=8))
+    def test_int8_is_at_most_half_a_step_off(self, rows):
+        """A step is a 127th of the largest value of a row."""
+        values = torch.tensor([rows, [0.0] * len(rows)])
+        sent = narrowed(values.clone().requires_grad_(), values, torch.int8)
+        assert sent["values"].dtype == torch.int8
+        read = widened(sent)
+        step = values.abs().amax(1, keepdim=True) / 127
+        assert ((read - values).abs() <= 0.5001 * step).all()
+        assert read.dtype == torch.float32
+
+    def test_int8_takes_a_quarter_of_the_bytes_of_maps_and_of_tokens(self):
+        for shape, scales in (((4, 8, 16, 16), 4 * 8), ((4, 12, 64), 4 * 12)):
+            values = torch.randn(shape, requires_grad=True)
+            sent = narrowed(values, values.detach(), torch.int8)
+            assert sum(t.nbytes for t in tensors_of(sent)) == values.numel() + 4 * scales
+
+    @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+    def test_what_is_not_finite_is_not_hidden_by_int8(self, broken):
+        values = torch.tensor([[1.0, broken], [1.0, 2.0]])
+        read = widened(narrowed(values.clone().requires_grad_(), values, torch.int8))
+        assert not read[0].isfinite().any()
+        assert read[1].isfinite().all()
+
+    def test_schedules_have_no_int8(self):
+        parts = scpl.split(network(), before=["3", "5"], example=batches()[0][0])
+        options = StageOptions(torch.optim.Adam, precision=Precision(send_as=torch.int8))
+        with pytest.raises(InputError, match=re.escape("Got torch.int8 for gpipe")):
+            build_stages(parts, METHODS["gpipe"](), options, [], seed=0, device=torch.device("cpu"))
 
     def test_stages_of_one_rank_learn_from_rounded_values(self):
         pipeline = pipeline_of(network(), precision=Precision(send_as=torch.bfloat16))

@@ -231,7 +231,7 @@ def test_without_a_device_there_is_no_cuda(monkeypatch):
 def test_what_a_rank_receives_and_what_it_sends_have_groups_of_their_own(monkeypatch):
     """They are used in two threads; both ends of a link know the same one."""
     groups = iter(range(100))
-    monkeypatch.setattr(module.dist, "new_group", lambda **_: next(groups))
+    monkeypatch.setattr(module.dist, "new_group", lambda *_, **__: next(groups))
     made = []
     for rank in range(3):
         groups = iter(range(100))  # in each process by itself
@@ -239,5 +239,5 @@ def test_what_a_rank_receives_and_what_it_sends_have_groups_of_their_own(monkeyp
         made.append(ManyRanks(Mesh(rank, 3), CPU, 2, lambda s=store: PrefixStore("t", s), 60.0))
         made[-1]._watchdog.close()
     for rank in range(2):
-        assert made[rank].link(rank) == made[rank + 1].link(rank)
-    assert made[1].link(0) != made[1].link(1)
+        assert made[rank].link(rank, rank + 1) == made[rank + 1].link(rank, rank + 1)
+    assert made[1].link(0, 1) != made[1].link(1, 2)

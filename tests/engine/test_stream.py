@@ -81,6 +81,7 @@ def alone(tmp_path_factory):
         ("vgg-labels", 4),
         ("vgg-views", 2),
         ("vgg-rounded", 2),
+        ("vgg-int8", 3),
         ("vgg-half", 3),
         ("vgg-mixed", 4),
         ("transformer", 2),

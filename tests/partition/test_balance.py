@@ -150,15 +150,26 @@ def test_the_slowest_rank_is_as_fast_as_it_can_be(size, data):
     for begin in range(size):
         for end in range(begin + 1, size + 1):
             costs[begin, end] = data.draw(st.integers(0, 50))
-    shares = share_out(costs, num_stages, num_ranks)
+    speeds = [data.draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in range(num_ranks)]
+    if num_ranks == 1:
+        speeds = []
+    shares = share_out(costs, num_stages, num_ranks, speeds)
     found = [stage for stages in shares for stage in stages]
     assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
     assert found[-1][1] == size
     assert len(found) == num_stages
     assert len(shares) == num_ranks
-    slowest = max(sum(costs[stage].item() for stage in stages) for stages in shares)
+    speeds = speeds or [1.0]
+
+    def seconds(shares):
+        return max(
+            sum(costs[stage].item() for stage in stages) / speed
+            for stages, speed in zip(shares, speeds, strict=True)
+        )
+
+    slowest = seconds(shares)
     best = min(
-        max(sum(costs[stage].item() for stage in stages[a:b]) for a, b in ranks)
+        seconds([stages[a:b] for a, b in ranks])
         for stages in spans(size, num_stages)
         for ranks in spans(num_stages, num_ranks)
     )

@@ -240,6 +240,7 @@ def connect_ranks(config: TrainConfig) -> Ranks:
     return connect(
         choose_device(run.device),
         stages_per_rank=hosted,
+        replicas=run.replicas or None,
         depth=run.depth,
         timeout=run.timeout,
         backend=None if run.backend == "auto" else run.backend,

@@ -521,7 +521,9 @@ EXAMPLES = {
   scpl bench --methods scpl,gpipe,ddp --processes 2 --steps 20 --json""",
     "plan": """\
   scpl plan quick/digits --processes 2
-  scpl plan --model vgg8 --data cifar10 --processes 4 --stages 8""",
+  scpl plan --model vgg8 --data cifar10 --processes 4 --stages 8
+  scpl plan --model vgg8 --data cifar10 --machines 4 8 64 --link 1gbit --threads 1
+  scpl plan --model vgg8 --data cifar10 --machines 3 --speeds 1 1 0.5 --link 1gbit,0.2ms""",
     "eval": """\
   scpl eval runs/digits-small-cnn-scpl
   scpl eval runs/digits-small-cnn-scpl --exit-threshold 0.9

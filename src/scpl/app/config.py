@@ -32,6 +32,7 @@ import tomli_w
 import tyro
 
 from scpl import models
+from scpl.engine.mesh import group_sizes
 from scpl.errors import InputError, unknown_name
 from scpl.files import as_utf8
 from scpl.methods import METHODS
@@ -146,7 +147,8 @@ class DataConfig:
     data: str = "digits"
     """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet; ag_news,
     dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table of texts (CSV,
-    TSV, JSON lines, parquet), or a folder with tables train and test."""
+    TSV, JSON lines, parquet, Arrow), a folder with tables train and test, or a folder that datasets
+    saved."""
     data_dir: Path | None = setting(None, decides="nothing")
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     limit_train: int | None = setting(None, POSITIVE)
@@ -173,9 +175,10 @@ class DataConfig:
     grey."""
     views: Literal[1, 2] = setting(1, samples="images")
     """images: with 2, every mini-batch holds a weakly and a strongly augmented view of each."""
-    in_memory: Literal["auto", "yes", "no"] = setting("auto", samples="images", decides="speed")
-    """images: yes: decode all once and hold them in memory; no: decode them whenever a mini-batch
-    needs them; auto: in memory if they take at most a quarter of what is free."""
+    in_memory: Literal["auto", "yes", "no"] = setting("auto", decides="speed")
+    """yes: hold all samples in memory; no: decode images, and read the tokens of texts from a file,
+    whenever a mini-batch needs them; auto: in memory if they take at most a quarter of what is
+    free."""
     workers: int = setting(2, _THREADS, samples="images", decides="speed")
     """images: so many threads decode what is not held in memory."""
     text: tuple[str, ...] = setting((), samples="texts")
@@ -350,8 +353,9 @@ class OptimizerConfig:
     """Clip the gradient norm of each stage to this; 0: do not. Default: 0, and 1 for hf:..."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the forward pass; losses are always computed in float32, and scaled for float16."""
-    send_as: Literal["unchanged", "bfloat16", "float16"] = "unchanged"
-    """Type in which features go on from stage to stage in training; bfloat16 halves the traffic."""
+    send_as: Literal["unchanged", "bfloat16", "float16", "int8"] = "unchanged"
+    """Type in which features go on from stage to stage in training; bfloat16 halves the traffic,
+    int8 (each row by its largest value) quarters it. Schedules send gradients like that, too."""
     compile: bool = False
     """Compile each stage with torch.compile."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
@@ -453,7 +457,13 @@ class RunConfig:
     processes: int = setting(1, _PROCESSES, decides="speed")
     """Processes that share the stages; started here, or by torchrun on several machines."""
     stages_per_process: tuple[int, ...] = setting((), decides="speed")
-    """Stages on each process, e.g. 3 1; default: of about equal cost."""
+    """Stages on each process, or group of --replicas, e.g. 3 1; default: of about equal cost."""
+    replicas: tuple[int, ...] = setting((), together=True)
+    """How many processes host the same stages, each with its share of every mini-batch: 2, or for
+    each group of stages its own number, e.g. 1 2 1; default: 1."""
+    speeds: tuple[float, ...] = setting((), decides="speed")
+    """How fast each process is beside the first, e.g. 1 0.5, for --balance measured, which cuts by
+    it, and scpl plan; default: they are timed before the run; scpl plan: all are as fast."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
     threads: int | None = setting(None, _THREADS)
@@ -604,6 +614,13 @@ class TrainConfig:
         self._check_stages()
         if self.network.balance == "measured":
             self._check_measured(alone=alone)
+        elif self.run.speeds:
+            raise InputError(
+                "--speeds must go with --balance measured, which cuts by them",
+                f"Got --speeds {' '.join(f'{speed:g}' for speed in self.run.speeds)} for --balance "
+                "operations",
+                "Leave it out, or measure",
+            )
         self._check_balanced()
         if self.optimizer.keep_best not in (None, MAIN, *WATCHED):
             raise unknown_name("--keep-best", str(self.optimizer.keep_best), [MAIN, *WATCHED])
@@ -732,10 +749,13 @@ class TrainConfig:
                 "Leave it out, or set --weight-decay",
             )
         if chosen.send_as != "unchanged" and not any(
-            constant_of(method, "cuts_gradients") for method in methods
+            constant_of(method, "layout") == "stages"
+            and (constant_of(method, "cuts_gradients") or chosen.send_as != "int8")
+            for method in methods
         ):
             raise InputError(
-                "--send-as must go with a method whose stages learn from objectives of their own",
+                "--send-as must go with a method whose stages learn from objectives of their own, "
+                "or, in 16 bits, with a schedule",
                 f"Got --send-as {chosen.send_as} for {', '.join(methods)}",
                 "Leave it out, or use such a method, for instance scpl",
             )
@@ -762,12 +782,14 @@ class TrainConfig:
                 "--cuts must name one layer fewer than there are stages",
                 f"Got {len(cuts)} cuts and --stages {self.network.stages}",
             )
-        processes, wanted = self.run.processes, self.run.stages_per_process
-        replicas = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
-        if processes > stages and not replicas:
+        groups, wanted = self._num_groups(), self.run.stages_per_process
+        each = "groups of processes" if self.run.replicas else "processes"
+        whole = constant_of(self.method.method, "layout") == "replicas"  # all hold all stages
+        if groups > stages and not whole:
             raise InputError(
-                "--processes must not exceed the number of stages",
-                f"Got {processes} processes for {stages} stages",
+                "--processes must not exceed the number of stages"
+                + (" times that of --replicas" if self.run.replicas else ""),
+                f"Got {groups} {each} for {stages} stages",
                 f"Use at most {stages}, or cut the network into more with --stages",
             )
         if wanted and (min(wanted) < 1 or sum(wanted) != stages):
@@ -775,11 +797,24 @@ class TrainConfig:
                 f"--stages-per-process must give every process at least one of the {stages} stages",
                 f"Got {' '.join(map(str, wanted))}",
             )
-        if wanted and processes not in (1, len(wanted)):
+        if wanted and groups not in (1, len(wanted)):
             raise InputError(
-                "--stages-per-process must have one number per process",
-                f"Got {len(wanted)} numbers for {processes} processes",
+                "--stages-per-process must have one number per process, or group of --replicas",
+                f"Got {len(wanted)} numbers for {groups} {each}",
             )
+
+    def _num_groups(self) -> int:
+        """How many groups of processes host the same stages; without --replicas each by itself."""
+        processes, replicas = self.run.processes, self.run.replicas
+        if processes == 1 or not replicas:  # torchrun knows how many there are
+            return processes
+        if not constant_of(self.method.method, "cuts_gradients"):
+            raise InputError(
+                "--replicas need a method whose stages learn from objectives of their own",
+                f"Got {self.method.method}",
+                "Leave it out; ddp has replicas of the whole network",
+            )
+        return len(group_sizes(replicas, processes))
 
     def check_samples(self, samples: Samples) -> None:
         """Check that data of this kind can use all that was set.
@@ -1027,9 +1062,20 @@ class PlanConfig:
     Prints a table of stages: their layers, what each part of a step takes, what is handed on, and
     how long each process is expected to wait for the slowest one. It takes the flags of scpl train;
     with --cuts it says what these cost. Nothing is written.
+
+    With --machines it simulates, from what was measured here, how fast the method, GPipe, 1F1B,
+    zero-bubble, DDP and one machine alone would train on so many machines like this one, what each
+    of them holds and sends, and how many of them help. Give them the --threads of one machine.
     """
 
     train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
+    machines: tuple[int, ...] = ()
+    """Simulate training on so many machines; several numbers: on each. Without --stages the method
+    has one stage on each machine."""
+    link: tuple[str, ...] = ("loopback",)
+    """How each machine is connected, both ways at once: a rate such as 200mbit or 10gbit, with a
+    latency if it is not 0.1ms (1gbit,2ms); or loopback: 8 Gbit/s and 0.05 ms. One for all machines,
+    or one for each."""
 
     def check(self) -> None:
         """Check all values.
@@ -1037,7 +1083,7 @@ class PlanConfig:
         Raises:
             InputError: naming the flag, its value and what is allowed.
         """
-        self.train.changed(balance="operations").check()
+        self.train.changed(balance="operations", speeds=()).check()
         for name in ("resume", "dry_run"):
             if getattr(self.train.run, name):
                 raise InputError("A plan is made anew and writes nothing", f"Got {flag(name)}")
@@ -1046,6 +1092,43 @@ class PlanConfig:
                 "A plan is for methods that train stages",
                 f"Got {self.train.method.method}, which trains the whole network",
                 "Choose another --method",
+            )
+        self._check_machines()
+
+    def _check_machines(self) -> None:
+        run, most = self.train.run, max(self.machines, default=0)
+        if not self.machines:
+            if self.link != ("loopback",):
+                raise InputError(
+                    "--link must go with --machines, on which training is simulated",
+                    f"Got --link {' '.join(self.link)} without it",
+                )
+            return
+        if not all(map(_LAYERS.holds, self.machines)):
+            raise InputError(
+                f"--machines {_LAYERS.rule}", f"Got {' '.join(map(str, self.machines))}"
+            )
+        if run.processes > 1 or run.stages_per_process:
+            raise InputError(
+                "--machines says for how many, and shares out the stages",
+                "Got --processes, too" if run.processes > 1 else "Got --stages-per-process, too",
+                "Leave one of them out",
+            )
+        if not constant_of(self.train.method.method, "cuts_gradients"):
+            raise InputError(
+                "--machines compares a local method with the others",
+                f"Got --method {self.train.method.method}",
+                "Choose for instance scpl",
+            )
+        for name, given in (("speeds", run.speeds), ("link", self.link[1:] and self.link)):
+            if given and len(given) != most:
+                raise InputError(
+                    f"--{name} must say it for each of the {most} machines",
+                    f"Got {' '.join(map(str, given))}",
+                )
+        if not all(map(POSITIVE.holds, run.speeds)):
+            raise InputError(
+                "--speeds must be above 0", f"Got {' '.join(f'{speed:g}' for speed in run.speeds)}"
             )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,18 +121,15 @@ def _difference(old: Identity, new: Identity, noun: str) -> str:
     return f"{told} ({', '.join(each)})" if each else told
 
 
-def shared(
-    noun: str, train: Iterable[Hashable], **others: Iterable[Hashable] | None
-) -> Iterator[str]:
+def shared(noun: str, train: Tensor, **others: Tensor | None) -> Iterator[str]:
     """Count what occurs in train as well: on it a network is only remembering.
 
     Args:
         noun: What the samples are, in the plural.
-        train: What two samples have in common if they are the same, of those to train on.
+        train: Digests of the samples to train on, ``int64 [N]``; see `short`.
         others: The same of other splits, by their names.
     """
-    seen = set(train)
     for name, keys in others.items():
-        there = [key in seen for key in keys or ()]
-        if any(there):
-            yield f"{sum(there):,} of the {len(there):,} {name} {noun} occur in train as well"
+        there = 0 if keys is None else int(torch.isin(keys, train).sum())
+        if keys is not None and there:
+            yield f"{there:,} of the {len(keys):,} {name} {noun} occur in train as well"

@@ -1,4 +1,4 @@
 """The stream: stages, the worker that runs them, what travels between ranks, and checkpoints.
 
-May import: errors, measures, methods, partition, tasks.
+May import: errors, measures, methods, partition, simulation, tasks.
 """

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from scpl.engine.channel import Outbox
+from scpl.engine.channel import Distributor, Outbox
 from scpl.engine.mesh import Mesh
 from scpl.engine.randomness import RandomState
 from scpl.engine.ranks import ManyRanks, Ranks
@@ -16,6 +16,7 @@ from scpl.engine.stage import Stage, StageOptions
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import Trainer
 from scpl.engine.trainers.replicas import ReplicaTrainer
+from scpl.engine.trainers.shared import SharedStreamTrainer
 from scpl.engine.trainers.stream import StreamTrainer
 from scpl.errors import InputError
 from scpl.methods import CutBackpropagation, DataParallel
@@ -52,10 +53,16 @@ def assign(method: Method, mesh: Mesh, parts: Partition) -> tuple[range, list[in
             "Start several, for instance with torchrun, or use bp",
         )
     num_stages = parts.num_stages
+    if mesh.replicas is not None and not (method.cuts_gradients and method.layout == "stages"):
+        raise InputError(
+            "`replicas` need stages that learn from objectives of their own",
+            f"Got {method.name}, where gradients cross the cuts",
+            "Leave them out, or use such a method, for instance scpl",
+        )
     if method.layout == "replicas":
         return range(num_stages), [0] * num_stages
-    if mesh.stages_per_rank is None and mesh.num_ranks <= num_stages:
-        mesh = replace(mesh, stages_per_rank=stages_per_rank(parts.costs, mesh.num_ranks))
+    if mesh.stages_per_rank is None and mesh.num_groups <= num_stages:
+        mesh = replace(mesh, stages_per_rank=stages_per_rank(parts.costs, mesh.num_groups))
     return mesh.hosted(num_stages), mesh.owners(num_stages)
 
 
@@ -113,7 +120,7 @@ def build_trainer(
             method=method,
             ranks=ranks,
             clip_norm=options.clip_norm,
-            precision=options.precision.compute,
+            precision=options.precision,
             task=task,
         )
     if isinstance(ranks, ManyRanks) and isinstance(method, DataParallel):
@@ -126,6 +133,8 @@ def build_trainer(
             seed=seed,
             clip_norm=options.clip_norm,
         )
+    if isinstance(ranks, ManyRanks) and isinstance(outbox, Distributor):
+        return SharedStreamTrainer(stages, outbox, timeline, ranks=ranks, seed=seed)
     if not graphs:
         return StreamTrainer(stages, outbox, timeline)
     from scpl.engine.trainers.captured import CapturedTrainer, CudaLane
@@ -146,10 +155,15 @@ def _no_graphs(method: Method, ranks: Ranks) -> InputError | None:
         return InputError(
             "`cuda_graphs` need a CUDA device", f"Got {ranks.device}", "Leave `cuda_graphs` out"
         )
-    if method.layout == "replicas" or (ranks.mesh.num_ranks > 1 and not method.cuts_gradients):
+    mesh = ranks.mesh
+    if (
+        method.layout == "replicas"
+        or mesh.replicas is not None
+        or (mesh.num_ranks > 1 and not method.cuts_gradients)
+    ):
         return InputError(
             "`cuda_graphs` need stages that learn by themselves, or bp on one process",
-            f"Got {method.name}",
+            f"Got {method.name}" + (" with `replicas`" if mesh.replicas is not None else ""),
             "Leave `cuda_graphs` out",
         )
     return None
@@ -181,10 +195,14 @@ def build_stages(
     """
     _check_factory("optimizer", options.optimizer)
     parts.task.check_outputs(parts.num_outputs)
-    if options.precision.send_as is not None and not method.cuts_gradients:
+    send_as = options.precision.send_as
+    # Schedules send gradients back in the same type, and there are none in whole numbers.
+    sends = method.cuts_gradients or (method.layout == "stages" and send_as != torch.int8)
+    if send_as is not None and not sends:
         raise InputError(
-            "`send_as` must go with a method whose stages learn from objectives of their own",
-            f"Got {method.name}, where gradients cross the cuts",
+            "`send_as` must go with a method whose stages learn from objectives of their own, or, "
+            "in 16 bits, with a schedule",
+            f"Got {send_as} for {method.name}",
             "Leave it out, or use such a method, for instance scpl",
         )
     keys = {id(parameter): name for name, parameter in parts.model.named_parameters()}

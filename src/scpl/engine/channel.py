@@ -15,24 +15,35 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scpl.engine.messages import Message, Stop, decode, encode
+from scpl.engine.mesh import Mesh
+from scpl.engine.messages import (
+    EvalBatch,
+    Message,
+    Stop,
+    TrainBatch,
+    decode,
+    encode,
+    without_earlier,
+)
 from scpl.engine.ranks import ManyRanks, Ranks
+from scpl.engine.shares import check_dimensions, dims_of, held, join_rows, own, take_rows
 from scpl.engine.timeline import Timeline
 from scpl.engine.transfer import on_host, own_stream, upload, use_device
 from scpl.errors import LinkError
-from scpl.partition.values import is_channels_last
+from scpl.partition.pieces import Dimensions
+from scpl.partition.values import is_channels_last, tensors_of
 
-__all__ = ["NoChannel", "Outbox", "Receiver", "Sender", "open_channels"]
+__all__ = ["Distributor", "NoChannel", "Outbox", "Receiver", "Sender", "open_channels"]
 
 
 HEADER_BYTES = 8192
@@ -42,6 +53,7 @@ SMALL_BYTES = 4096
 """Tensors up to this size travel packed into one buffer, larger ones from their own memory."""
 _LENGTH = 4  # bytes at the start of a frame that hold the header's length
 
+Batch = TypeVar("Batch", bound="TrainBatch | EvalBatch")
 Settle: TypeAlias = Callable[[], object]
 """Waits until a message has left; its buffers are free afterwards."""
 
@@ -75,7 +87,7 @@ class Sender:
     """Sends messages to the next rank, in the background.
 
     Args:
-        peer: The next rank.
+        peer: The other rank.
         timeline: Where waiting is recorded.
         stage: The last stage of this rank, for the record.
         ranks: Knows the process groups.
@@ -83,7 +95,7 @@ class Sender:
 
     def __init__(self, peer: int, timeline: Timeline, stage: int, ranks: ManyRanks) -> None:
         self._timeline, self._stage, self._device = timeline, stage, ranks.device
-        self._line = Line(peer, ranks.headers, ranks.link(peer - 1))
+        self._line = Line(peer, ranks.headers, ranks.link(ranks.mesh.rank, peer))
         self._stager = Stager(self._line, ranks.device) if ranks.staged else None
         self._in_flight: deque[Settle] = deque()  # oldest first
 
@@ -264,32 +276,53 @@ class Stager:
         return staged
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What crosses a cut: in which dimensions its rows are.
+
+    Attributes:
+        dims: See `Pieces.batch_dims`.
+        narrows: Whether it is rounded in training.
+    """
+
+    dims: Dimensions = None
+    narrows: bool = False
+
+    def dims_of(self, batch: Batch) -> Sequence[int | None]:
+        """Say for each tensor of a batch's features which dimension is the batch."""
+        narrowed = self.narrows and isinstance(batch, TrainBatch)
+        return dims_of(batch.features, self.dims, narrowed=narrowed)
+
+
 class Receiver:
     """Receives messages from the rank before, ahead of their use.
 
     Args:
-        peer: The rank before.
+        peers: The rank before; of a group of another size than this rank's, all its ranks.
         timeline: Where waiting is recorded.
         stage: The first stage of this rank, for the record.
         ranks: Knows the process groups, and whether the run has failed elsewhere.
+        cut: What several ranks send is like.
     """
 
     def __init__(
         self,
-        peer: int,
+        peers: Sequence[int],
         timeline: Timeline,
         stage: int,
         ranks: ManyRanks,
+        cut: Cut | None = None,
     ) -> None:
-        self._timeline, self._stage = timeline, stage
-        self._line = Line(peer, ranks.headers, ranks.link(peer))
+        self._timeline, self._stage, self._cut = timeline, stage, cut or Cut()
+        me = ranks.mesh.rank
+        self._lines = [Line(peer, ranks.headers, ranks.link(peer, me)) for peer in peers]
         self._device, self._staged, self._check = ranks.device, ranks.staged, ranks.check
         # One message is on its way, the others have arrived and wait.
         self._free = threading.Semaphore(ranks.depth - 1)
         self._arrived: queue.SimpleQueue[tuple[Message, list[Tensor]] | Exception]
         self._arrived = queue.SimpleQueue()
         # A daemon, because a receive that never comes cannot be taken back.
-        self._thread = threading.Thread(target=self._run, name=f"receive-{peer}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"receive-{peers[0]}", daemon=True)
         self._thread.start()
 
     def receive(self) -> Message:
@@ -326,7 +359,7 @@ class Receiver:
             while True:
                 self._free.acquire()
                 with torch.cuda.stream(stream):
-                    message, tensors = self._receive_one()
+                    message, tensors = self._receive_from_all()
                 if stream is not None:
                     stream.synchronize()
                 self._arrived.put((message, tensors))
@@ -336,10 +369,23 @@ class Receiver:
         except Exception as error:  # the thread that computes must see it
             self._arrived.put(error)
 
-    def _receive_one(self) -> tuple[Message, list[Tensor]]:
-        frames = [self._line.receive_frame(HEADER_BYTES)]
+    def _receive_from_all(self) -> tuple[Message, list[Tensor]]:
+        """Receive a message: of a batch each rank before sends some rows, a mark comes of each."""
+        message, tensors = self._receive_one(self._lines[0])
+        if len(self._lines) == 1:
+            return message, tensors
+        others = [self._receive_one(line)[0] for line in self._lines[1:]]
+        if isinstance(message, (TrainBatch, EvalBatch)):
+            parts = [message, *(m for m in others if isinstance(m, (TrainBatch, EvalBatch)))]
+            features = join_rows([part.features for part in parts], self._cut.dims_of(message))
+            message = replace(message, features=features)
+            tensors = [*tensors, *tensors_of(features)]
+        return message, tensors
+
+    def _receive_one(self, line: Line) -> tuple[Message, list[Tensor]]:
+        frames = [line.receive_frame(HEADER_BYTES)]
         if missing := missing_bytes(frames[0]):
-            frames.append(self._line.receive_frame(missing))
+            frames.append(line.receive_frame(missing))
         header, begin = read_frames(frames), time.perf_counter()
         specs, build = decode(header)
         tensors = [spec.empty(self._device) for spec in specs]
@@ -348,7 +394,7 @@ class Receiver:
         packed = torch.empty(
             sum(tensor.nbytes for tensor in small), dtype=torch.uint8, device=self._device
         )
-        self._fill([*([packed] if len(packed) else []), *map(as_bytes, large)])
+        self._fill(line, [*([packed] if len(packed) else []), *map(as_bytes, large)])
         offset = 0
         for tensor in small:
             as_bytes(tensor).copy_(packed[offset : offset + tensor.nbytes])
@@ -357,19 +403,90 @@ class Receiver:
         self._timeline.add("receive", self._stage, message.step, begin, time.perf_counter())
         return message, tensors
 
-    def _fill(self, buffers: list[Tensor]) -> None:
+    def _fill(self, line: Line, buffers: list[Tensor]) -> None:
         """Receive into buffers; the current stream has what arrived."""
         if not self._staged:
-            self._line.receive(buffers)
+            line.receive(buffers)
             return
         staged = [on_host(buffer) for buffer in buffers]
-        self._line.receive(staged)
+        line.receive(staged)
         for buffer, arrived in zip(buffers, staged, strict=True):
             buffer.copy_(arrived, non_blocking=True)
 
 
+@final
+class Distributor:
+    """Where groups of ranks have replicas: sends to every rank that needs it.
+
+    Batches go to the ranks of the next group, to each the rows that it works on. Marks go there as
+    well, and from the first rank also to the other ones of its group, which get their shares of a
+    batch by `share_out`.
+
+    Args:
+        mesh: Who needs what.
+        senders: To each rank that this one sends to, by rank.
+        cut: What this rank's last stage hands on is like.
+    """
+
+    def __init__(self, mesh: Mesh, senders: Mapping[int, Sender], cut: Cut) -> None:
+        self._mesh, self._senders, self._cut = mesh, senders, cut
+
+    def send(self, message: Message) -> int:  # noqa: D102
+        if not isinstance(message, (TrainBatch, EvalBatch)):
+            siblings = self._mesh.siblings
+            return sum(
+                sender.send(without_earlier(message) if rank in siblings else message)
+                for rank, sender in self._senders.items()
+            )
+        return sum(
+            self._senders[rank].send(self._needed(message, rank)) for rank in self._mesh.targets
+        )
+
+    def share_out(self, batch: Batch) -> int:
+        """Send the other ranks of the first group their rows of what comes from the data.
+
+        Returns:
+            Bytes sent.
+        """
+        return sum(
+            self._senders[rank].send(self._share_of(batch, replica))
+            for replica, rank in enumerate(self._mesh.siblings)
+            if rank != self._mesh.rank
+        )
+
+    def own_share(self, batch: Batch) -> Batch:
+        """Take this rank's rows of what comes from the data."""
+        return self._share_of(batch, self._mesh.replica)
+
+    def close(self) -> None:  # noqa: D102
+        for sender in self._senders.values():
+            sender.close()
+
+    def _share_of(self, batch: Batch, replica: int) -> Batch:
+        rows = held(batch.rows, self._mesh.num_replicas, replica)
+        dims = dims_of(batch.features, None)  # rows come first in what comes from the data
+        return replace(batch, features=take_rows(batch.features, dims, rows))
+
+    def _needed(self, batch: Batch, rank: int) -> Batch:
+        """Take the rows that a rank of the next group needs of those that are here."""
+        mesh, there = self._mesh, self._mesh.groups[self._mesh.group + 1]
+        if len(there) == mesh.num_replicas:
+            return batch
+        here = held(batch.rows, mesh.num_replicas, mesh.replica)
+        mine = own(batch.rows, mesh.num_replicas, mesh.replica)
+        wanted = held(batch.rows, len(there), rank - there.start)
+        start, stop = max(mine.start, wanted.start), min(mine.stop, wanted.stop)
+        rows = range(start - here.start, stop - here.start) if start < stop else range(0)
+        return replace(batch, features=take_rows(batch.features, self._cut.dims_of(batch), rows))
+
+
 def open_channels(
-    ranks: Ranks, timeline: Timeline, hosted: range
+    ranks: Ranks,
+    timeline: Timeline,
+    hosted: range,
+    dims: Sequence[Dimensions],
+    *,
+    narrows: bool = False,
 ) -> tuple[Receiver | None, Outbox]:
     """Open a rank's channels from and to its neighbours; the only rank has none.
 
@@ -377,15 +494,29 @@ def open_channels(
         ranks: The ranks.
         timeline: Where waiting is recorded.
         hosted: The stages of this rank.
+        dims: For each stage of the network, which dimension is the batch in what it hands on.
+        narrows: Whether what it hands on in training is rounded.
+
+    Raises:
+        InputError: if ranks with other numbers of replicas follow, and rows cannot be told apart.
     """
     if not isinstance(ranks, ManyRanks):
         return None, NoChannel()
-    mesh, inbox, outbox = ranks.mesh, None, NoChannel()
-    if not mesh.is_first:
-        inbox = Receiver(mesh.rank - 1, timeline, hosted.start, ranks)
-    if not mesh.is_last:
-        return inbox, Sender(mesh.rank + 1, timeline, hosted.stop - 1, ranks)
-    return inbox, outbox
+    mesh, inbox = ranks.mesh, None
+    if mesh.sources:
+        if len(mesh.sources) > 1:
+            check_dimensions(dims[hosted.start - 1], hosted.start - 1)
+        before = Cut(dims[hosted.start - 1], narrows) if hosted.start else None
+        inbox = Receiver(mesh.sources, timeline, hosted.start, ranks, before)
+    last = hosted.stop - 1
+    if len(mesh.targets) > 1:
+        check_dimensions(dims[last], last)
+    if mesh.replicas is None:
+        peer = next(iter(mesh.targets), None)
+        return inbox, NoChannel() if peer is None else Sender(peer, timeline, last, ranks)
+    siblings = mesh.siblings[1:] if mesh.is_first else ()
+    senders = {rank: Sender(rank, timeline, last, ranks) for rank in (*siblings, *mesh.targets)}
+    return inbox, Distributor(mesh, senders, Cut(dims[last], narrows))
 
 
 def _wait(work: list[dist.Work | None]) -> None:

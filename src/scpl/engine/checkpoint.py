@@ -575,7 +575,7 @@ def recover(
         checkpoints: Where checkpoints are, and of which run. The last rank tells what is to be
             known, once.
         owners: The rank that saves each stage of the network. Ranks that save none are replicas
-            of the first.
+            of the one that saves their stages.
         ranks: The ranks.
         step: Which checkpoint; None: the newest that all ranks can read.
 
@@ -589,8 +589,7 @@ def recover(
     folder, tell = Path(checkpoints.folder), checkpoints.tell
     if not ranks.mesh.is_last:
         tell = _silent
-    replicated = len(set(owners)) < ranks.mesh.num_ranks
-    reads = not replicated or ranks.mesh.is_first
+    reads = ranks.mesh.rank in owners
     hosted = [stage.index for stage in stages]
     mine = survey(folder, hosted, len(owners), checkpoints.run) if reads else None
     told = ranks.exchange("restore", None if mine is None else [astuple(one) for one in mine])
@@ -622,8 +621,7 @@ def recover(
     if manifest is None:
         _tell_none(folder, faults, step, tell)
         return None
-    if replicated:
-        (manifest, states) = _from_first((manifest, states), ranks)
+    manifest, states = _from_owners((manifest, states), owners, hosted, ranks)
     _tell_others(manifest, [faults[one] for one in sorted(faults, reverse=True)], tell)
     parts = list(zip(stages, states, strict=True))
     for stage, state in parts:
@@ -696,14 +694,24 @@ def _silent(line: str) -> None:
     """For ranks that leave it to the last one."""
 
 
-def _from_first(value: Any, ranks: Ranks) -> Any:
-    """Hand the first rank's tensors and plain values to all ranks."""
-    buffer = io.BytesIO()
-    if ranks.mesh.is_first:
-        torch.save(value, buffer)
-    size = ranks.exchange("replica", buffer.tell())[0]
-    content = torch.zeros(size, dtype=torch.uint8)
-    if ranks.mesh.is_first:
-        content = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-    ranks.broadcast(content, 0)
-    return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+def _from_owners(
+    value: tuple[dict[str, Any], list[dict[str, Any]]],
+    owners: Sequence[int],
+    hosted: Sequence[int],
+    ranks: Ranks,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Hand what the ranks that save stages have read to replicas of theirs."""
+    mine = owners[hosted[0]]
+    firsts = ranks.exchange("owner", mine)
+    for owner in sorted({one for one in firsts if firsts.count(one) > 1}):
+        buffer = io.BytesIO()
+        if ranks.mesh.rank == owner:
+            torch.save(value, buffer)
+        size = ranks.exchange("replica", buffer.tell())[owner]
+        content = torch.zeros(size, dtype=torch.uint8)
+        if ranks.mesh.rank == owner:
+            content = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        ranks.broadcast(content, owner)
+        if mine == owner != ranks.mesh.rank:
+            value = torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+    return value

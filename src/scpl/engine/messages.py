@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from scpl.errors import InputError
-from scpl.partition.values import TensorSpec, Tree
+from scpl.partition.values import TensorSpec, Tree, tensors_of
 
 __all__ = [
     "CheckpointMark",
@@ -33,6 +33,7 @@ __all__ = [
     "TrainBatch",
     "decode",
     "encode",
+    "without_earlier",
 ]
 
 
@@ -91,6 +92,11 @@ class TrainBatch(Message):
     losses: Losses = ()
     whole_size: int | None = None
 
+    @property
+    def rows(self) -> int:
+        """Samples of the whole mini-batch."""
+        return self.whole_size or len(self.target)
+
 
 @dataclass(frozen=True)
 class ScheduledBatch(TrainBatch):
@@ -118,6 +124,13 @@ class EvalBatch(Message):
     target: Tensor | None
     whole_size: int | None = None
     first: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Samples of the whole mini-batch."""
+        if self.whole_size is not None:
+            return self.whole_size
+        return len(tensors_of(self.features)[0] if self.target is None else self.target)
 
 
 @dataclass(frozen=True)
@@ -189,6 +202,13 @@ class Stop(Message):
 
     reason: str = ""
     signal: int = 0
+
+
+def without_earlier(message: Message) -> Message:
+    """The same mark as it is where the stream begins: no stage has added anything to it."""
+    added: dict[str, Any] = {"losses": (), "counts": (), "shared": None}
+    known = {each.name for each in fields(message)}
+    return replace(message, **{name: value for name, value in added.items() if name in known})
 
 
 def encode(message: Message) -> tuple[bytes, list[Tensor]]:

@@ -8,9 +8,9 @@ costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from statistics import median
 from time import perf_counter
 from typing import Any, final
@@ -21,277 +21,35 @@ from torch.optim import Optimizer
 
 from scpl.engine.batches import Source, pair
 from scpl.engine.build import build_objective
+from scpl.engine.costs import Costs, Held, Plan, Unit
 from scpl.engine.parameters import StageParameters
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.stage import OptimizerFactory, Stage, StageOptions
-from scpl.errors import InputError
 from scpl.methods.base import Method, Nothing, Objective
 from scpl.partition import Partition
-from scpl.partition.balance import share_out
 from scpl.partition.cutting import split_everywhere
 from scpl.partition.reading import Features
 from scpl.partition.values import Tree, dense, tensors_of, tree_map
 from scpl.partition.verify import undisturbed
 from scpl.tasks import Task
 
-__all__ = ["Costs", "Plan", "PlannedStage", "Unit", "measure", "plan"]
+__all__ = [
+    "Kind",
+    "measurable",
+    "measure",
+    "measure_parts",
+    "plan",
+    "relative_speeds",
+    "seconds_of_a_piece",
+]
 
 STEPS_OF_A_VISIT = 2
 """Timed steps of a unit before the next unit's turn; one more warms up."""
+AS_FAST = 1.15
+"""Ranks whose times differ by less than this factor count as equally fast: the same processor
+differs as much from one moment to the next."""
 _SMALL = 1e-3
 """Size of gradients that are made up, where no objective gives any."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Layers between two places where a network could be cut, and what they cost.
-
-    All times are seconds per mini-batch.
-
-    Attributes:
-        layers: Dotted names.
-        parameters: Of these layers.
-        forward: Within a stage.
-        backward: Within a stage: gradients of parameters and of what comes in.
-        forward_first: As the beginning of a stage.
-        backward_first: As the beginning of a stage, which needs no gradient of what comes in.
-        update: By the optimizer, without what a step costs however little there is to update.
-        objective: What a stage that ends here costs besides: head and loss, forward and backward,
-            their update, and the engine.
-        objective_parameters: Of the head.
-        bytes_out: What crosses a cut behind this unit, per mini-batch.
-    """
-
-    layers: tuple[str, ...]
-    parameters: int
-    forward: float
-    backward: float
-    forward_first: float
-    backward_first: float
-    update: float
-    objective: float
-    objective_parameters: int
-    bytes_out: int
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """One stage of a plan; times are seconds per mini-batch.
-
-    Attributes:
-        layers: Dotted names.
-        parameters: Of these layers.
-        objective_parameters: Of the head.
-        forward: Of the layers.
-        backward: Of the layers.
-        update: Of the layers.
-        objective: Head and loss, their update, and the engine.
-        bytes_out: Handed on per mini-batch; none by the last stage.
-        rank: Who hosts it.
-    """
-
-    layers: tuple[str, ...]
-    parameters: int
-    objective_parameters: int
-    forward: float
-    backward: float
-    update: float
-    objective: float
-    bytes_out: int
-    rank: int
-
-    @property
-    def seconds(self) -> float:
-        """All of them."""
-        return self.forward + self.backward + self.update + self.objective
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where to cut a network, who hosts what, and what that is expected to cost.
-
-    ``print(plan)`` shows it as a table.
-
-    Attributes:
-        cuts: The layers that the second and later stages begin with, for `scpl.split`.
-        stages: What each stage will cost.
-        num_samples: Of the mini-batch that was measured.
-    """
-
-    cuts: tuple[str, ...]
-    stages: tuple[PlannedStage, ...]
-    num_samples: int
-
-    @property
-    def costs(self) -> tuple[float, ...]:
-        """Seconds of each stage per mini-batch, for `scpl.split`."""
-        return tuple(stage.seconds for stage in self.stages)
-
-    @property
-    def num_ranks(self) -> int:
-        """How many ranks it is for."""
-        return self.stages[-1].rank + 1
-
-    @property
-    def stages_per_rank(self) -> tuple[int, ...]:
-        """How many consecutive stages each rank hosts, for `scpl.connect`."""
-        owners = [stage.rank for stage in self.stages]
-        return tuple(map(owners.count, range(self.num_ranks)))
-
-    @property
-    def rank_seconds(self) -> tuple[float, ...]:
-        """What each rank computes per mini-batch."""
-        return tuple(
-            sum(stage.seconds for stage in self.stages if stage.rank == rank)
-            for rank in range(self.num_ranks)
-        )
-
-    @property
-    def wait_shares(self) -> tuple[float, ...]:
-        """The share of time that each rank waits for the slowest one, 0 .. 1."""
-        slowest = max(self.rank_seconds)
-        return tuple(1 - seconds / slowest for seconds in self.rank_seconds)
-
-    @property
-    def samples_per_second(self) -> float:
-        """What is trained while the line is full, if links and data keep up."""
-        return self.num_samples / max(self.rank_seconds)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Plan:
-        """Rebuild from `to_json`."""
-        stages = (
-            PlannedStage(**{**stage, "layers": tuple(stage["layers"])})
-            for stage in values["stages"]
-        )
-        return cls(tuple(values["cuts"]), tuple(stages), values["num_samples"])
-
-    def __str__(self) -> str:
-        head = (
-            "stage", "layers", "parameters", "forward", "backward", "update", "objective", "sum",
-            "hands on", "rank", "rank waits",
-        )  # fmt: skip
-        waits = self.wait_shares
-        rows = [
-            (
-                str(index),
-                " .. ".join(dict.fromkeys((stage.layers[0], stage.layers[-1])))
-                if stage.layers
-                else "-",
-                f"{stage.parameters + stage.objective_parameters:,}",
-                *(
-                    f"{1e3 * seconds:.2f} ms"
-                    for seconds in (
-                        stage.forward, stage.backward, stage.update, stage.objective, stage.seconds
-                    )
-                ),
-                f"{stage.bytes_out / 1e6:.2f} MB" if stage.bytes_out else "-",
-                str(stage.rank),
-                f"{100 * waits[stage.rank]:.0f} %",
-            )
-            for index, stage in enumerate(self.stages)
-        ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column == 1 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in (head, *rows)
-        ]
-        ranks = f"{self.num_ranks} ranks" if self.num_ranks > 1 else "one rank"
-        lines.append(f"{self.samples_per_second:,.0f} samples/s on {ranks}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What every part of a network costs, measured once; plans of any shape follow from it.
-
-    Attributes:
-        cuts: All places where it could be cut.
-        units: What lies before, between and behind them: one more.
-        num_samples: Of the mini-batch that was measured.
-    """
-
-    cuts: tuple[str, ...]
-    units: tuple[Unit, ...]
-    num_samples: int
-
-    def plan(self, num_stages: int, num_ranks: int | None = None) -> Plan:
-        """Choose cuts and who hosts which stages, so that the slowest rank is the fastest.
-
-        Args:
-            num_stages: How many stages.
-            num_ranks: How many ranks; default: one for each stage.
-
-        Raises:
-            InputError: if there are too few units or stages.
-        """
-        num_ranks = num_stages if num_ranks is None else num_ranks
-        if not 1 <= num_ranks <= num_stages <= len(self.units):
-            raise InputError(
-                "A plan needs at least one stage for each rank, and at most one for each of the "
-                f"{len(self.units)} units of the network",
-                f"Got {num_stages} stages and {num_ranks} ranks",
-            )
-        size = len(self.units)
-        costs = torch.full((size + 1, size + 1), torch.inf, dtype=torch.float64)
-        for begin in range(size):
-            for end in range(begin + 1, size + 1):
-                costs[begin, end] = self._stage(begin, end, 0).seconds
-        return self._planned(share_out(costs, num_stages, num_ranks))
-
-    def at(self, cuts: Sequence[str], stages_per_rank: Sequence[int] | None = None) -> Plan:
-        """Say what cuts that are given would cost.
-
-        Args:
-            cuts: Layers that later stages begin with.
-            stages_per_rank: How many stages each rank hosts; default: one.
-
-        Raises:
-            InputError: if one of the cuts was not measured.
-        """
-        places = [0]
-        for cut in cuts:
-            inside = [i for i, name in enumerate(self.cuts, 1) if f"{name}.".startswith(f"{cut}.")]
-            if not inside or inside[0] <= places[-1]:
-                raise InputError(
-                    "Cuts must be places that were measured, in their order",
-                    f"Got {cut!r}",
-                    f"They are: {', '.join(self.cuts)}",
-                )
-            places.append(inside[0])
-        waiting = iter(pairwise([*places, len(self.units)]))
-        counts = stages_per_rank or [1] * len(places)
-        return self._planned([[next(waiting) for _ in range(count)] for count in counts])
-
-    def _planned(self, shares: Sequence[Sequence[tuple[int, int]]]) -> Plan:
-        ranges = [(rank, *stage) for rank, stages in enumerate(shares) for stage in stages]
-        return Plan(
-            cuts=tuple(self.cuts[begin - 1] for _, begin, _ in ranges[1:]),
-            stages=tuple(self._stage(begin, end, rank) for rank, begin, end in ranges),
-            num_samples=self.num_samples,
-        )
-
-    def _stage(self, begin: int, end: int, rank: int) -> PlannedStage:
-        first, last, inner = self.units[begin], self.units[end - 1], self.units[begin + 1 : end]
-        units = (first, *inner)
-        return PlannedStage(
-            layers=tuple(name for unit in units for name in unit.layers),
-            parameters=sum(unit.parameters for unit in units),
-            objective_parameters=last.objective_parameters,
-            forward=first.forward_first + sum(unit.forward for unit in inner),
-            backward=first.backward_first + sum(unit.backward for unit in inner),
-            update=sum(unit.update for unit in units),
-            objective=last.objective,
-            bytes_out=last.bytes_out if end < len(self.units) else 0,
-            rank=rank,
-        )
 
 
 def plan(
@@ -303,6 +61,7 @@ def plan(
     batch: Any,
     num_ranks: int | None = None,
     ranks: Ranks | None = None,
+    speeds: Sequence[float] | None = None,
     readout: str | None = None,
     output: str | int | None = None,
     features: Features | None = None,
@@ -323,6 +82,8 @@ def plan(
         num_ranks: How many ranks to plan for; default: those of `ranks`, else one for each stage.
         ranks: This rank and the others, from `scpl.connect`; all must call. Default: this process
             alone, on the device of the network's parameters.
+        speeds: How fast each rank is beside this one, or the first; default: they are timed, if
+            `ranks` are several and none others are planned for.
         readout: As for `scpl.split`, like the arguments that follow.
         output: Which output holds the logits.
         features: How objectives read what a stage hands on.
@@ -330,19 +91,56 @@ def plan(
 
     Raises:
         PartitionError: if the network cannot be cut.
-        InputError: if there are more ranks than stages.
+        InputError: if there are more ranks than stages, or not one speed for each rank.
     """
     if num_ranks is None and ranks is not None and ranks.mesh.num_ranks > 1:
-        num_ranks = ranks.mesh.num_ranks
+        num_ranks = ranks.mesh.num_groups
     if ranks is None:
         ranks = OneRank(next((p.device for p in model.parameters()), torch.device("cpu")))
+    if speeds is None:
+        theirs = num_ranks == ranks.mesh.num_groups
+        speeds = relative_speeds(ranks) if theirs else ()
+        if theirs and ranks.mesh.replicas is not None:
+            speeds = ranks.mesh.group_speeds(speeds)
     if ranks.mesh.is_first:
         costs = measure(
             model, method, StageOptions(optimizer), num_stages=num_stages, batch=batch,
             device=ranks.device, readout=readout, output=output, features=features, task=task,
         )  # fmt: skip
-        ranks.share("plan", costs.plan(num_stages, num_ranks).to_json())
+        ranks.share("plan", costs.plan(num_stages, num_ranks, speeds).to_json())
     return Plan.from_json(ranks.fetch("plan"))
+
+
+def relative_speeds(
+    ranks: Ranks, piece: Callable[[torch.device], float] | None = None
+) -> tuple[float, ...]:
+    """Time the same piece of work on every rank; all ranks call it, and work at the same time.
+
+    Args:
+        ranks: This rank and the others.
+        piece: Does the work on a device, and returns its seconds; default: `seconds_of_a_piece`.
+
+    Returns:
+        How fast each rank is beside the first, which measures units; empty: all are as fast.
+    """
+    if ranks.mesh.num_ranks == 1:
+        return ()
+    ranks.exchange("ready to be timed", True)
+    seconds = ranks.exchange("seconds", (piece or seconds_of_a_piece)(ranks.device))
+    if max(seconds) < AS_FAST * min(seconds):
+        return ()
+    return tuple(seconds[0] / own for own in seconds)
+
+
+def seconds_of_a_piece(device: torch.device) -> float:
+    """Time a linear layer, forward and backward, as long as one of a network: the median."""
+    layer, inputs = nn.Linear(1024, 1024, device=device), torch.ones(256, 1024, device=device)
+    seconds: list[float] = []
+    for _ in range(8):
+        begin = _now(device)
+        torch.autograd.backward([layer(inputs.requires_grad_()).sum()])
+        seconds.append(_now(device) - begin)
+    return median(seconds[1:])  # the first one warms up
 
 
 def measure(
@@ -382,28 +180,103 @@ def measure(
     Raises:
         PartitionError: if the network cannot be cut.
     """
-    inputs, target = pair(batch)
+    parts = measurable(
+        model, num_stages=num_stages, batch=batch, readout=readout, output=output,
+        features=features, task=task,
+    )  # fmt: skip
+    [costs] = measure_parts(
+        parts, [Kind(method)], options, batch=batch, device=device, seed=seed, repeats=repeats
+    )
+    return costs
+
+
+def measurable(
+    model: nn.Module,
+    *,
+    num_stages: int,
+    batch: Any,
+    readout: str | None = None,
+    output: str | int | None = None,
+    features: Features | None = None,
+    task: Task | None = None,
+) -> Partition:
+    """Cut a network into the units that `measure_parts` times; arguments as for `measure`.
+
+    Raises:
+        PartitionError: if the network cannot be cut.
+    """
     parts = split_everywhere(
         model, num_stages=num_stages, readout=readout, output=output, features=features,
-        example=inputs,
+        example=pair(batch)[0],
     )  # fmt: skip
-    if task is not None:
-        parts = replace(parts, task=task)
+    return parts if task is None else replace(parts, task=task)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the ways in which units can be measured.
+
+    Attributes:
+        method: Which objective each stage gets.
+        rows: Measure so many rows of the mini-batch; None: all.
+        halves: Also time gradients of what comes in alone (`Unit.inputs`).
+    """
+
+    method: Method
+    rows: int | None = None
+    halves: bool = False
+
+
+def measure_parts(
+    parts: Partition,
+    kinds: Sequence[Kind],
+    options: StageOptions,
+    *,
+    batch: Any,
+    device: torch.device,
+    seed: int = 0,
+    repeats: int = 5,
+) -> list[Costs]:
+    """Time every unit in several ways, in turns, so that a machine that gets slower hits all.
+
+    Args:
+        parts: The units.
+        kinds: The ways.
+        options: How stages learn.
+        batch: A mini-batch of full size.
+        device: Where to measure.
+        seed: Seed of the objectives' parameters.
+        repeats: How often each unit has its turn.
+
+    Returns:
+        What the units cost in each of the ways.
+    """
+    inputs, target = pair(batch)
     home = next((p.device for p in parts.model.parameters()), torch.device("cpu"))
     source = Source(parts.num_outputs, parts.task, device, parts.form)
     message = source.to_train(1, (inputs, target))
-    objectives = [build_objective(parts, method, i, seed) for i in range(parts.num_stages)]
     timers = [
-        _Timer(parts, index, objective, options, device)
-        for index, objective in enumerate(objectives)
-    ]
+        [
+            _Timer(
+                parts, i, build_objective(parts, kind.method, i, seed), options, device,
+                halves=kind.halves,
+            )
+            for i in range(parts.num_stages)
+        ]
+        for kind in kinds
+    ]  # fmt: skip
+    goals = [message.target[: kind.rows] for kind in kinds]
     with undisturbed(parts.model, weights=True):
         for _ in range(repeats):
-            values, carry = message.features, None
-            for timer in timers:
-                values, carry = timer.visit(values, message.target, carry)
+            for kind, own, goal in zip(kinds, timers, goals, strict=True):
+                values, carry = tree_map(itemgetter(slice(kind.rows)), message.features), None
+                for timer in own:
+                    values, carry = timer.visit(values, goal, carry)
         parts.readout.to(home)
-    return Costs(parts.cuts, tuple(timer.unit() for timer in timers), len(target))
+    return [
+        Costs(parts.cuts, tuple(timer.unit() for timer in own), len(goal))
+        for own, goal in zip(timers, goals, strict=True)
+    ]
 
 
 @dataclass
@@ -431,11 +304,13 @@ class _Timer:
         objective: Objective,
         options: StageOptions,
         device: torch.device,
+        *,
+        halves: bool,
     ) -> None:
         self._body, self._layers = parts.bodies[index], parts.names[index]
         self._parameters = [p for p in self._body.parameters() if p.requires_grad]
         self._options, self._device = options, device
-        self._follows = index > 0
+        self._follows, self._halves = index > 0, halves
         # What a stage does besides its layers is what a stage without layers does.
         # Optimizers are those of the first stage: how many there will be is not known yet.
         self._end = Stage(0, nn.Identity(), (), objective, options, keys={}, seed=0, device=device)
@@ -443,7 +318,9 @@ class _Timer:
         self._within, self._begins = _Seconds(), _Seconds()
         self._steps: list[float] = []
         self._objective: list[float] = []
-        self._bytes_out = 0
+        self._inputs: list[float] = []
+        self._bytes_in = self._bytes_out = 0
+        self._held = self._objective_held = Held()
 
     def _optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         return self._options.optimizer(StageParameters(0, [("", p) for p in parameters]))
@@ -466,7 +343,8 @@ class _Timer:
         with self._end.random.active():
             with torch.no_grad(), self._end.autocast():
                 outputs = self._body(tree_map(Tensor.clone, values))
-            self._bytes_out = sum(t.numel() * t.element_size() for t in tensors_of(outputs))
+            self._bytes_in = sum(t.nbytes for t in tensors_of(values))
+            self._bytes_out = self._bytes_sent(outputs)
             for step in range(STEPS_OF_A_VISIT + 1):
                 seconds, gradients, onward = self._time_end(outputs, target, carry)
                 first = self._time_body(tree_map(dense, values), gradients, optimizer)
@@ -475,6 +353,9 @@ class _Timer:
                     if self._follows
                     else first
                 )
+                if self._halves and self._follows:
+                    inputs = self._time_inputs(values, gradients)
+                    self._inputs += [inputs] if step > 0 else []
                 self._almost_nothing.grad = torch.zeros_like(self._almost_nothing)
                 step_itself = self._time_update(small, [self._almost_nothing])
                 if step > 0:
@@ -482,6 +363,8 @@ class _Timer:
                     self._steps.append(step_itself)
                     self._begins.add(first)
                     self._within.add(within)
+            if self._held == Held():
+                self._count_held(values, outputs, target, carry, optimizer)
         self._body.to(home)
         return outputs, onward
 
@@ -500,7 +383,42 @@ class _Timer:
             objective=median(self._objective),
             objective_parameters=sum(p.numel() for p in self._end.objective.parameters()),
             bytes_out=self._bytes_out,
+            bytes_in=self._bytes_in,
+            inputs=median(self._inputs or [0.0]),
+            held=self._held,
+            objective_held=self._objective_held,
         )
+
+    def _bytes_sent(self, outputs: Tree) -> int:
+        """Bytes of what goes on; values that learn may do so in a narrower type."""
+        narrow = self._options.precision.send_as
+        return sum(
+            t.numel() * min(narrow.itemsize, t.element_size())
+            if narrow is not None and t.is_floating_point()
+            else t.nbytes
+            for t in tensors_of(outputs)
+        )
+
+    def _count_held(
+        self, values: Tree, outputs: Tree, target: Tensor, carry: Tree, optimizer: Optimizer | None
+    ) -> None:
+        """Count bytes, once there is a state of the optimizer."""
+        inputs = tree_map(Tensor.clone, tree_map(_leaf, values))
+        kept = _Kept([*tensors_of(inputs), *self._body.parameters()])
+        with kept, self._end.autocast():
+            for tensor in tensors_of(self._body(inputs)):
+                kept.keep(tensor)
+        self._held = _held(list(self._body.parameters()), optimizer, kept.num_bytes)
+        attached = tree_map(Tensor.clone, tree_map(_leaf, outputs))
+        end = self._end
+        parameters = list(end.objective.parameters())
+        kept = _Kept([*tensors_of(attached), *parameters])
+        with kept:
+            end.forward(attached)
+            end.hand_on(target, carry)
+            if not isinstance(end.objective, Nothing):
+                end.learn(target, carry, 0)
+        self._objective_held = _held(parameters, end.optimizer, kept.num_bytes)
 
     def _time_end(
         self, outputs: Tree, target: Tensor, carry: Tree
@@ -547,6 +465,21 @@ class _Timer:
         updated = self._time_update(optimizer, self._parameters) if optimizer and pairs else 0.0
         return forwarded - begin, learned - prepared, updated
 
+    def _time_inputs(self, values: Tree, gradients: Sequence[Tensor]) -> float:
+        """Time the gradients of what comes in alone, of layers that follow others."""
+        leaves = tree_map(_leaf, values)
+        with self._end.autocast():
+            outputs = self._body(tree_map(Tensor.clone, leaves))
+        floating = [t for t in tensors_of(outputs) if t.is_floating_point()]
+        pairs = [(t, g) for t, g in zip(floating, gradients, strict=True) if t.requires_grad]
+        wanted = [leaf for leaf in tensors_of(leaves) if leaf.requires_grad]
+        if not (pairs and wanted):
+            return 0.0
+        begin = self._now()
+        outs, grads = [t for t, _ in pairs], [g for _, g in pairs]
+        torch.autograd.grad(outs, wanted, grads, allow_unused=True)
+        return self._now() - begin
+
     def _time_update(self, optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> float:
         begin = self._now()
         if self._options.clip_norm is not None:
@@ -556,10 +489,50 @@ class _Timer:
         return self._now() - begin
 
     def _now(self) -> float:
-        """The moment at which everything that was launched is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return perf_counter()
+        return _now(self._device)
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for the backward pass, without known tensors."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__(self.keep, lambda tensor: tensor)
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._found: dict[int, int] = {}
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count a tensor; two that share their memory count once."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._found[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that is kept as it is would keep itself alive
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that were kept."""
+        return sum(self._found.values())
+
+
+def _held(parameters: Sequence[nn.Parameter], optimizer: Optimizer | None, kept: int) -> Held:
+    states = optimizer.state.values() if optimizer is not None else ()
+    return Held(
+        parameters=sum(p.nbytes for p in parameters),
+        gradients=sum(p.nbytes for p in parameters if p.requires_grad),
+        optimizer=sum(
+            value.nbytes
+            for state in states
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ),
+        activations=kept,
+    )
+
+
+def _now(device: torch.device) -> float:
+    """The moment at which everything that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 def _leaf(tensor: Tensor) -> Tensor:

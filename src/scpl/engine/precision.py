@@ -14,7 +14,8 @@ from scpl.partition.values import Tree, tensors_of, tree_map
 __all__ = ["Precision", "narrowed", "widened"]
 
 _COMPUTED = (torch.float32, torch.bfloat16, torch.float16)
-_SENT = (torch.bfloat16, torch.float16)
+_SENT = (torch.bfloat16, torch.float16, torch.int8)
+_LARGEST = 127  # of int8, and of its negative numbers as well
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Precision:
             everything in the types of the network (also of a float64 one). Losses are computed in
             at least float32.
         send_as: Type in which values that learn go on from stage to stage in training, to be read
-            in their own type again: ``bfloat16`` halves what crosses a cut of a float32 network.
+            in their own type again: ``bfloat16`` halves what crosses a cut of a float32 network,
+            and ``int8`` quarters it: a row (the features of a token, a map of an image) is divided
+            by its largest absolute value and rounded to 255 steps.
             Masks, ids and other values without a gradient go on as they are; so does everything
             in evaluation, which predicts what the exported network predicts. Between two stages of
             one rank values are rounded as well, so the numbers do not depend on the ranks. None:
@@ -50,7 +53,8 @@ class Precision:
             )
         if self.send_as is not None and self.send_as not in _SENT:
             raise InputError(
-                "`send_as` must be torch.bfloat16, torch.float16 or None", f"Got {self.send_as!r}"
+                "`send_as` must be torch.bfloat16, torch.float16, torch.int8 or None",
+                f"Got {self.send_as!r}",
             )
 
     @classmethod
@@ -78,7 +82,8 @@ def narrowed(output: Tree, detached: Tree, dtype: torch.dtype) -> Tree:
         dtype: The narrower type.
 
     Returns:
-        The values, and beside them empty tensors of the types to read them in.
+        The values, and beside each what to read it with: an empty tensor of its type, or what its
+        rows are multiplied by, in its type.
     """
     attached = tensors_of(output)
     learns = [tensor.requires_grad for tensor in attached]
@@ -86,15 +91,43 @@ def narrowed(output: Tree, detached: Tree, dtype: torch.dtype) -> Tree:
         learns[:1] = [tensor.is_floating_point() for tensor in attached[:1]]
     marks = iter(learns)
 
+    scales: list[Tensor] = []
+
     def rounded(tensor: Tensor) -> Tensor:
         wider = tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize
-        return tensor.to(dtype) if next(marks) and wider else tensor
+        narrow, scale = tensor, tensor.new_empty(0)
+        if next(marks) and wider:
+            if dtype != torch.int8:
+                narrow = tensor.to(dtype)
+            elif tensor.ndim > 1:
+                narrow, scale = _quantised(tensor)
+        scales.append(scale)
+        return narrow
 
-    types = tree_map(lambda tensor: tensor.new_empty(0), detached)
-    return {"values": tree_map(rounded, detached), "types": types}
+    values = tree_map(rounded, detached)
+    waiting = iter(scales)
+    return {"values": values, "read": tree_map(lambda tensor: next(waiting), detached)}
 
 
 def widened(received: Tree) -> Tree:
     """Read what `narrowed` rounded, in the types it had."""
-    types = iter(tensors_of(received["types"]))
-    return tree_map(lambda tensor: tensor.to(next(types).dtype), received["values"])
+    scales = iter(tensors_of(received["read"]))
+
+    def read(tensor: Tensor) -> Tensor:
+        scale = next(scales)
+        value = tensor.to(scale.dtype)
+        return value * scale if scale.ndim > 1 else value
+
+    return tree_map(read, received["values"])
+
+
+def _quantised(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows to int8; returns them, and what they are multiplied by.
+
+    A row is the last dimension; of maps ``[N, C, H, W]``, where that may be short, a whole map.
+    What is not finite makes its row NaN.
+    """
+    row = (2, 3) if tensor.ndim == 4 else (-1,)
+    scale = tensor.abs().amax(row, keepdim=True) / _LARGEST
+    steps = tensor / torch.where(scale > 0, scale, 1)
+    return steps.round().nan_to_num(0).to(torch.int8), scale

@@ -187,6 +187,7 @@ class ManyRanks(Ranks):
 
     Attributes:
         headers: The process group on the CPU that headers of messages use.
+        siblings: The process group of the ranks that host the same stages, if there are several.
         staged: Whether tensors travel by way of the host's memory: gloo moves no others.
     """
 
@@ -209,20 +210,29 @@ class ManyRanks(Ranks):
         # A slow stage is no failure: who waits too long is for the watchdog to say.
         self.headers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
         self._links = self.new_group(), self.new_group()
+        several = {group: self.new_group(group) for group in mesh.groups if len(group) > 1}
+        self.siblings = several.get(mesh.siblings)
         self._collectives: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=NEVER)
 
-    def new_group(self) -> dist.ProcessGroup:
-        """Make a process group of all ranks for one purpose; all ranks must call it."""
-        group: dist.ProcessGroup = dist.new_group(timeout=NEVER)
+    def new_group(self, ranks: Sequence[int] | None = None) -> dist.ProcessGroup:
+        """Make a process group for one purpose; all ranks must call it.
+
+        Args:
+            ranks: Who is in it; None: all.
+        """
+        members = None if ranks is None else list(ranks)
+        group: dist.ProcessGroup = dist.new_group(ranks=members, timeout=NEVER)
         return group
 
-    def link(self, sender: int) -> dist.ProcessGroup:
-        """The process group that tensors use from this rank to the next one.
+    def link(self, sender: int, receiver: int) -> dist.ProcessGroup:
+        """The process group that tensors use from one rank to another.
 
         A rank receives in another thread than it sends, and an object of NCCL serves one thread; so
-        links of even and of odd ranks have different ones.
+        links from even and from odd groups have different ones. The siblings of the first rank
+        receive from it what others receive from the group before.
         """
-        return self._links[sender % 2]
+        group = self.mesh.group_of(sender)
+        return self._links[(group - (group == self.mesh.group_of(receiver))) % 2]
 
     def share(self, key: str, value: Any) -> None:  # noqa: D102
         self._notes.write(f"value/{key}", value)
@@ -355,6 +365,7 @@ def connect(
     device: torch.device | str = "cpu",
     *,
     stages_per_rank: Sequence[int] | None = None,
+    replicas: int | Sequence[int] | None = None,
     depth: int = 2,
     timeout: float = 30.0,
     backend: Backend | None = None,
@@ -364,8 +375,10 @@ def connect(
     Args:
         device: Where this rank computes. ``"cuda"`` gives the processes of a machine its devices in
             turn.
-        stages_per_rank: How many consecutive stages each rank hosts; default: stages of about equal
-            cost.
+        stages_per_rank: How many consecutive stages each rank, or group of replicas, hosts;
+            default: stages of about equal cost.
+        replicas: How many ranks host the same stages, each with its share of every mini-batch: of
+            all groups, or of each (``(1, 2)``: the second stages are hosted by ranks 1 and 2).
         depth: Messages in flight on each channel, at least 2.
         timeout: Seconds without a sign of life after which a rank counts as lost.
         backend: What moves tensors: NCCL between CUDA devices, gloo through the memory of the host.
@@ -375,7 +388,7 @@ def connect(
         InputError: if the launcher's variables are missing, nobody answers, or the ranks'
             devices do not fit the backend.
     """
-    mesh, device = Mesh.from_env(stages_per_rank), torch.device(device)
+    mesh, device = Mesh.from_env(stages_per_rank, replicas), torch.device(device)
     if backend is not None and backend not in get_args(Backend):
         raise unknown_name("backend", backend, get_args(Backend))
     if str(device) == "cuda":  # no particular one

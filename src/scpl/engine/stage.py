@@ -242,12 +242,22 @@ class Stage:
         output = self._output
         with self.random.active():
             found, loss = self.compute_loss(target, carry)
-            if loss is not None:
-                self.guard.check(loss, output, step)
-                if loss.requires_grad:
-                    self.backward(loss)
-                    self.update(self.clip_norm)
+            self.descend_from(loss, output, step)
         return found
+
+    def descend_from(self, loss: Tensor | None, output: Tree, step: int) -> None:
+        """Update the stage from a loss that is computed; otherwise as `learn`.
+
+        Args:
+            loss: From `compute_loss`.
+            output: The features it was computed from.
+            step: The training step, for messages.
+        """
+        if loss is not None:
+            self.guard.check(loss, output, step)
+            if loss.requires_grad:
+                self.backward(loss)
+                self.update(self.clip_norm)
 
     def compute_loss(self, target: Tensor, carry: Tree) -> tuple[LocalLoss, Tensor | None]:
         """Compute the local loss of the last output; arguments as `learn`.

@@ -157,8 +157,7 @@ class Worker:
             case TrainBatch():
                 self._report(message.losses)
                 own = self._trainer.train(message, self._losses)
-                samples = message.whole_size or len(message.target)
-                self._unreported = Report(message.step, samples, own)
+                self._unreported = Report(message.step, message.rows, own)
                 self.num_trained += 1
                 self.position.step = message.step
                 self.position.batch += 1

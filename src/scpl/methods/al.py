@@ -113,7 +113,7 @@ class Association(Objective):
         code = self.encoder(before)
         decoded = self.decoder(code)
         return {
-            "association": squared_error(self.bridge(features), code),
+            "association": squared_error(self.whole(self.bridge(features)), code),
             # The label itself is a class, not a point: cross-entropy makes the decoder's output
             # logits, and teaches codes of different classes to keep apart.
             "reconstruction": squared_error(decoded, before)
@@ -136,7 +136,7 @@ class Association(Objective):
         return [*self._received, dict(self.decoder.state_dict())]
 
     def predict(self, features: Tree) -> Tensor:  # noqa: D102
-        code: Tensor = self.decoder(self.bridge(features))
+        code: Tensor = self.decoder(self.whole(self.bridge(features)))
         for decoder, weights in zip(reversed(self._earlier), reversed(self._received), strict=True):
             code = functional_call(decoder, weights, (code,))
         return code

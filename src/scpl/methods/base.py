@@ -162,10 +162,15 @@ class Objective(nn.Module, ABC):
     observed: dict[str, Tensor]
     """What the last `forward` noticed beside its loss: detached scalars by name, which are reported
     and not minimised. They stay where they are, so noticing costs no device sync."""
+    whole: Callable[[Tensor], Tensor]
+    """Makes one tensor ``[N, ...]`` of what the replicas of a stage computed of their samples,
+    ``[n, ...]`` each. Where a stage has no replicas it returns what it gets. What a head makes of
+    features goes through it before it meets the target, which is that of the whole mini-batch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.observed = {}
+        self.whole = _as_it_is
 
     @abstractmethod
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
@@ -173,7 +178,8 @@ class Objective(nn.Module, ABC):
 
         Args:
             features: What the stage hands on, a tensor ``[N, ...]`` or a tree, still attached to
-                its layers. Heads that want one tensor are built with `Site.on_features`.
+                its layers; of a stage with replicas the samples of this one (see `whole`). Heads
+                that want one tensor are built with `Site.on_features`.
             target: What is to be predicted, as `Task.prepare` made it: class indices ``[N]``, or
                 ``float32 [N, C]`` for labels and numbers.
             carry: What `hand_on` of the stage before returned.
@@ -193,10 +199,10 @@ class Objective(nn.Module, ABC):
     def predict(self, features: Tree) -> Tensor | None:
         """Return logits ``[N, C]`` made of this stage's features, or None.
 
-        By default they are those of `exit_module`.
+        By default they are those of `exit_module`. Of a stage with replicas they are whole.
         """
         module = self.exit_module(())
-        return None if module is None else cast("Tensor", module(features))
+        return None if module is None else self.whole(module(features))
 
     def share(self, received: Tree) -> Tree:
         """Tell the next stage's objective what it needs for its predictions.
@@ -218,6 +224,10 @@ class Objective(nn.Module, ABC):
             earlier: The objectives of all stages before, in order.
         """
         return None
+
+
+def _as_it_is(part: Tensor) -> Tensor:
+    return part
 
 
 @final
@@ -254,7 +264,8 @@ class CrossEntropy(Objective):
         self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:  # noqa: D102
-        logits = self.classifier(tree_map(Tensor.detach, features) if self.detach else features)
+        read = tree_map(Tensor.detach, features) if self.detach else features
+        logits = self.whole(self.classifier(read))
         self.observed = self.task.observe(logits, target)
         loss = self.task.loss(logits, target)
         return {self.task.loss_name: self.weight * loss}

@@ -48,7 +48,7 @@ class InformationRegularisation(Objective):
         self._num_classes = num_classes
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
-        projections = self.head(features)
+        projections = self.whole(self.head(features))
         terms = {
             "variance": variance_loss(projections),
             "invariance": similarity_matching_loss(projections, target, self._num_classes),

@@ -38,7 +38,7 @@ class SimilarityMatching(Objective):
         self._num_classes = num_classes
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
-        loss = similarity_matching_loss(self.head(features), target, self._num_classes)
+        loss = similarity_matching_loss(self.whole(self.head(features)), target, self._num_classes)
         return {"similarity": self.weight * loss}
 
 

@@ -60,7 +60,11 @@ class Contrastive(Objective):
         self.weight = weight
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
-        return {"contrastive": self.weight * self.contrast(self.head(features), target)}
+        return {"contrastive": self.weight * self.contrast(self.project(features), target)}
+
+    def project(self, features: Tree) -> Tensor:
+        """Compute projections ``[N, D]`` of the whole mini-batch."""
+        return self.whole(self.head(features))
 
     def contrast(self, projections: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of projections ``[N, D]``, and observe it."""
@@ -93,7 +97,7 @@ class ClassifiedContrast(Objective):
 
     def forward(self, features: Tree, target: Tensor, carry: Tree) -> dict[str, Tensor]:
         weight, self.observed, terms = self.contrastive.weight, {}, {}
-        projections = self.contrastive.head(features)
+        projections = self.contrastive.project(features)
         if weight > 0:
             terms["contrastive"] = weight * self.contrastive.contrast(projections, target)
             self.observed |= self.contrastive.observed

@@ -183,7 +183,9 @@ def stages_per_rank(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
     return tuple(end - start for start, end in pairwise(starts))
 
 
-def share_out(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[tuple[int, int]]]:
+def share_out(
+    costs: Tensor, num_stages: int, num_ranks: int, speeds: Sequence[float] = ()
+) -> list[list[tuple[int, int]]]:
     """Cut a row of units into stages and share them out to ranks: the slowest rank is the fastest.
 
     Exact, by dynamic programming over products in which plus is the minimum: of two stages on one
@@ -195,6 +197,7 @@ def share_out(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[tuple
             stage, infinite where that is none.
         num_stages: At most n.
         num_ranks: At most `num_stages`. With 1, stages are as equal as if each had its own rank.
+        speeds: What each rank does of such costs per second, in their order; default: all 1.
 
     Returns:
         For each rank its stages, each as ``(a, b)``.
@@ -202,53 +205,58 @@ def share_out(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[tuple
     if num_ranks == 1 < num_stages:
         alone = share_out(costs, num_stages, num_stages)
         return [[stage for stages in alone for stage in stages]]
+    speeds = speeds or [1.0] * num_ranks
     limits: list[float] = sorted(set(costs[costs.isfinite()].tolist()))
-    best = _slowest(costs, num_stages, num_ranks)[-1][num_stages][-1].item()
+    best = _slowest(costs, num_stages, speeds)[-1][num_stages][-1].item()
     low, high = 0, len(limits) - 1  # by bisection: a higher limit never makes the ranks slower
     while low < high:
         middle = (low + high) // 2
         limited = costs.masked_fill(costs > limits[middle], torch.inf)
-        slowest = _slowest(limited, num_stages, num_ranks)[-1][num_stages][-1].item()
+        slowest = _slowest(limited, num_stages, speeds)[-1][num_stages][-1].item()
         low, high = (low, middle) if slowest <= best * _SAME_SPEED else (middle + 1, high)
-    return _trace_back(costs.masked_fill(costs > limits[low], torch.inf), num_stages, num_ranks)
+    return _trace_back(costs.masked_fill(costs > limits[low], torch.inf), num_stages, speeds)
 
 
-def _sums(costs: Tensor, num_stages: int) -> list[Tensor]:
+def _sums(costs: Tensor, most: int) -> list[Tensor]:
     """For each number of stages the least sum of their costs, from a unit to another one."""
     start = torch.full_like(costs, torch.inf).fill_diagonal_(0.0)
     found = [start]
-    for _ in range(num_stages):
+    for _ in range(most):
         found.append((found[-1].unsqueeze(2) + costs.unsqueeze(0)).amin(1))
     return found
 
 
-def _slowest(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[Tensor]]:
-    """The cost of the slowest of the first ranks, by their number, that of stages, and the end."""
-    sums, size = _sums(costs, num_stages), len(costs)
+def _slowest(costs: Tensor, num_stages: int, speeds: Sequence[float]) -> list[list[Tensor]]:
+    """The time of the slowest of the first ranks, by their number, that of stages, and the end."""
+    most = num_stages - len(speeds) + 1  # stages of one rank: each other one has at least one
+    sums, size = _sums(costs, most), len(costs)
     nothing = torch.full((size,), torch.inf, dtype=costs.dtype)
     begin = nothing.clone()
     begin[0] = 0.0
     table = [[begin, *[nothing] * num_stages]]
-    for _ in range(num_ranks):
+    for rank, speed in enumerate(speeds, 1):
         row = [nothing] * (num_stages + 1)
-        for stages in range(1, num_stages + 1):
+        for stages in range(rank, rank + most):
             ways = [
-                torch.maximum(table[-1][stages - own].unsqueeze(1), sums[own]).amin(0)
-                for own in range(1, stages + 1)
+                torch.maximum(table[-1][stages - own].unsqueeze(1), sums[own] / speed).amin(0)
+                for own in range(1, stages - rank + 2)
             ]
             row[stages] = torch.stack(ways).amin(0)
         table.append(row)
     return table
 
 
-def _trace_back(costs: Tensor, num_stages: int, num_ranks: int) -> list[list[tuple[int, int]]]:
-    sums, table = _sums(costs, num_stages), _slowest(costs, num_stages, num_ranks)
+def _trace_back(
+    costs: Tensor, num_stages: int, speeds: Sequence[float]
+) -> list[list[tuple[int, int]]]:
+    sums = _sums(costs, num_stages - len(speeds) + 1)
+    table = _slowest(costs, num_stages, speeds)
     end, left = len(costs) - 1, num_stages
     shares: list[list[tuple[int, int]]] = []
-    for rank in range(num_ranks, 0, -1):
+    for rank in range(len(speeds), 0, -1):
         ways = [
-            torch.maximum(table[rank - 1][left - own], sums[own][:, end])
-            for own in range(1, left + 1)
+            torch.maximum(table[rank - 1][left - own], sums[own][:, end] / speeds[rank - 1])
+            for own in range(1, left - rank + 2)
         ]
         own, start = divmod(int(torch.stack(ways).argmin()), len(costs))
         left -= own + 1

@@ -1,14 +1,16 @@
 """Images that stay encoded: the same bytes and numbers as those that lie in memory."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from data_files import encoded, picture, write_folder, write_hub
+from scpl.data import spool
 from scpl.data.images import Augmentation, Loader, Reading, Split, decode_images, limit, load
-from scpl.data.images import decode as decoding
 from scpl.data.images.dataset import channel_stats
 from scpl.data.images.ondemand import Survey, survey
 from scpl.errors import DataError
+from text_files import save_to_disk
 
 LABELS = torch.arange(23) % 3
 
@@ -142,11 +144,23 @@ def test_rows_of_parquet_are_the_same_data_in_memory_and_on_demand(tmp_path):
     same_data(tmp_path)
 
 
+def test_images_that_datasets_saved_are_those_of_parquet(tmp_path):
+    """The same rows in Arrow files, of two splits or of one, in memory and on demand."""
+    write_hub(tmp_path / "hub", size=(8, 8), n=9, classes=3)
+    for name in ("train", "test"):
+        (file,) = (tmp_path / "hub").glob(f"{name}-*")
+        save_to_disk(tmp_path / "saved" / name, pq.read_table(file), shards=2)
+    found, other = same_data(tmp_path / "saved"), same_data(tmp_path / "hub")
+    assert found.identities == other.identities
+    assert found.classes == other.classes
+    assert len(load(str(tmp_path / "saved" / "train")).train) == 7  # a fifth is held out
+
+
 def test_memory_decides_where_images_lie_unless_it_is_said(tmp_path, monkeypatch):
     write_folder(tmp_path, n=5)
     taken = 10 * 3 * 8 * 8
     for free, held in ((4 * taken, True), (4 * taken - 4, False)):
-        monkeypatch.setattr(decoding, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(spool, "available_memory", lambda free=free: free)
         images = load(str(tmp_path)).train.images
         assert isinstance(images, torch.Tensor) == held
         for which in ("yes", "no"):

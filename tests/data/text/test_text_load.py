@@ -1,22 +1,30 @@
+import dataclasses
+import json
 import logging
 import os
+import tracemalloc
+from collections import namedtuple
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
+from scpl.data import spool
 from scpl.data.text import (
     WITH_ZEROS,
     Columns,
     SplitSettings,
+    TextLoader,
     TextSettings,
     from_json,
+    is_text,
     load_test,
     load_text,
 )
 from scpl.data.text import load as module
 from scpl.errors import DataError, InputError
-from text_files import SUFFIXES, tickets, write_set, write_table
+from text_files import SUFFIXES, save_to_disk, tickets, write_set, write_table
 
 SETTINGS = TextSettings(("body",), ("queue",), vocab_size=100, max_tokens=8)
 
@@ -266,3 +274,144 @@ class TestTesting:
         write_table(tmp_path / "own" / "train.csv", tickets())
         with pytest.raises(DataError, match="table named test"):
             load_test(str(tmp_path / "own"), data.tokenizer, data.classes, data.columns, 8)
+
+
+# Texts that are held in files
+
+EMPTY = {"subject": "", "body": "", "queue": "hardware"}
+
+EMPTY = {"subject": "", "body": "", "queue": "hardware"}
+
+
+def both(monkeypatch, path, settings):
+    """Load from the table itself with all in memory, and with all in files."""
+    monkeypatch.setattr(module, "_MIN_TOKENS", 1 << 60)  # nothing is kept
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    return (load(path, settings, in_memory=which) for which in ("yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("label", "how"),
+    [
+        ("queue", {}),
+        ("queue", {"tokens": "subwords", "vocab_size": 600}),
+        ("queue", {"splits": SplitSettings(limit_train=50, limit_test=9)}),
+        ("tags", {"splits": SplitSettings(task="multi-label")}),
+        ("hours", {"splits": SplitSettings(task="regression")}),
+    ],
+)
+def test_texts_in_files_are_the_same_data_and_mini_batches(tmp_path, monkeypatch, label, how):
+    """The loader reads tokens from a file that is mapped; no bit of a batch may depend on it."""
+    rows = [
+        {**row, "tags": f"{row['queue']};{row['queue'][0]}", "hours": len(row["body"]) / 7}
+        for row in [*tickets(100), *tickets(20), *9 * [EMPTY]]
+    ]
+    table = write_table(tmp_path / "t.jsonl", rows)
+    settings = TextSettings(("subject", "body"), (label,), **how)
+    held, filed = both(monkeypatch, table, settings)
+    told, *notes = filed.notes
+    assert told.startswith("Tokens are read from a file when a mini-batch needs them")
+    assert same(held, dataclasses.replace(filed, notes=tuple(notes)))
+    assert any("texts occur in train as well" in note for note in notes)
+    assert any("training texts that are empty left out" in note for note in notes)
+    assert held.identities == filed.identities
+    for each, other in ((held.train, filed.train), (held.test, filed.test)):
+        loaders = (TextLoader(split, batch_size=8, shuffle=True) for split in (each, other))
+        for (inputs, targets), (mapped, same_targets) in zip(*loaders, strict=True):
+            assert torch.equal(inputs, mapped)
+            assert torch.equal(targets, same_targets)
+    columns = Columns(settings.text, settings.label)
+    (one, _), (two, _) = (
+        load_test(str(table), held.tokenizer, held.classes, columns, 8,
+                  task=settings.splits.task, in_memory=which)
+        for which in ("yes", "no")
+    )  # fmt: skip
+    assert torch.equal(one.tokens, two.tokens)
+    assert torch.equal(one.labels, two.labels)
+
+
+def test_of_texts_in_files_memory_holds_none(tmp_path, monkeypatch):
+    """100 texts of 20 kB, 2 MB: a few of them are in memory at a time."""
+    rows = [{**row, "body": 2_000 * "aaaaaaaaa " + row["body"]} for row in tickets(100)]
+    table = write_table(tmp_path / "t.jsonl", rows)
+    peaks = []
+    loads = both(monkeypatch, table, SETTINGS)
+    monkeypatch.setattr(module, "_digest", str)  # it reads blocks of a megabyte
+    tracemalloc.start()
+    for _ in range(2):
+        tracemalloc.reset_peak()
+        next(loads)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    held, filed = peaks
+    assert held > 2e6
+    assert filed < 1e6
+
+
+def test_memory_decides_where_texts_are_held_unless_it_is_said(table, monkeypatch):
+    taken = module._OF_A_BYTE * table.stat().st_size
+    for free, held in ((4 * taken, True), (4 * taken - 4, False)):
+        monkeypatch.setattr(spool, "available_memory", lambda free=free: free)
+        for which, there in (("auto", held), ("yes", True), ("no", False)):
+            notes = load(table, in_memory=which).notes
+            assert any("--in-memory" in note for note in notes) != there
+
+
+def test_a_disk_without_room_is_told_before_anything_is_read(table, monkeypatch):
+    monkeypatch.setattr(spool.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
+    with pytest.raises(DataError, match="room for a copy") as caught:
+        load(table, in_memory="no")
+    assert "0 MB are needed and 0 MB are free" in caught.value.got
+    assert "SCPL_CACHE" in caught.value.fix
+
+
+# What datasets saved with save_to_disk
+
+
+def queues(rows):
+    """A table with named classes, as datasets writes them."""
+    names = ["hardware", "software"]
+    about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    columns = {
+        "text": [row["body"] for row in rows],
+        "label": [names.index(row["queue"]) for row in rows],
+    }
+    return pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(about)})
+
+
+def test_splits_that_datasets_saved_are_those_of_tables(tmp_path):
+    """Shards are read in the order of state.json, classes by the names in the files."""
+    parts = {"train": tickets(60), "validation": tickets(10, seed=1), "test": tickets(20, seed=2)}
+    for name, rows in parts.items():
+        save_to_disk(tmp_path / "saved" / name, queues(rows), shards=1 + 2 * (name == "train"))
+        write_table(tmp_path / "tables" / f"{name}.csv",
+                    [{"text": row["body"], "label": row["queue"]} for row in rows])  # fmt: skip
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
+    saved, tables = (load(tmp_path / name, TextSettings()) for name in ("saved", "tables"))
+    assert is_text(str(tmp_path / "saved"))
+    assert same(saved, tables)
+    assert (saved.classes, len(saved.train)) == (("hardware", "software"), 60)
+
+
+def test_a_single_split_that_datasets_saved_is_divided_as_a_table(tmp_path):
+    save_to_disk(tmp_path / "one", queues(tickets(100)), shards=2)
+    data = load(tmp_path / "one", TextSettings())
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [72, 8, 20]
+    (tmp_path / "one" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match="missing: data-00001-of-00002"):
+        load(tmp_path / "one", TextSettings())
+
+
+@pytest.mark.parametrize("odd", ["compressed", "dictionary", "cut"])
+def test_arrow_that_could_unpack_or_lies_outside_is_refused(tmp_path, odd):
+    table = queues(tickets(50))
+    if odd == "dictionary":
+        table = table.set_column(0, "text", table["text"].dictionary_encode())
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if odd == "compressed" else None)
+    path = tmp_path / "t.arrow"
+    with pa.ipc.new_stream(path, table.schema, options=options) as stream:
+        stream.write_table(table)
+    if odd == "cut":
+        path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DataError, match="An Arrow stream must be complete and intact"):
+        load(path, TextSettings())

@@ -171,9 +171,13 @@ def config_for(base: TrainConfig, method: str) -> TrainConfig:
     together (``bp-wide``, on a CPU the honest rival).
     """
     own = replace(base, method=base.method.for_method(method))
-    if not METHODS[method].cuts_gradients:
-        own = own.changed(send_as="unchanged")  # nothing is handed on
     layout, processes = METHODS[method].layout, base.run.processes
+    if not METHODS[method].cuts_gradients:
+        own = own.changed(replicas=())
+        if layout != "stages":  # nothing is handed on
+            own = own.changed(send_as="unchanged")
+        elif base.optimizer.send_as == "int8":  # gradients come back, which int8 is too coarse for
+            own = own.changed(send_as="bfloat16")
     if layout == "stages" or processes == 1:
         return own
     if layout == "replicas":

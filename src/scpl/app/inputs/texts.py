@@ -71,6 +71,7 @@ def loaders(config: TrainConfig) -> Loaders:
         data_dir=chosen.data_dir,
         test_data=chosen.test_data,
         tokenizer=own.tokenizer if own else None,
+        in_memory=chosen.in_memory,
     )
     notes, vectors = [*(own.notes if own else ()), *source.notes], None
     if chosen.vectors is not None and config.run.resume is None:
@@ -220,7 +221,7 @@ def test_loader(
         data_dir = config.data_dir or trained.data.data_dir
         found, notes = text.load_test(
             config.data, tokenizer, classes, columns, inputs.max_tokens,
-            task=trained.data.task, data_dir=data_dir,
+            task=trained.data.task, data_dir=data_dir, in_memory=trained.data.in_memory,
         )  # fmt: skip
         sys.stderr.write("".join(f"{note}\n" for note in notes))
         return made(found)
@@ -231,6 +232,7 @@ def test_loader(
         data_dir=config.data_dir or trained.data.data_dir,
         test_data=trained.data.test_data,
         tokenizer=tokenizer,
+        in_memory=trained.data.in_memory,
     )
     check_tested_on(description, source.identities, source.classes, trained.data.data, "texts")
     return made(source.test)

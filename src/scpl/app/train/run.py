@@ -42,9 +42,9 @@ from scpl.app.train.logs import import_tools
 from scpl.app.train.progress import Clock, Meter
 from scpl.app.train.recorder import Recorder
 from scpl.engine.checkpoint import Checkpoints
+from scpl.engine.costs import Plan
 from scpl.engine.export import ExitNetwork
 from scpl.engine.mesh import Mesh
-from scpl.engine.planning import Plan
 from scpl.engine.ranks import OneRank, Ranks
 from scpl.engine.scores import Scores
 from scpl.engine.worker import Report
@@ -361,6 +361,8 @@ class _Run:
         for line in (*data.notes, *self.told, *stages):
             say(line)
         if self.plan is not None:
+            for line in str(self.plan).splitlines():
+                say(line)
             waits = ", ".join(f"{100 * share:.0f} %" for share in self.plan.wait_shares)
             say(f"Cut by measurement: processes are expected to wait {waits} of the time")
         if pipeline.step:
@@ -676,8 +678,11 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def describe_stages(pipeline: Pipeline) -> list[str]:
-    """One line per stage of this rank: layers, output, parameters."""
-    lines = []
+    """One line per stage of this rank: layers, output, parameters; of replicas the first has it."""
+    lines, mesh = [], pipeline.mesh
+    if mesh.replica > 0:
+        return []
+    several = f"; {mesh.num_replicas} replicas" if mesh.num_replicas > 1 else ""
     for stage in pipeline.stages:
         names = pipeline.parts.names[stage.index]
         span = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "-"
@@ -686,7 +691,7 @@ def describe_stages(pipeline: Pipeline) -> list[str]:
         shape = " x ".join(map(str, pipeline.parts.feature_shapes[stage.index]))
         lines.append(
             f"  stage {stage.index}: {span} -> {shape}; {body:,} parameters, "
-            f"{extra:,} in its objective"
+            f"{extra:,} in its objective{several}"
         )
     if pipeline.mesh.is_last:
         replaced = pipeline.method.replaces_readout

@@ -352,7 +352,7 @@ def resize(split: Split, size: int) -> Split:
 def shared_images(train: Split, valid: Split | None, test: Split) -> tuple[str, ...]:
     """Say how many images to validate and test on are learnt from as well."""
     keys = {
-        name: split.digests.tolist()
+        name: split.digests
         for name, split in (("train", train), ("validation", valid), ("test", test))
         if split is not None and split.digests is not None
     }

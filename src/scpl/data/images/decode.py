@@ -38,8 +38,9 @@ import torch
 from torch import Tensor
 
 from scpl.data.extras import import_extra
+from scpl.data.spool import InMemory, fits
 from scpl.errors import DataError, ImageWarning
-from scpl.outside import available_memory, machine_memory, parse_json
+from scpl.outside import machine_memory, parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,7 +87,6 @@ _CHUNK = 256
 # Below this, Python's own work per image outweighs the decoder's, and threads only fight for the
 # interpreter: 50,000 CIFAR JPEGs took 5.8 s with one thread and 9.3 s with two.
 _SMALL_BYTES = 16 * 1024
-_SHARE_OF_MEMORY = 1 / 4  # images are copied while they are decoded and divided
 _LISTED = 20  # unreadable images that a message names
 
 
@@ -131,20 +131,18 @@ class Reading(NamedTuple):
         white: What deeper values are scaled by; None: `white_levels` of all images.
         skip_unreadable: Leave out images that cannot be read.
         in_memory: yes: decode all at once, and hold them in memory; no: whenever a mini-batch needs
-            them; auto: in memory if they take at most a quarter of what is free.
+            them; auto: as `fits` says.
         workers: How many threads decode what is not held in memory.
     """
 
     white: WhiteLevels | None = None
     skip_unreadable: bool = False
-    in_memory: Literal["auto", "yes", "no"] = "auto"
+    in_memory: InMemory = "auto"
     workers: int = 2
 
     def holds(self, *shape: int) -> bool:
         """Whether images ``uint8 [N, C, H, W]`` are held in memory."""
-        if self.in_memory == "auto":
-            return math.prod(shape) <= _SHARE_OF_MEMORY * available_memory()
-        return self.in_memory == "yes"
+        return fits(self.in_memory, math.prod(shape))
 
 
 AS_IT_IS = Reading()

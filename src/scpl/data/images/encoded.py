@@ -1,4 +1,4 @@
-"""Data sets of encoded images (JPEG, PNG and others): as Tiny-ImageNet, and in parquet."""
+"""Data sets of encoded images (JPEG, PNG and others): as Tiny-ImageNet, and in parquet or Arrow."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from scpl.data.columnar import check_shards, open_columnar, rows, saved, shards
 from scpl.data.images.folders import PURPOSES, image_files, part_of
 from scpl.data.images.listing import Format, Item, Listing, Part, Purpose, Row
 from scpl.data.notes import Faults
-from scpl.data.parquet import check_shards, class_names, open_parquet, rows, shards
 from scpl.errors import DataError
 from scpl.outside import parse_json, read_text
 
@@ -91,8 +91,8 @@ def _lines(path: Path) -> list[str]:
         ) from error
 
 
-# Parquet: one row is one image, a column with the encoded bytes (a struct of bytes and path) and
-# one with the label.
+# Parquet and Arrow: one row is one image, a column with the encoded bytes (a struct of bytes and
+# path) and one with the label.
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -101,7 +101,7 @@ _MOST_CLASSES = 1 << 20  # a network has an output for each
 
 
 def has_parquet(folder: Path) -> bool:
-    """Whether ``folder``, or its subfolder ``data``, holds train and test parquet files."""
+    """Whether a folder, or its subfolder ``data``, holds train and test files; or one split."""
     return _locate(folder) is not None
 
 
@@ -113,9 +113,8 @@ def list_parquet(folder: Path) -> Listing:
             "Parquet data needs files train*.parquet and test*.parquet (or valid*.parquet)",
             f"Not both are in {folder}",
         )
-    classes = _classes_named(found["train"][0]) or _classes_file(
-        found["train"][0].parent / "classes.json"
-    )
+    first = (found.get("train") or found["all"])[0]
+    classes = _classes_named(first) or _classes_file(first.parent / "classes.json")
     return Listing({purpose: _list_files(files) for purpose, files in found.items()}, classes)
 
 
@@ -130,6 +129,9 @@ def _locate(folder: Path) -> dict[Purpose, list[Path]] | None:
                 found[purpose] = files
         if "train" in found and len(found) > 1:
             return found
+    one = saved(folder)
+    if one and set(_IMAGE_COLUMNS).intersection(open_columnar(one[0]).names):
+        return {"all": one}
     return None
 
 
@@ -138,7 +140,7 @@ def _list_files(files: Sequence[Path]) -> Part:
     items: list[Item] = []
     labels: list[int] = []
     for path in files:
-        names = open_parquet(path).schema_arrow.names
+        names = open_columnar(path).names
         image, label = _column(names, _IMAGE_COLUMNS, path), _column(names, _LABEL_COLUMNS, path)
         for number, (value,) in enumerate(rows(path, [label])):
             if not isinstance(value, int) or not 0 <= value < _MOST_CLASSES:
@@ -157,8 +159,8 @@ def _list_files(files: Sequence[Path]) -> Part:
 
 def _classes_named(path: Path) -> tuple[str, ...] | None:
     """Read names of the classes from the hub's metadata in a file."""
-    file = open_parquet(path)
-    return class_names(file, _column(file.schema_arrow.names, _LABEL_COLUMNS, path))
+    file = open_columnar(path)
+    return file.class_names(_column(file.names, _LABEL_COLUMNS, path))
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], path: Path) -> str:
@@ -166,7 +168,7 @@ def _column(names: Sequence[str], wanted: Sequence[str], path: Path) -> str:
         if name in names:
             return name
     raise DataError(
-        f"Image data in parquet needs a column named one of: {', '.join(wanted)}",
+        f"Image data in parquet or Arrow needs a column named one of: {', '.join(wanted)}",
         f"Got the columns {', '.join(names)} in {path}",
         "Rename the column",
     )
@@ -191,5 +193,9 @@ def _classes_file(path: Path) -> tuple[str, ...] | None:
 
 FORMATS = {
     "tiny-imagenet": Format("wnids.txt, train and val", has_tiny_imagenet, list_tiny_imagenet),
-    "parquet": Format("train-*.parquet and test-*.parquet", has_parquet, list_parquet),
+    "parquet": Format(
+        "train-*.parquet and test-*.parquet, or what datasets saved (Arrow)",
+        has_parquet,
+        list_parquet,
+    ),
 }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scpl.data.cache import remember
+from scpl.data.columnar import rows
 from scpl.data.identity import short
 from scpl.data.images.dataset import Split, check_classes, sentence
 from scpl.data.images.decode import (
@@ -36,7 +37,6 @@ from scpl.data.images.decode import (
 )
 from scpl.data.images.ondemand import OnDemand, Survey, survey
 from scpl.data.notes import Faults
-from scpl.data.parquet import rows
 from scpl.data.sampling import held_out
 from scpl.data.spool import PackedPaths, PackedTexts, Spool
 from scpl.errors import DataError
@@ -61,7 +61,7 @@ _SPLIT_SEED = 0  # fixed: the same images must give the same test images in ever
 
 
 class Row(NamedTuple):
-    """A row of a parquet file, with an encoded image in one of its columns."""
+    """A row of a parquet or Arrow file, with an encoded image in one of its columns."""
 
     file: Path
     number: int
@@ -365,7 +365,7 @@ def _image_bytes(value: Any, row: int, path: Path) -> bytes:
     image = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(image, bytes):
         raise DataError(
-            "Parquet rows must hold the encoded images themselves",
+            "Rows must hold the encoded images themselves",
             f"Got {type(value).__name__} without them in row {row} of {path}",
             "Embed the image files, or load the folder of images instead",
         )

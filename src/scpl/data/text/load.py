@@ -6,17 +6,21 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from scpl.data.cache import keep, recall
 from scpl.data.identity import Identities, Identity, sizes_of
 from scpl.data.notes import Faults
+from scpl.data.spool import InMemory, SpooledTexts, check_disk, fits
 from scpl.data.text.loader import Encoded
 from scpl.data.text.splits import (
     Columns,
     Files,
+    Hold,
     SplitSettings,
     Texts,
     choose_columns,
@@ -26,7 +30,15 @@ from scpl.data.text.splits import (
     read_texts,
     targets_in,
 )
-from scpl.data.text.tokenizer import KINDS, Tokenizer, from_json, train_tokenizer, version_of
+from scpl.data.text.tables import size_of
+from scpl.data.text.tokenizer import (
+    KINDS,
+    Tokenizer,
+    from_json,
+    share_of,
+    train_tokenizer,
+    version_of,
+)
 from scpl.errors import DataError, InputError
 from scpl.outside import parse_json
 from scpl.tasks import Classes
@@ -36,6 +48,8 @@ __all__ = ["TextData", "TextSettings", "load_test", "load_text"]
 _FORMAT = 3  # raise it when the same files and settings give other numbers than before
 _MIN_TOKENS = 200_000  # fewer are made in a second
 _FIELDS = ("tokens", "starts", "labels")
+_CHUNK = 1024  # texts that are made tokens at a time
+_OF_A_BYTE = 3  # bytes that short texts and their tokens take in memory for each of a table's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +115,7 @@ def load_text(
     test_data: Path | None = None,
     tokenizer: Tokenizer | None = None,
     download: bool = True,
+    in_memory: InMemory = "auto",
 ) -> TextData:
     """Load a text data set.
 
@@ -111,6 +126,8 @@ def load_text(
         test_data: A table of the user's own to test on.
         tokenizer: Use this one instead of making a vocabulary of the training texts.
         download: Whether the hub may be asked.
+        in_memory: yes: hold all texts and tokens in memory; no: in files, of which parts are read;
+            auto: as `fits` says. The numbers are the same.
 
     Raises:
         InputError: A setting is not usable, or an optional package is missing.
@@ -125,8 +142,11 @@ def load_text(
     about = [digests, files.name, dataclasses.asdict(columns)]
     key = _key(about, settings, tokenizer)
     data = _recalled(files.name, columns, digests, key, tokenizer)
+    taken = _taken(files.all)
+    held = fits(in_memory, taken)
     if data is None:
-        data = _made(files, columns, settings, tokenizer, digests)
+        hold = list if held else _in_files(files.all)
+        data = _made(files, columns, settings, tokenizer, digests, hold)
         if _states(files.all) != before:
             raise DataError(
                 "Data must not change while it is read",
@@ -134,7 +154,7 @@ def load_text(
                 "Try again when it is complete",
             )
         _keep(key, data)
-    return data
+    return data if held else dataclasses.replace(data, notes=(_note(taken), *data.notes))
 
 
 def load_test(
@@ -146,6 +166,7 @@ def load_test(
     *,
     task: str = Classes.kind,
     data_dir: Path | None = None,
+    in_memory: InMemory = "auto",
 ) -> tuple[Encoded, list[str]]:
     """Load texts to test a trained network on: another table or data set than its own.
 
@@ -158,6 +179,7 @@ def load_test(
         max_tokens: So many tokens of a text are read.
         task: What the network predicts.
         data_dir: Folder that holds data sets.
+        in_memory: As for `load_text`.
 
     Returns:
         The texts, and what the user should know: what was left out or repaired, which classes
@@ -174,8 +196,12 @@ def load_test(
         columns = choose_columns(files, (), ())
     targets = targets_in(dataclasses.replace(files, train=paths), columns, task, classes)
     faults = Faults()
-    texts = numbered(read_texts(paths, columns, targets, faults), targets, classes, paths)
-    notes = faults.notes() + [targets.by_place] * bool(targets.by_place)
+    taken = _taken(paths)
+    held = fits(in_memory, taken)
+    hold = list if held else _in_files(paths)
+    texts = numbered(read_texts(paths, columns, targets, faults, hold), targets, classes, paths)
+    notes = [_note(taken)] * (not held) + faults.notes()
+    notes += [targets.by_place] * bool(targets.by_place)
     notes.append(targets.balance(texts.labels, classes, "test"))
     notes += targets.absent(texts.labels, classes, "test")
     return _encode(texts, tokenizer, max_tokens), notes
@@ -187,16 +213,19 @@ def _made(
     settings: TextSettings,
     tokenizer: Tokenizer | None,
     digests: Mapping[str, str],
+    hold: Hold,
 ) -> TextData:
-    splits = read_splits(files, columns, settings.splits)
+    splits = read_splits(files, columns, settings.splits, hold)
     if tokenizer is None:
         tokenizer = train_tokenizer(settings.tokens, splits.train.texts, settings.vocab_size)
     train = _encode(splits.train, tokenizer, settings.max_tokens)
     test = _encode(splits.test, tokenizer, settings.max_tokens)
     held_out = splits.valid
     valid = None if held_out is None else _encode(held_out, tokenizer, settings.max_tokens)
-    number = -1 if tokenizer.unknown is None else tokenizer.unknown
-    unknown = float((test.tokens == number).double().mean())
+    strange = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
+    if tokenizer.unknown is not None:
+        strange[tokenizer.unknown] = True
+    unknown = share_of(test.tokens, strange)
     cut = float((train.lengths == settings.max_tokens).double().mean())
     told = (
         f"{tokenizer.vocab_size:,} {tokenizer.kind}; {100 * unknown:.1f} % of the test tokens are "
@@ -230,8 +259,28 @@ def _identities(
 
 
 def _encode(texts: Texts, tokenizer: Tokenizer, max_tokens: int) -> Encoded:
-    rows = tokenizer.encode(texts.texts, max_tokens)
-    return Encoded.of(rows, texts.labels, tokenizer.vocab_size)
+    parts = (texts.texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK))
+    rows = chain.from_iterable(tokenizer.encode(part, max_tokens) for part in parts)
+    mapped = isinstance(texts.texts, SpooledTexts)
+    return Encoded.of(rows, texts.labels, tokenizer.vocab_size, mapped=mapped)
+
+
+def _taken(paths: Sequence[Path]) -> int:
+    """About how many bytes texts and tokens take in memory."""
+    return _OF_A_BYTE * sum(map(size_of, paths))
+
+
+def _in_files(paths: Sequence[Path]) -> Hold:
+    """Hold texts in files, for which there must be room."""
+    check_disk(sum(map(size_of, paths)))
+    return SpooledTexts
+
+
+def _note(taken: int) -> str:
+    return (
+        "Tokens are read from a file when a mini-batch needs them: in memory texts and tokens "
+        f"would take about {taken / 1e6:,.0f} MB (--in-memory)"
+    )
 
 
 def _states(paths: Sequence[Path]) -> list[tuple[int, int]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Sequence
-from itertools import accumulate, chain
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from scpl.data.loader import Batch, EpochLoader, Inputs, Shown
 from scpl.data.sampling import evenly
+from scpl.data.spool import numbers
 from scpl.errors import DataError
 from scpl.seeding import generator
 
@@ -77,7 +79,8 @@ class Encoded:
     IMDB's 50,000 reviews of at most 350 words take 22 MB so.
 
     Args:
-        tokens: All tokens, one text after the other: ``int16`` or ``int32 [T]``.
+        tokens: All tokens, one text after the other: ``int16`` or ``int32 [T]``; perhaps mapped
+            from a file.
         starts: Where each text begins, and the end: ``int64 [N + 1]``.
         labels: What is to be predicted: classes ``int64 [N]``, or ``[N, C]`` for another task.
 
@@ -99,12 +102,25 @@ class Encoded:
             )
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int]], labels: Tensor, vocab_size: int) -> Encoded:
-        """Pack rows of tokens."""
-        rows = list(rows)
+    def of(
+        cls,
+        rows: Iterable[Sequence[int]],
+        labels: Tensor,
+        vocab_size: int,
+        *,
+        mapped: bool = False,
+    ) -> Encoded:
+        """Pack rows of tokens, which are taken one by one; as `numbers` does."""
+        starts = array("q", [0])
+
+        def counted() -> Iterator[Sequence[int]]:
+            for row in rows:
+                starts.append(starts[-1] + len(row))
+                yield row
+
         dtype = torch.int16 if vocab_size <= 1 << 15 else torch.int32
-        starts = torch.tensor(list(accumulate(map(len, rows), initial=0)), dtype=torch.int64)
-        return cls(torch.tensor(list(chain.from_iterable(rows)), dtype=dtype), starts, labels)
+        tokens = numbers(counted(), dtype, mapped=mapped)
+        return cls(tokens, torch.frombuffer(starts, dtype=torch.int64), labels)
 
     def __len__(self) -> int:
         return len(self.labels)

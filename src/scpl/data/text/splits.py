@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scpl.data.identity import shared
+from scpl.data import columnar
+from scpl.data.columnar import check_shards, saved, shards
+from scpl.data.identity import shared, short
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
-from scpl.data.parquet import check_shards, shards
 from scpl.data.sampling import held_out, one_per_class, stratified
+from scpl.data.spool import SpooledTexts
 from scpl.data.text.tables import (
     SUFFIXES,
     check_columns,
@@ -32,6 +35,7 @@ from scpl.tasks import TASKS, Classes
 __all__ = [
     "Columns",
     "Files",
+    "Hold",
     "SplitSettings",
     "Splits",
     "Texts",
@@ -75,10 +79,11 @@ def is_text(name: str) -> bool:
     path = Path(name).expanduser()
     if not path.is_dir():
         return is_table(path)
-    train = _tables(path, "train")
+    train = _tables(path, "train") or saved(path)
     if not train:
         return False
-    return train[0].suffix != ".parquet" or not _IMAGE_COLUMNS & set(columns_of(train[0]))
+    names = columns_of(train[0]) if train[0].suffix in columnar.SUFFIXES else ()
+    return not _IMAGE_COLUMNS.intersection(names)
 
 
 def find_files(
@@ -126,6 +131,8 @@ def _find_own(name: str) -> Files:
         raise unknown_name("text data set", name, TEXT_SETS, advice)
     train, test = _tables(path, "train"), _tables(path, "test")
     valid = next((found for name in _VALID_NAMES if (found := _tables(path, name))), ())
+    if not train and (train := tuple(saved(path))):  # one split: a share of it tests
+        return Files(path.resolve().name, train)
     if not train:
         raise DataError(
             "A folder of tables must hold one named train",
@@ -140,10 +147,10 @@ def _find_own(name: str) -> Files:
 
 
 def _tables(folder: Path, split: str) -> tuple[Path, ...]:
-    """The tables of one split: ``split.csv`` and so on, or shards of parquet."""
+    """The tables of one split: ``split.csv`` and so on, or shards of parquet or Arrow."""
     for place in (folder, folder / "data"):
         for suffix in SUFFIXES:
-            if suffix != ".parquet" and (place / f"{split}{suffix}").is_file():
+            if suffix not in columnar.SUFFIXES and (place / f"{split}{suffix}").is_file():
                 return (place / f"{split}{suffix}",)
         if found := shards(place, split):
             check_shards(found)
@@ -194,11 +201,15 @@ class Columns:
     label: tuple[str, ...]
 
 
+Hold: TypeAlias = Callable[[Iterable[str]], list[str] | SpooledTexts]
+"""Takes texts that come one by one, and holds them: in memory (``list``), or in a file."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Texts:
     """Texts with their labels: ``int64 [N]``, or ``[N, C]`` for another task than classes."""
 
-    texts: list[str]
+    texts: list[str] | SpooledTexts
     labels: Tensor
 
     def __len__(self) -> int:
@@ -206,8 +217,23 @@ class Texts:
 
     def where(self, chosen: Tensor) -> Texts:
         """Keep the rows of a mask, ``bool [N]``, in order."""
-        keep = zip(self.texts, chosen.tolist(), strict=True)
-        return Texts([text for text, kept in keep if kept], self.labels[chosen])
+        places = torch.nonzero(chosen)[:, 0].numpy()
+        if isinstance(self.texts, SpooledTexts):
+            return Texts(self.texts.in_order(places), self.labels[chosen])
+        return Texts([self.texts[place] for place in places], self.labels[chosen])
+
+    def digests(self) -> Tensor:
+        """Digest the texts, ``int64 [N]``; case and spaces do not count."""
+        normal = (" ".join(text.lower().split()) for text in self.texts)
+        return _column((short(text.encode("utf-8", "surrogatepass")) for text in normal), np.int64)
+
+    def filled(self) -> Tensor:
+        """Which are not empty, ``bool [N]``."""
+        return _column(map(bool, self.texts), np.bool_)
+
+
+def _column(values: Iterable[int], dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.fromiter(values, dtype))
 
 
 def choose_columns(files: Files, text: Sequence[str], label: Sequence[str]) -> Columns:
@@ -237,27 +263,35 @@ def choose_columns(files: Files, text: Sequence[str], label: Sequence[str]) -> C
 
 
 def read_texts(
-    paths: Sequence[Path], columns: Columns, targets: Targets[Any], faults: Faults
-) -> tuple[list[str], list[Any]]:
+    paths: Sequence[Path],
+    columns: Columns,
+    targets: Targets[Any],
+    faults: Faults,
+    hold: Hold = list,
+) -> tuple[list[str] | SpooledTexts, Sequence[Any]]:
     """Read the texts of some tables and what is to be predicted; unlabelled rows are left out.
 
     Raises DataError where a table is damaged, or a value is no text or no target.
     """
-    texts, values = [], []
-    for path in paths:
-        for number, cells in rows_of(path, (*columns.text, *columns.label), faults):
-            place = f"{path.name} row {number}"
-            value = targets.read(cells[len(columns.text) :], place)
-            if value is None:
-                faults.add("rows without a label left out", place)
-                continue
-            texts.append(text_of(cells[: len(columns.text)], columns.text, place))
-            values.append(value)
-    return texts, values
+    values = targets.column()
+
+    def texts() -> Iterator[str]:
+        for path in paths:
+            for number, cells in rows_of(path, (*columns.text, *columns.label), faults):
+                place = f"{path.name} row {number}"
+                value = targets.read(cells[len(columns.text) :], place)
+                if value is None:
+                    faults.add("rows without a label left out", place)
+                    continue
+                text = text_of(cells[: len(columns.text)], columns.text, place)
+                values.append(value)
+                yield text
+
+    return hold(texts()), values
 
 
 def numbered(
-    rows: tuple[list[str], list[Any]],
+    rows: tuple[list[str] | SpooledTexts, Sequence[Any]],
     targets: Targets[Any],
     names: Sequence[str],
     paths: Sequence[Path],
@@ -312,10 +346,18 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
-def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Splits:
+def read_splits(
+    files: Files, columns: Columns, settings: SplitSettings, hold: Hold = list
+) -> Splits:
     """Read all texts and divide them.
 
     Training texts that are empty are left out; others stay, for the network must answer them.
+
+    Args:
+        files: Where the texts are.
+        columns: Where texts and targets stand.
+        settings: How they are divided.
+        hold: Holds the texts.
 
     Raises:
         DataError: There are fewer than two classes, a class has no training text, a label of
@@ -323,11 +365,11 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     """
     faults = Faults()
     targets = targets_in(files, columns, settings.task)
-    rows = read_texts(files.train, columns, targets, faults)
+    rows = read_texts(files.train, columns, targets, faults, hold)
     classes = targets.names(rows[1], files.train[0])
 
     def read(paths: Sequence[Path]) -> Texts:
-        return numbered(read_texts(paths, columns, targets, faults), targets, classes, paths)
+        return numbered(read_texts(paths, columns, targets, faults, hold), targets, classes, paths)
 
     train = numbered(rows, targets, classes, files.train)
     valid = read(files.valid) if files.valid else None
@@ -343,7 +385,7 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
             f"{files.name} should have {known.num_train:,} training and {known.num_test:,} test "
             f"texts; there are {sizes[0]:,} and {sizes[1]:,}"
         )
-    filled = torch.tensor([bool(text) for text in train.texts], dtype=torch.bool)
+    filled = train.filled()
     for _ in range(int((~filled).sum())):
         faults.add("training texts that are empty left out", files.train[0].name)
     train = _limited(train.where(filled), "limit_train", settings)
@@ -351,9 +393,8 @@ def read_splits(files: Files, columns: Columns, settings: SplitSettings) -> Spli
     if valid is None and settings.validation > 0:
         train, valid = _hold_out(train, settings.validation, settings, "carve", "validation")
     targets.check_learnt(train.labels, classes)
-    held_out = None if valid is None else map(_normal, valid.texts)
-    keys = {"validation": held_out, "test": map(_normal, test.texts)}
-    notes += [*faults.notes(), *shared("texts", map(_normal, train.texts), **keys), *targets.hints]
+    keys = {"validation": None if valid is None else valid.digests(), "test": test.digests()}
+    notes += [*faults.notes(), *shared("texts", train.digests(), **keys), *targets.hints]
     notes.append(targets.balance(train.labels, classes))
     notes += targets.absent(test.labels, classes, "test")
     return Splits(classes, train, valid, test, tuple(notes))
@@ -424,7 +465,3 @@ def _limited(rows: Texts, name: str, settings: SplitSettings) -> Texts:
         )
     chosen[others] = stratified(strata[others], count, draws)
     return rows.where(chosen)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -1,4 +1,4 @@
-"""Tables of texts: CSV, TSV, JSON lines and parquet, row by row in constant memory.
+"""Tables of texts: CSV, TSV, JSON lines, parquet and Arrow, row by row in constant memory.
 
 A text file that begins with a byte order mark is read as that says. Any other is UTF-8; a line in
 it that is not valid UTF-8 is read as Windows-1252, what old spreadsheets write, and counted.
@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scpl.data import parquet
+from scpl.data import columnar
 from scpl.data.notes import Faults
 from scpl.errors import DataError
 from scpl.outside import parse_json
@@ -35,6 +35,7 @@ __all__ = [
     "is_table",
     "lines_of",
     "rows_of",
+    "size_of",
     "text_of",
 ]
 
@@ -66,7 +67,7 @@ def columns_of(path: Path) -> list[str]:
 
     Raises:
         DataError: The file is missing, empty, damaged or of an unknown kind.
-        InputError: pyarrow is not installed and the file is parquet.
+        InputError: pyarrow is not installed and the file is parquet or Arrow.
     """
     kind = _READERS.get(path.suffix.lower())
     if kind is None:
@@ -116,17 +117,22 @@ def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> No
 
 
 def count_rows(path: Path) -> int | None:
-    """How many rows a table has, if the file tells: only parquet does."""
-    if path.suffix.lower() != ".parquet":
-        return None
-    return int(parquet.open_parquet(path).metadata.num_rows)
+    """How many rows a table has, if the file tells: only parquet and Arrow do."""
+    return columnar.open_columnar(path).num_rows if _is_columnar(path) else None
+
+
+def size_of(path: Path) -> int:
+    """How many bytes a table's content takes, unpacked."""
+    return columnar.open_columnar(path).unpacked_size if _is_columnar(path) else path.stat().st_size
 
 
 def class_names(path: Path, label: str) -> tuple[str, ...] | None:
-    """Names of whole-numbered labels, where a parquet file of the hub tells them."""
-    if path.suffix.lower() != ".parquet":
-        return None
-    return parquet.class_names(parquet.open_parquet(path), label)
+    """Names of whole-numbered labels, where a file of the hub tells them."""
+    return columnar.open_columnar(path).class_names(label) if _is_columnar(path) else None
+
+
+def _is_columnar(path: Path) -> bool:
+    return path.suffix.lower() in columnar.SUFFIXES
 
 
 # From the values of cells to a text
@@ -253,15 +259,15 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
             faults.add(BAD_JSON, f"{path.name} line {number}")
 
 
-# Parquet
+# Parquet and Arrow
 
 
-def _parquet_columns(path: Path) -> list[str]:
-    return list(parquet.open_parquet(path).schema_arrow.names)
+def _columnar_names(path: Path) -> list[str]:
+    return columnar.open_columnar(path).names
 
 
-def _parquet(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
-    for number, values in enumerate(parquet.rows(path, columns), start=1):
+def _columnar(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]:
+    for number, values in enumerate(columnar.rows(path, columns), start=1):
         yield number, list(values)
 
 
@@ -273,7 +279,7 @@ _READERS: dict[str, _Reader] = {
     ".jsonl": (_json_columns, _json),
     ".ndjson": (_json_columns, _json),
     ".json": (_json_columns, _json),
-    ".parquet": (_parquet_columns, _parquet),
+    **dict.fromkeys(columnar.SUFFIXES, (_columnar_names, _columnar)),
 }
 SUFFIXES = tuple(_READERS)
 

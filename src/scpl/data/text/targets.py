@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from sys import intern
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from scpl.data.classes import check_known, is_number, spread
 from scpl.data.identity import sizes_of
+from scpl.data.spool import PackedNumbers
 from scpl.data.text.tables import is_missing
 from scpl.errors import DataError, InputError
 from scpl.outside import parse_json
@@ -41,6 +45,13 @@ class Targets(ABC, Generic[Value]):
         self.columns, self.known = tuple(columns), None if known is None else tuple(known)
         self.hints: list[str] = []
         self.by_place = ""  # says how numbers were taken for names
+
+    def column(self) -> list[Value] | PackedNumbers:
+        """Return something to append targets to, that of many makes little of memory.
+
+        A list, as `read` gives the same object for equal targets.
+        """
+        return []
 
     @abstractmethod
     def read(self, cells: Sequence[Any], place: str) -> Value | None:
@@ -123,7 +134,7 @@ class _Class(Targets[str]):
         known = self.known is not None and label is not None and label != cells[0]
         if known and not self.by_place and is_number(str(cells[0])) and not is_number(str(label)):
             self.by_place = f"numbers as labels are places in the list: {cells[0]} is {label}"
-        return label
+        return None if label is None else intern(label)
 
     def names(self, values: Sequence[str], path: Path) -> tuple[str, ...]:
         if not values:
@@ -169,14 +180,20 @@ class _Class(Targets[str]):
 class _Labels(Targets["frozenset[str]"]):
     task = MultiLabel
 
+    def __init__(self, columns: Sequence[str], known: Sequence[str] | None) -> None:
+        super().__init__(columns, known)
+        self._met: dict[frozenset[str], frozenset[str]] = {}
+
     def read(self, cells: Sequence[Any], place: str) -> frozenset[str] | None:
         """Several columns say of one label each whether it is there; one column lists labels."""
         if any(map(is_missing, cells)):
             return None
         if len(self.columns) == 1:
-            return frozenset(_listed(cells[0], place))
-        there = (_truth(c, name, place) for c, name in zip(cells, self.columns, strict=True))
-        return frozenset(n for n, yes in zip(self.columns, there, strict=True) if yes)
+            found = frozenset(_listed(cells[0], place))
+        else:
+            there = (_truth(c, name, place) for c, name in zip(cells, self.columns, strict=True))
+            found = frozenset(n for n, yes in zip(self.columns, there, strict=True) if yes)
+        return self._met.setdefault(found, found)
 
     def names(self, values: Sequence[frozenset[str]], path: Path) -> tuple[str, ...]:
         if not values:
@@ -202,8 +219,8 @@ class _Labels(Targets["frozenset[str]"]):
 
     def tensor(self, values: Sequence[frozenset[str]], names: Sequence[str], path: Path) -> Tensor:
         check_known((name for value in values for name in value), names, path.name, _FIX)
-        rows = [[name in value for name in names] for value in values]
-        return torch.tensor(rows, dtype=torch.uint8).view(-1, len(names))
+        found = bytearray(name in value for value in values for name in names)
+        return torch.frombuffer(found, dtype=torch.uint8).view(-1, len(names))
 
     def check_learnt(self, targets: Tensor, names: Sequence[str]) -> None:
         _check_none_missing("label", targets.sum(0), names)
@@ -226,13 +243,17 @@ class _Numbers(Targets["list[float]"]):
         known = [value for value in found if value is not None]
         return known if len(known) == len(found) else None
 
+    def column(self) -> PackedNumbers:
+        return PackedNumbers(len(self.columns))
+
     def names(self, values: Sequence[list[float]], path: Path) -> tuple[str, ...]:
         if not values:
             raise self._none(path)
         return self.columns
 
     def tensor(self, values: Sequence[list[float]], names: Sequence[str], path: Path) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).view(-1, len(names))
+        found = array("d", chain.from_iterable(values))
+        return torch.frombuffer(found, dtype=torch.float64).view(-1, len(names))
 
     def check_learnt(self, targets: Tensor, names: Sequence[str]) -> None:
         for column, name in enumerate(names):

@@ -32,6 +32,7 @@ __all__ = [
     "WordVectors",
     "from_json",
     "read_vectors",
+    "share_of",
     "train_tokenizer",
     "version_of",
     "width_of",
@@ -230,6 +231,7 @@ _SMALLEST = 512  # 256 bytes, the special ones, and some merges
 _CHUNK = 4096  # texts that are in work at a time
 _LONGEST_PIECE = 512  # characters without a space; longer ones are cut, for they take too long
 _MOST_REMEMBERED = 64 << 20  # characters
+_PART = 1 << 20  # tokens
 
 
 class Subwords:
@@ -369,11 +371,20 @@ class WordVectors:
         have = torch.zeros(len(words), dtype=torch.bool)
         have[self.numbers] = True
         found, total = len(self.numbers), max(len(words) - len(_SPECIAL), 1)
-        share = float(have[tokens.long()].double().mean())
+        share = share_of(tokens, have)
         return (
             f"{found:,} of {len(words) - len(_SPECIAL):,} words have a vector "
             f"({100 * found / total:.1f} %), and {100 * share:.1f} % of the training tokens"
         )
+
+
+def share_of(tokens: Tensor, marked: Tensor) -> float:
+    """Return the share of some tokens, ``[T]``, that are among the marked ones, ``bool [vocab]``.
+
+    Of many tokens only a part is in memory at a time.
+    """
+    there = sum(int(marked[part.long()].sum()) for part in torch.split(tokens, _PART))
+    return there / max(len(tokens), 1)
 
 
 def width_of(vectors: Path) -> int:

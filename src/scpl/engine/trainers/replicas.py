@@ -25,6 +25,7 @@ from scpl.engine.channel import Outbox
 from scpl.engine.messages import EvalBatch, LocalLoss, Losses, TrainBatch
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.scores import Counts, joined
+from scpl.engine.shares import shares
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
@@ -34,16 +35,10 @@ from scpl.methods.base import CrossEntropy, precise
 from scpl.partition.values import Tree, tree_map
 from scpl.seeding import derive_seed
 
-__all__ = ["ReplicaTrainer", "shares"]
+__all__ = ["ReplicaTrainer"]
 
 Batch = TypeVar("Batch", TrainBatch, EvalBatch)
 Average: TypeAlias = Callable[[GradBucket], torch.futures.Future[Tensor]]
-
-
-def shares(rows: int, num_ranks: int) -> list[int]:
-    """How many of ``rows`` rows each rank gets; the earlier ranks take the extra ones."""
-    base, extra = divmod(rows, num_ranks)
-    return [base + (rank < extra) for rank in range(num_ranks)]
 
 
 @final
@@ -201,7 +196,7 @@ class ReplicaTrainer(Trainer):
         """
         assert batch.target is not None
         rank, num_ranks = self._mesh.rank, self._mesh.num_ranks
-        whole = batch.whole_size or len(batch.target)
+        whole = batch.rows
         per_rank = shares(whole, num_ranks)
         rest = None
         if not self._mesh.is_last:

@@ -21,6 +21,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_sc
 
 from scpl.engine.channel import Outbox
 from scpl.engine.messages import LocalLoss, Losses, ScheduledBatch, TrainBatch
+from scpl.engine.precision import Precision
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
@@ -62,7 +63,8 @@ class ScheduleTrainer(Trainer):
         method: The schedule and the number of micro-batches.
         ranks: The ranks.
         clip_norm: Clip the norm of the whole network's gradient to this.
-        precision: Type of the forward pass; under autocast also of what crosses a cut.
+        precision: Types of the forward pass, under autocast also of what crosses a cut, and of what
+            crosses it otherwise: values, and the gradients that come back.
         task: What the outputs mean.
     """
 
@@ -75,7 +77,7 @@ class ScheduleTrainer(Trainer):
         method: CutBackpropagation,
         ranks: ManyRanks,
         clip_norm: float | None,
-        precision: torch.dtype,
+        precision: Precision,
         task: Task,
     ) -> None:
         super().__init__(stages, outbox, timeline)
@@ -90,7 +92,10 @@ class ScheduleTrainer(Trainer):
             )
         self._group = ranks.new_group()
         self._clip_norm = clip_norm
-        self._module = RankModule(stages, precision)
+        narrow = precision.send_as
+        if narrow is None and precision.compute != torch.float32:
+            narrow = precision.compute
+        self._module = RankModule(stages, narrow)
         self._schedules: OrderedDict[Any, tuple[RecordedStage, Any, tuple[TensorSpec, ...]]]
         self._schedules = OrderedDict()  # the latest used last
 
@@ -205,12 +210,14 @@ class ScheduleTrainer(Trainer):
 class RankModule(nn.Module):
     """This rank's layers as one module, with the classifier at the end."""
 
-    def __init__(self, stages: Sequence[Stage], precision: torch.dtype) -> None:
+    def __init__(self, stages: Sequence[Stage], narrow: torch.dtype | None) -> None:
         super().__init__()
         self.bodies = nn.ModuleList(stage.body for stage in stages)
         objective = stages[-1].objective
         self.classifier = objective.classifier if isinstance(objective, CrossEntropy) else None
-        self.precision = precision
+        self.narrow = narrow
+        # Values that were rounded on their way are read in the type of the network again.
+        self.wide = next((p.dtype for p in self.bodies.parameters()), torch.float32)
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute logits in at least float32, or features in the type that crosses the cut.
@@ -218,6 +225,8 @@ class RankModule(nn.Module):
         Raises:
             InputError: if the features are neither a tensor nor a tuple of tensors.
         """
+        if self.narrow is not None:
+            inputs = tuple(t.to(self.wide) if t.dtype == self.narrow else t for t in inputs)
         features: Tree = inputs[0] if len(inputs) == 1 else inputs
         for body in self.bodies:
             features = body(features)
@@ -236,8 +245,11 @@ class RankModule(nn.Module):
     def _prepared(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.contiguous()
-        if self.precision != torch.float32:
-            tensor = tensor.to(self.precision)
+        if self.narrow is not None:
+            # The lowest float32, of which masks are made, would become infinite.
+            ends = torch.finfo(self.narrow)
+            within = tensor.clamp(ends.min, ends.max).to(self.narrow)
+            tensor = torch.where(tensor.isfinite(), within, tensor.to(self.narrow))
         # The next rank sends a gradient for every such value; one that frozen layers made has
         # nobody to use it.
         if torch.is_grad_enabled() and not tensor.requires_grad:
@@ -253,13 +265,15 @@ class RecordedStage(PipelineStage):
         self.failed: StageError | None = None
         self._timeline, self._stage = timeline, stage
         self._step, self._idle_since, self._bytes = 0, 0.0, 0
+        self._held: list[Tensor] = []
 
     def begin(self, step: int) -> None:
         """A training step begins."""
         self._step, self._idle_since = step, time.perf_counter()
 
     def end(self) -> None:
-        """It ends; what is left of it was waiting."""
+        """It ends, and all is sent; what is left of it was waiting."""
+        self._held.clear()
         self._wait_until(time.perf_counter())
 
     def take_bytes(self) -> int:
@@ -288,7 +302,12 @@ class RecordedStage(PipelineStage):
         return self._counted(super().get_bwd_send_ops(bwd_chunk_id))
 
     def _counted(self, operations: list[dist.P2POp]) -> list[dist.P2POp]:
-        self._bytes += sum(operation.tensor.nbytes for operation in operations)
+        for operation in operations:
+            # Gradients of maps may lie in memory as the maps of a convolution do. gloo reads a
+            # buffer until it is sent, and does not hold it.
+            operation.tensor = operation.tensor.contiguous()
+            self._held.append(operation.tensor)
+            self._bytes += operation.tensor.nbytes
         return operations
 
     def _record(self, activity: str, work: Any, *args: Any, **options: Any) -> Any:

@@ -1,0 +1,197 @@
+"""What runs on the emulated machines: their ranks, which train whatever they are told."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+
+from machines import join
+
+from links import go_to_cable, go_to_loopback
+from scpl.app.bench.bench import synthetic_batches, synthetic_data
+from scpl.app.bench.measure import Block, train_block
+from scpl.app.bench.workers import Timing, sending_failures
+from scpl.app.build import (
+    build_method,
+    build_pipeline,
+    connect_ranks,
+    optimizer_factory,
+    precision_of,
+)
+from scpl.app.config import TrainConfig
+from scpl.app.environment import peak_memory, set_threads
+from scpl.data.loader import Batch
+from scpl.engine.batches import Source
+from scpl.engine.build import assign, build_stages
+from scpl.engine.channel import NoChannel
+from scpl.engine.messages import Message, TrainBatch
+from scpl.engine.ranks import Ranks
+from scpl.engine.stage import Stage, StageOptions
+from scpl.engine.timeline import Timeline
+from scpl.engine.trainers.stream import StreamTrainer
+from scpl.methods.base import Method
+from scpl.partition import Partition
+from turns import Networks, block_of
+
+__all__ = ["Entry", "Place", "serve"]
+
+MANY_STEPS = 100_000  # so that learning rates stay where they are
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of those that are measured.
+
+    Attributes:
+        label: What it is called; of several variants of it the best one counts.
+        variant: Which of them: a number of micro-batches, or nothing.
+        config: Its settings.
+        steps: Timed steps of a block.
+        alone: Whether every rank trains its stages by itself, on what it would receive, and talks
+            to nobody: the slowest one is the limit of what a line of these stages can do.
+    """
+
+    label: str
+    variant: str
+    config: TrainConfig
+    steps: int
+    alone: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it and its variant are called."""
+        return f"{self.label}/{self.variant}" if self.variant else self.label
+
+    @property
+    def num_machines(self) -> int:
+        """How many it runs on."""
+        return self.config.run.processes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ranks are.
+
+    Attributes:
+        config: How they meet.
+        machines: The cgroup of each.
+        cable: Whether each is in a network namespace of its own.
+    """
+
+    config: TrainConfig
+    machines: tuple[Path, ...]
+    cable: bool
+
+
+def serve(connection: Connection, place: Place) -> None:
+    """Be a rank: get ready for an entry when it is received, and train it on anything else."""
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    join(place.machines[rank])
+    if num_ranks > 1:
+        (go_to_cable if place.cable else go_to_loopback)()
+    set_threads(1, num_ranks)
+    ranks = connect_ranks(place.config)
+    with sending_failures(connection, ranks):
+        data = synthetic_data(place.config)
+        batches, networks = synthetic_batches(place.config, data), Networks(data)
+        connection.send(())
+        train: Callable[[], None] | None = None
+        while True:
+            order = connection.recv()
+            if isinstance(order, Entry):
+                train = None
+                gc.collect()  # a replica leaves hooks on the weights until it is gone
+                parts = networks.copy(order.config)
+                method = build_method(order.config.suited, order.config.rows)
+                ready = alone if order.alone else together
+                train = ready(order, parts, method, ranks, batches, connection)
+                connection.send(())
+            elif train is not None:
+                train()
+
+
+def together(
+    entry: Entry,
+    parts: Partition,
+    method: Method,
+    ranks: Ranks,
+    batches: list[Batch],
+    connection: Connection,
+) -> Callable[[], None]:
+    """Get ready for a block of an entry: the first steps take longer, and do not count."""
+    config = entry.config
+    pipeline = build_pipeline(config, parts, method, MANY_STEPS, None, ranks)
+    train_block(pipeline, cycle(batches), Block(1, warm=1))
+    block = block_of(entry.steps, method, ranks.mesh.num_ranks, config.run.depth)
+
+    def train() -> None:
+        connection.send(train_block(pipeline, cycle(batches), block))
+        pipeline.close()
+
+    return train
+
+
+def alone(
+    entry: Entry,
+    parts: Partition,
+    method: Method,
+    ranks: Ranks,
+    batches: list[Batch],
+    connection: Connection,
+) -> Callable[[], None]:
+    """Get ready for a block of this rank's stages alone."""
+    config = entry.config
+    options = StageOptions(
+        optimizer_factory(config),
+        clip_norm=config.chosen.clip_norm or None,
+        precision=precision_of(config),
+    )
+    hosted, _ = assign(method, ranks.mesh, parts)
+
+    def stages(numbers: range) -> list[Stage]:
+        return build_stages(
+            parts, method, options, numbers, seed=config.run.seed, device=ranks.device
+        )
+
+    source = Source(parts.num_outputs, parts.task, ranks.device, parts.form)
+    message = source.to_train(1, batches[0])
+    if hosted.start:
+        kept = Kept()
+        StreamTrainer(stages(range(hosted.start)), kept, Timeline()).train(message, ())
+        message = kept.batch
+    step = partial(StreamTrainer(stages(hosted), NoChannel(), Timeline()).train, message, ())
+    step()
+
+    def train() -> None:
+        block = Block(entry.steps, warm=1)
+        for _ in range(block.warm):
+            step()
+        begin = perf_counter()
+        for _ in range(block.steps):
+            step()
+        seconds = perf_counter() - begin
+        connection.send(Timing(seconds, block.size, peak_memory(ranks.device)))
+        while not connection.poll():
+            step()  # the others are still being timed
+        connection.recv()
+
+    return train
+
+
+class Kept(NoChannel):
+    """Keeps the mini-batch that would be sent on."""
+
+    batch: TrainBatch
+
+    def send(self, message: Message) -> int:
+        """Keep it."""
+        assert isinstance(message, TrainBatch), "nothing else is sent"
+        self.batch = message
+        return 0

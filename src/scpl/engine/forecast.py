@@ -1,0 +1,407 @@
+"""How fast a network would train on several machines, by simulation from measured times.
+
+What the parts of the network cost is measured on one machine (`engine.planning`), in mini-batches
+of several sizes, because small micro-batches are less efficient. What the machines would make of it
+is simulated (`simulation.schedules`). Not simulated: loading data, what sending costs a processor,
+what a schedule costs by itself, and targets and headers on their way.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from scpl.engine.costs import Costs, Held, Unit
+from scpl.errors import InputError
+from scpl.methods import METHODS
+from scpl.methods.bp import MicroBatched
+from scpl.simulation.machines import Machine
+from scpl.simulation.schedules import (
+    SCHEDULES,
+    Layers,
+    Outcome,
+    Part,
+    in_flight,
+    replicas,
+    schedule,
+    stream,
+)
+
+__all__ = ["Forecast", "Limit", "Measured", "Memory", "forecasts", "most_helpful", "sizes"]
+
+SMALLEST_SHARE = 32
+"""Micro-batches down to this fraction of a mini-batch are measured."""
+GAIN = 1.02
+"""More machines help if they make a method faster by this factor; less than that nobody notices."""
+NEARLY = 0.95
+"""What takes this share of a mini-batch's time is what limits it."""
+
+
+def sizes(rows: int) -> list[int]:
+    """The sizes of mini-batches to measure: halves of halves, down to 2 rows."""
+    found = [rows]
+    while found[-1] // 2 >= max(2, rows // SMALLEST_SHARE):
+        found.append(found[-1] // 2)
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the parts of a network cost.
+
+    Attributes:
+        method: The local method.
+        local: With the heads of the local method.
+        whole: Without heads, the loss at the end alone, by the rows of a mini-batch.
+        depth: Mini-batches in flight between two machines, of a local method.
+        num_stages: How many stages there must be; None: one for each machine.
+    """
+
+    method: str
+    local: Costs
+    whole: Mapping[int, Costs]
+    depth: int = 2
+    num_stages: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of a mini-batch."""
+        return max(self.whole)
+
+    def at(self, rows: float) -> Costs:
+        """What so many rows cost without heads.
+
+        Between two sizes that were measured times lie on a straight line, and below the smallest
+        on that of the two smallest, but no row is faster there.
+        """
+        known = sorted(self.whole)
+        if len(known) == 1:
+            return _scaled(self.whole[known[0]], self.whole[known[0]], 0.0, rows / known[0])
+        place = min(max(bisect_left(known, rows), 1), len(known) - 1)
+        few, many = known[place - 1], known[place]
+        share = (rows - few) / (many - few)
+        return _scaled(self.whole[few], self.whole[many], share, rows / few)
+
+
+_TIMES = ("forward", "backward", "forward_first", "backward_first", "inputs", "objective")
+
+
+def _scaled(few: Costs, many: Costs, share: float, factor: float) -> Costs:
+    """Costs on the way from few rows to many; `factor` is that of their number to few."""
+
+    def between(one: Unit, other: Unit) -> Unit:
+        changed: dict[str, Any] = {}
+        for name in _TIMES:
+            begin, end = getattr(one, name), getattr(other, name)
+            seconds = begin + share * (end - begin)
+            changed[name] = max(seconds, begin * min(factor, 1.0))
+        return replace(
+            one,
+            **changed,
+            bytes_in=round(one.bytes_in * factor),
+            bytes_out=round(one.bytes_out * factor),
+            held=_of_rows(one.held, factor),
+            objective_held=_of_rows(one.objective_held, factor),
+        )
+
+    units = map(between, few.units, many.units)
+    return replace(few, units=tuple(units), num_samples=round(few.num_samples * factor))
+
+
+def _of_rows(held: Held, factor: float) -> Held:
+    return replace(held, activations=held.activations * factor)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one machine needs.
+
+    Attributes:
+        parameters: Of layers and heads.
+        gradients: At the same time.
+        optimizer: Its state.
+        activations: In flight, with messages that wait.
+    """
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is to be expected of a method on some machines; simulated.
+
+    Attributes:
+        method: Its name.
+        num_machines: How many of them it uses: a line has at most one for each unit of the
+            network, and replicas one for each sample.
+        micro_batches: How many were the fastest; 1 where there are none.
+        cuts: The layers that later stages begin with.
+        stages_per_machine: How many stages each machine has.
+        samples_per_second: Once the line is full.
+        wait_shares: Of each machine, 0 .. 1.
+        memory: Of each machine.
+        bytes_sent: By each machine per mini-batch.
+        outcome: What was simulated.
+    """
+
+    method: str
+    num_machines: int
+    micro_batches: int
+    cuts: tuple[str, ...]
+    stages_per_machine: tuple[int, ...]
+    samples_per_second: float
+    wait_shares: tuple[float, ...]
+    memory: tuple[Memory, ...]
+    bytes_sent: tuple[float, ...]
+    outcome: Outcome
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        found = asdict(self)
+        del found["outcome"]
+        return found
+
+
+def forecasts(measured: Measured, machines: Sequence[Machine]) -> list[Forecast]:
+    """Simulate the local method, the schedules, replicas, and backpropagation on one machine.
+
+    Each uses as many of the machines as it can; the one machine is the fastest of them. What needs
+    more than one is left out on a single one.
+    """
+    found = [local(measured, machines)]
+    if len(machines) > 1:
+        found += [micro_batched(measured, machines, name) for name in SCHEDULES]
+        found.append(replicated(measured, machines))
+    return [*found, alone(measured, machines)]
+
+
+def local(measured: Measured, machines: Sequence[Machine]) -> Forecast:
+    """A local method: a line of stages, each with a head."""
+    costs, wanted = measured.local, measured.num_stages
+    machines = machines[: wanted or len(costs.units)]
+    speeds = [machine.speed for machine in machines]
+    plan = costs.plan(wanted or len(machines), len(machines), speeds)
+    parts: list[Part] = []
+    memory: list[Memory] = []
+    stages = iter(costs.joined(plan.cuts).units)
+    for rank, count in enumerate(plan.stages_per_rank):
+        *before, last = own = [next(stages) for _ in range(count)]
+        sends = last.bytes_out if rank + 1 < len(machines) else 0
+        parts.append(
+            Part(
+                forward=sum(map(_seconds, before)) + last.forward_first,
+                backward=_seconds(last) - last.forward_first,
+                sends=sends,
+            )
+        )
+        memory.append(_local_memory(own, sends, measured.depth if rank > 0 else 1))
+    outcome = stream(machines, parts, measured.depth)
+    return _forecast(
+        measured.method, measured, machines, outcome, memory, plan.cuts, plan.stages_per_rank
+    )
+
+
+def _seconds(stage: Unit) -> float:
+    """Of a mini-batch on a stage that learns by itself."""
+    return stage.forward_first + stage.backward_first + stage.update + stage.objective
+
+
+def _local_memory(stages: Sequence[Unit], sends: float, waiting: int) -> Memory:
+    """A stage's activations and gradients are gone before the next one of its rank runs."""
+    both = [stage.held + stage.objective_held for stage in stages]
+    return Memory(
+        parameters=sum(held.parameters for held in both),
+        gradients=max(held.gradients for held in both),
+        optimizer=sum(held.optimizer for held in both),
+        activations=max(held.activations for held in both) + waiting * stages[0].bytes_in + sends,
+    )
+
+
+def micro_batched(measured: Measured, machines: Sequence[Machine], method: str) -> Forecast:
+    """Backpropagation along a line of stages, at the number of micro-batches that is fastest."""
+    full = measured.whole[measured.rows]
+    machines = machines[: len(full.units)]
+    plan = full.plan(len(machines), len(machines), [machine.speed for machine in machines])
+    best: Forecast | None = None
+    for count in _micro_batches(measured, method, len(machines)):
+        own = measured.at(measured.rows / count).joined(plan.cuts).units
+        parts = [_part(stage, rank, len(own)) for rank, stage in enumerate(own)]
+        outcome = schedule(machines, parts, SCHEDULES[method], count)
+        memory = [
+            _whole_memory(
+                stage,
+                in_flight(SCHEDULES[method](rank, len(own), count)),
+                ends=rank == len(own) - 1,
+            )
+            for rank, stage in enumerate(own)
+        ]
+        found = _forecast(
+            method, measured, machines, outcome, memory, plan.cuts, plan.stages_per_rank, count
+        )
+        if best is None or found.samples_per_second > best.samples_per_second:
+            best = found
+    if best is None:
+        raise InputError(
+            f"A mini-batch must have a row for each micro-batch that {method} needs",
+            f"Got {measured.rows} rows for {len(machines)} machines",
+            "Plan for fewer machines, or a larger --batch-size",
+        )
+    return best
+
+
+def _micro_batches(measured: Measured, method: str, num_ranks: int) -> list[int]:
+    """The numbers of equal micro-batches that torch's schedule takes."""
+    from scpl.engine.trainers.schedule import fits  # torch's pipelining takes a second to import
+
+    kind = METHODS[method]
+    assert issubclass(kind, MicroBatched), "schedules are those of methods with micro-batches"
+    most = min(measured.rows, max(SMALLEST_SHARE, 4 * num_ranks))
+    return [
+        count
+        for count in range(1, most + 1)
+        if measured.rows % count == 0 and fits(kind.schedule, count, num_ranks)
+    ]
+
+
+def _part(stage: Unit, rank: int, num_ranks: int) -> Part:
+    ends = rank == num_ranks - 1  # where the loss is; elsewhere gradients come from the next one
+    backward = stage.backward_first if rank == 0 else stage.backward
+    extra = stage.objective if ends else 0.0
+    return Part(
+        forward=stage.forward_first if rank == 0 else stage.forward,
+        backward=backward + extra,
+        # Nobody waits for the first one's.
+        inputs=0.0 if rank == 0 else min(stage.inputs, backward) + extra,
+        update=stage.update,
+        sends=0.0 if ends else stage.bytes_out,
+    )
+
+
+def _whole_memory(stage: Unit, batches: int, *, ends: bool) -> Memory:
+    """Gradients of all layers are held until the update."""
+    held = stage.held + stage.objective_held if ends else stage.held
+    return Memory(
+        parameters=held.parameters,
+        gradients=held.gradients,
+        optimizer=held.optimizer,
+        activations=batches * (held.activations + stage.bytes_in),
+    )
+
+
+def replicated(measured: Measured, machines: Sequence[Machine]) -> Forecast:
+    """Data parallelism: every machine has the whole network, and a share of each mini-batch."""
+    machines = machines[: measured.rows]
+    costs = measured.at(measured.rows / len(machines))
+    first, *others = costs.units
+    end = costs.units[-1]
+    layers = [
+        Layers(first.forward_first, first.backward_first, first.held.gradients),
+        *(Layers(unit.forward, unit.backward, unit.held.gradients) for unit in others),
+        Layers(0.0, end.objective, end.objective_held.gradients),
+    ]
+    whole = costs.range_of(0, len(costs.units))
+    outcome = replicas(machines, layers, whole.update, whole.bytes_in)
+    memory = [_whole_memory(whole, 1, ends=True)] * len(machines)
+    return _forecast("ddp", measured, machines, outcome, memory)
+
+
+def alone(measured: Measured, machines: Sequence[Machine]) -> Forecast:
+    """Plain backpropagation on the fastest of the machines."""
+    machines = [max(machines, key=lambda machine: machine.speed)]
+    costs = measured.whole[measured.rows]
+    whole = costs.range_of(0, len(costs.units))
+    outcome = schedule(machines, [_part(whole, 0, 1)], SCHEDULES["gpipe"], 1)
+    return _forecast("bp", measured, machines, outcome, [_whole_memory(whole, 1, ends=True)])
+
+
+def _forecast(
+    method: str,
+    measured: Measured,
+    machines: Sequence[Machine],
+    outcome: Outcome,
+    memory: Sequence[Memory],
+    cuts: Sequence[str] = (),
+    stages_per_machine: Sequence[int] = (),
+    micro_batches: int = 1,
+) -> Forecast:
+    return Forecast(
+        method=method,
+        num_machines=len(machines),
+        micro_batches=micro_batches,
+        cuts=tuple(cuts),
+        stages_per_machine=tuple(stages_per_machine),
+        samples_per_second=measured.local.num_samples / outcome.seconds,
+        wait_shares=outcome.wait_shares,
+        memory=tuple(memory),
+        bytes_sent=outcome.sent,
+        outcome=outcome,
+    )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many machines help a local method, and why not more.
+
+    Attributes:
+        num_machines: The least number that is as fast as any, but for 2 %.
+        samples_per_second: By number of machines, from 1 on.
+        reason: Why more do not help, to follow "because"; empty: all that were tried help.
+    """
+
+    num_machines: int
+    samples_per_second: tuple[float, ...]
+    reason: str
+
+
+def most_helpful(measured: Measured, machines: Sequence[Machine]) -> Limit:
+    """Find how many machines help the local method.
+
+    Args:
+        measured: What the network costs.
+        machines: Those that there are; if they are all alike, more of them are tried, too.
+    """
+    most = measured.num_stages or len(measured.local.units)
+    if len(set(machines)) == 1:
+        machines = [machines[0]] * most
+    tried = [local(measured, machines[: n + 1]) for n in range(min(most, len(machines)))]
+    speeds = tuple(each.samples_per_second for each in tried)
+    count = next(n for n, speed in enumerate(speeds, 1) if speed * GAIN >= max(speeds))
+    reason = "" if count == len(machines) < most else _why(measured, tried[count - 1], most)
+    return Limit(count, speeds, reason)
+
+
+def _why(measured: Measured, best: Forecast, most: int) -> str:
+    """What limits a local method that more machines do not make faster."""
+    outcome, costs = best.outcome, measured.local
+    sending, sender = max((load, i) for i, load in enumerate(outcome.sending))
+    working, worker = max((load, i) for i, load in enumerate(outcome.work))
+    if sending > working:
+        megabytes = best.bytes_sent[sender] / 1e6
+        return (
+            f"machine {sender} sends {megabytes:.2f} MB per mini-batch, which takes longer than "
+            "any computing"
+        )
+    if measured.num_stages is not None and best.num_machines == most:
+        return f"the network is cut into {most} stages"
+    # Where the number of stages is given, machines share out these; else any units.
+    shared = costs if measured.num_stages is None else costs.joined(best.cuts)
+    places = shared.places(best.cuts)
+    begin = places[sum(best.stages_per_machine[:worker])]
+    end = places[sum(best.stages_per_machine[: worker + 1])]
+    own, dearest = shared.range_of(begin, end), max(shared.units[begin:end], key=_seconds)
+    if own.objective >= NEARLY * _seconds(own):
+        return f"machine {worker} spends almost all its time on a head"
+    if _seconds(dearest) >= NEARLY * _seconds(own):
+        names = " .. ".join(dict.fromkeys((dearest.layers[0], dearest.layers[-1])))
+        return f"what machine {worker} has ({names}) cannot be cut further"
+    return "a further stage would cost as much for its head as it takes off the others"

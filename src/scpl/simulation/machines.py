@@ -1,0 +1,117 @@
+"""Machines that compute one thing at a time, and send one message at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Link", "Machine", "Machines"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """The way from a machine into the network, and back; both at full rate at once.
+
+    Attributes:
+        rate: Bytes per second.
+        latency: Seconds that a message takes besides.
+    """
+
+    rate: float = float("inf")
+    latency: float = 0.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of several machines.
+
+    Attributes:
+        speed: Beside the machine on which work was measured.
+        link: To the others.
+    """
+
+    speed: float = 1.0
+    link: Link = Link()
+
+
+class Machines:
+    """Runs work in the order in which it is given: each starts as soon as it can.
+
+    What a machine has to compute, and what it has to send, is done in that order, one at a time.
+    So a moment is known as soon as the work before it is, and a faster machine or link never makes
+    anything later. Receiving is not limited: every message was sent at the pace of a link already.
+
+    Args:
+        machines: In the order of the line.
+
+    Attributes:
+        work: Seconds that each machine has computed.
+        sending: Seconds that each machine has sent.
+        sent: Bytes that each machine has sent.
+    """
+
+    def __init__(self, machines: Sequence[Machine]) -> None:
+        self.machines = tuple(machines)
+        self.work = [0.0] * len(machines)
+        self.sending = [0.0] * len(machines)
+        self.sent = [0.0] * len(machines)
+        self._free: dict[Hashable, float] = {}
+
+    def compute(self, machine: int, seconds: float, *after: float) -> float:
+        """Compute for so many seconds of the machine that measured.
+
+        Args:
+            machine: Its number.
+            seconds: At speed 1.
+            after: Moments that must have passed.
+
+        Returns:
+            The moment at which it is done.
+        """
+        own = seconds / self.machines[machine].speed
+        self.work[machine] += own
+        return self._occupy([("processor", machine)], own, after)
+
+    def send(self, sender: int, receiver: int, num_bytes: float, *after: float) -> float:
+        """Send a message.
+
+        Returns:
+            The moment at which it has left; it arrives `latency` later.
+        """
+        ends = [self.machines[sender].link, self.machines[receiver].link]
+        seconds = num_bytes / min(end.rate for end in ends)
+        self.sending[sender] += seconds
+        self.sent[sender] += num_bytes
+        return self._occupy([("port", sender)], seconds, after)
+
+    def latency(self, sender: int, receiver: int) -> float:
+        """Seconds from when a message has left until it is there."""
+        return max(self.machines[sender].link.latency, self.machines[receiver].link.latency)
+
+    def add_up(self, num_bytes: float, *after: float) -> float:
+        """Add up as many bytes of every machine, so that each has the sum, in a ring.
+
+        The bytes go around twice, in as many pieces as there are machines, at the pace of the
+        slowest link.
+
+        Returns:
+            The moment at which all have the sum.
+        """
+        count = len(self.machines)
+        rounds, piece = 2 * (count - 1), num_bytes / count
+        slowest = min(machine.link.rate for machine in self.machines)
+        latency = max(machine.link.latency for machine in self.machines)
+        for machine in range(count):
+            self.sending[machine] += rounds * piece / slowest
+            self.sent[machine] += rounds * piece
+        ports = [("port", machine) for machine in range(count)]
+        return self._occupy(ports, rounds * (piece / slowest + latency), after)
+
+    def _occupy(
+        self, resources: Sequence[Hashable], seconds: float, after: Iterable[float]
+    ) -> float:
+        free = [self._free.get(resource, 0.0) for resource in resources]
+        end = max(*free, *after, 0.0) + seconds
+        for resource in resources:
+            self._free[resource] = end
+        return end
