@@ -4,6 +4,7 @@ Random state is the exception: tests may draw, so each begins from the same seed
 the global generator was is put back afterwards.
 """
 
+import gc
 import multiprocessing
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ import torch
 import tqdm
 from hypothesis import HealthCheck, settings
 
+from blank_pictures import blank_pictures
+
 GRACE = 3.0  # seconds that threads and processes get to end
+CUDA = torch.cuda.is_available()
 OURS_TO_STAY = ("resource_tracker", "forkserver")  # multiprocessing ends these with the session
 LONG = {  # files that take half a minute or more though few of their tests are slow
     "test_bench.py", "test_cli.py", "test_compare.py", "test_equality.py", "test_own_networks.py",
@@ -53,11 +58,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (-slow[item.path], item.path.name not in LONG))
 
 
+def pytest_collection_finish():
+    """What is imported stays: no search for garbage need go through half a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pictures(request):
+    """Blank ones, but in files that look at them."""
+    with nullcontext() if request.node.get_closest_marker("pictures") else blank_pictures():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """The same random numbers in every test, whatever ran before it."""
     before = torch.get_rng_state()
-    torch.manual_seed(0)
+    # Where there is no GPU, torch.manual_seed keeps a stack trace for each kind of them, for ever.
+    (torch.manual_seed if CUDA else torch.default_generator.manual_seed)(0)
     random.seed(0)
     np.random.seed(0)
     yield

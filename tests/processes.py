@@ -11,6 +11,7 @@ What such a process starts with this Python, as the ranks of a launcher, is fork
 unless it shall find another ``scpl`` than ours.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -30,6 +31,7 @@ from pathlib import Path
 from unittest import mock
 
 import scpl
+from blank_pictures import blank_pictures
 from scpl.engine.local import local_ranks
 
 SOURCE = str(Path(scpl.__file__).parents[1])
@@ -37,11 +39,21 @@ SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "torch._dynamo",  # the first optimizer needs it
     "torch.distributed.pipelining",
+    "torch.export._trace",  # a network that is cut along its graph needs it
     "scpl.pipeline",
     "scpl.app.cli",
+    "scpl.app.train.run",  # commands import these when they begin
+    "scpl.app.compare",
+    "scpl.app.bench.bench",
+    "scpl.app.evaluate",
+    "scpl.app.predict",
+    "scpl.app.export",
+    "scpl.app.planning",
+    "scpl.app.launch",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",
-    "transformers.models.bert.modeling_bert",  # passed over where there is none
+    "transformers.models.bert.modeling_bert",  # passed over where there is none, as the next
+    "transformers.models.auto.tokenization_auto",
 ]
 TO_END = 30  # seconds that processes get to end by themselves
 
@@ -155,16 +167,18 @@ def _begin(arguments, environment):
 
 
 def _python(arguments, environment):
-    """Be ``python ARGUMENTS``."""
+    """Be ``python ARGUMENTS``, with nothing of the server's to look through for garbage."""
+    gc.freeze()
     os.environ.clear()
     os.environ.update(environment)
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = arguments
-        sys.path.insert(0, str(Path(arguments[0]).parent))
-        runpy.run_path(arguments[0], run_name="__main__")
+    with blank_pictures():
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, str(Path(arguments[0]).parent))
+            runpy.run_path(arguments[0], run_name="__main__")
 
 
 def environment(**more):

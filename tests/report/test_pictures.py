@@ -1,13 +1,15 @@
 """Pictures: what they show, and that they depend on nothing but the runs."""
 
+import io
 import json
 import math
 import sys
 
 import pytest
+from PIL import Image
 
 from run_folders import make_run, make_timeline
-from scpl.report import write_run_report
+from scpl.report import exits_picture, write_run_report
 from scpl.report.comparison_plots import comparison_panels, mean_curve
 from scpl.report.panels import method_styles, moved_apart, panel_svg, stage_colours
 from scpl.report.run_plots import condense, run_panels
@@ -19,6 +21,8 @@ from scpl.report.timelines import (
     steady_window,
 )
 from scpl.runs import RunRecord
+
+pytestmark = pytest.mark.pictures
 
 
 def test_many_methods_and_seeds_stay_apart(tmp_path):
@@ -171,3 +175,14 @@ def test_the_baseline_looks_the_same_whatever_it_is_compared_with():
         styles = method_styles([*others, "bp"], [*others, "bp"])
         assert styles["bp"] == alone["bp"]
         assert alone["bp"] not in [styles[name] for name in others]
+
+
+def test_early_exits_are_drawn():
+    rows = [
+        {"threshold": 0.2, "accuracy": 0.5, "stages_per_sample": 1.0},
+        {"threshold": 0.9, "accuracy": 0.75, "stages_per_sample": 2.5},
+    ]
+    image = exits_picture({"exits": rows, "exit_accuracy": [0.5, 0.6, 0.8]}, "scpl on digits")
+    with Image.open(io.BytesIO(image)) as picture:
+        assert picture.width > 500
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 5

@@ -15,6 +15,8 @@ from scpl.report.comparison import ComparisonTable
 from scpl.report.formats import count, duration, memory, percent, traffic
 from scpl.report.pages import flatten
 
+pytestmark = pytest.mark.pictures
+
 VOID = {"meta", "br", "hr", "img"}
 
 

@@ -19,6 +19,8 @@ from scpl.report import in_brief, write_run_report
 from scpl.runs import RunFolder, RunRecord
 from scpl.tasks import Classes, MultiLabel, Regression
 
+pytestmark = pytest.mark.pictures
+
 
 def drawn(count, samples, task=None):
     """An account of the predictions of a network that is right in most cases."""

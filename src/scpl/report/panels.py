@@ -93,10 +93,8 @@ def panel_svg(panel: Panel) -> str:
     with _styled({"svg.hashsalt": panel.name}):
         figure = Figure(figsize=(10.8 if panel.wide else 5.2, panel.height), layout="constrained")
         panel.draw(figure.add_subplot())
-        text = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing)
-    return _inline(text.getvalue(), f"{panel.name}-", panel.alternative)
+        document = _rendered(figure, "svg").decode()
+    return _inline(document, f"{panel.name}-", panel.alternative)
 
 
 def panels_png(panels: Sequence[Panel], heading: str) -> bytes:
@@ -119,9 +117,21 @@ def panels_png(panels: Sequence[Panel], heading: str) -> bytes:
                 axes = figure.add_subplot(place)
                 panel.draw(axes)
                 axes.set_title(panel.title)
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-    return image.getvalue()
+        return _rendered(figure, "png")
+
+
+def _rendered(figure: Any, form: str) -> bytes:
+    """Draw once; ``figure.savefig`` would do so twice, to lay out and to save."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    file = io.BytesIO()
+    if form == "png":
+        FigureCanvasAgg(figure).print_png(file)
+    else:
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
+    return file.getvalue()
 
 
 @contextmanager
