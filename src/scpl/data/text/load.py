@@ -21,6 +21,7 @@ from scpl.data.text.splits import (
     Texts,
     choose_columns,
     find_files,
+    labelled,
     numbered,
     read_splits,
     read_texts,
@@ -118,6 +119,7 @@ def load_text(
     """
     files = find_files(name, data_dir=data_dir, test_data=test_data, download=download)
     columns = choose_columns(files, settings.text, settings.label)
+    files = labelled(files, columns, test_data and test_data.expanduser())
     before = _states(files.all)
     sources = _sources(files)
     content = {paths: _digest(paths) for paths in set(sources.values())}

@@ -15,13 +15,14 @@ from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
 from scpl.data.parquet import check_shards, shards
 from scpl.data.sampling import held_out, one_per_class, stratified
-from scpl.data.text.tables import (
+from scpl.data.tables import (
     SUFFIXES,
     check_columns,
     class_names,
     columns_of,
     is_table,
     rows_of,
+    tables_in,
     text_of,
 )
 from scpl.data.text.targets import Targets, targets_of
@@ -38,6 +39,7 @@ __all__ = [
     "choose_columns",
     "find_files",
     "is_text",
+    "labelled",
     "locate",
     "numbered",
     "read_splits",
@@ -75,7 +77,7 @@ def is_text(name: str) -> bool:
     path = Path(name).expanduser()
     if not path.is_dir():
         return is_table(path)
-    train = _tables(path, "train")
+    train = tables_in(path, "train")
     if not train:
         return False
     return train[0].suffix != ".parquet" or not _IMAGE_COLUMNS & set(columns_of(train[0]))
@@ -124,8 +126,8 @@ def _find_own(name: str) -> Files:
     if not path.is_dir():
         advice = f"The path of a table works too ({', '.join(SUFFIXES)}), or of a folder of tables"
         raise unknown_name("text data set", name, TEXT_SETS, advice)
-    train, test = _tables(path, "train"), _tables(path, "test")
-    valid = next((found for name in _VALID_NAMES if (found := _tables(path, name))), ())
+    train, test = tables_in(path, "train"), tables_in(path, "test")
+    valid = next((found for name in _VALID_NAMES if (found := tables_in(path, name))), ())
     if not train:
         raise DataError(
             "A folder of tables must hold one named train",
@@ -137,18 +139,6 @@ def _find_own(name: str) -> Files:
         notes = (f"tested on {valid[0].name}, as there is no table named test",)
         valid, test = (), valid
     return Files(path.resolve().name, train, valid, test, notes=notes)
-
-
-def _tables(folder: Path, split: str) -> tuple[Path, ...]:
-    """The tables of one split: ``split.csv`` and so on, or shards of parquet."""
-    for place in (folder, folder / "data"):
-        for suffix in SUFFIXES:
-            if suffix != ".parquet" and (place / f"{split}{suffix}").is_file():
-                return (place / f"{split}{suffix}",)
-        if found := shards(place, split):
-            check_shards(found)
-            return tuple(found)
-    return ()
 
 
 def locate(root: Path, name: str) -> Files | None:
@@ -234,6 +224,25 @@ def choose_columns(files: Files, text: Sequence[str], label: Sequence[str]) -> C
         if columns.label.count(name) > 1:
             raise InputError("`label` must name each column once", f"Got {name!r} twice")
     return columns
+
+
+def labelled(files: Files, columns: Columns, wanted: Path | None) -> Files:
+    """Pass over tables that have no targets, as the test table of many a competition.
+
+    Args:
+        files: Those of a data set.
+        columns: Where texts and targets stand.
+        wanted: What the user says is to be tested on: reading it says what is wrong with it.
+    """
+    there: dict[str, Any] = {}
+    notes = list(files.notes)
+    for name, paths in (("valid", files.valid), ("test", files.test)):
+        missing = sorted(set(columns.label) - set(columns_of(paths[0]))) if paths else []
+        if missing and paths != (wanted,):
+            notes.append(f"{paths[0]} is passed over, as it has no column {missing[0]!r}")
+            paths = ()
+        there[name] = paths
+    return dataclasses.replace(files, notes=tuple(notes), **there)
 
 
 def read_texts(

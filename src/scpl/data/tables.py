@@ -1,4 +1,4 @@
-"""Tables of texts: CSV, TSV, JSON lines and parquet, row by row in constant memory.
+"""Tables: CSV, TSV, JSON lines and parquet, row by row in constant memory.
 
 A text file that begins with a byte order mark is read as that says. Any other is UTF-8; a line in
 it that is not valid UTF-8 is read as Windows-1252, what old spreadsheets write, and counted.
@@ -35,6 +35,7 @@ __all__ = [
     "is_table",
     "lines_of",
     "rows_of",
+    "tables_in",
     "text_of",
 ]
 
@@ -97,7 +98,12 @@ def rows_of(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]
     yield from _READERS[path.suffix.lower()][1](path, columns, faults)
 
 
-def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> None:
+def check_columns(
+    path: Path,
+    known: Sequence[str],
+    wanted: Sequence[str],
+    fix: str = "Choose columns with `text` and `label`",
+) -> None:
     """Check that all wanted columns are there, each once.
 
     Raises:
@@ -111,8 +117,20 @@ def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> No
         raise DataError(
             f"{path.name} must have {'one' if twice else 'a'} column {missing[0]!r}",
             f"Its columns are: {', '.join(known)}",
-            hint + "Choose columns with `text` and `label`",
+            hint + fix,
         )
+
+
+def tables_in(folder: Path, split: str) -> tuple[Path, ...]:
+    """The tables of one split in a folder: ``split.csv`` and so on, or shards of parquet."""
+    for place in (folder, folder / "data"):
+        for suffix in SUFFIXES:
+            if suffix != ".parquet" and (place / f"{split}{suffix}").is_file():
+                return (place / f"{split}{suffix}",)
+        if found := parquet.shards(place, split):
+            parquet.check_shards(found)
+            return tuple(found)
+    return ()
 
 
 def count_rows(path: Path) -> int | None:
