@@ -126,9 +126,11 @@ def _key(files: Sequence[Path], how: object) -> str:
     # The decoder's version counts: another one may round otherwise.
     version = import_extra("PIL", "images", "Decoding images").__version__
     digest = hashlib.sha256(f"{_FORMAT} {version} {how}".encode())
+    folders: dict[Path, Path] = {}  # resolved once each: for a file it takes longer than all else
     for file in files:
+        parent = folders.get(file.parent) or folders.setdefault(file.parent, file.parent.resolve())
         state = file.stat()
-        about = f"\n{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+        about = f"\n{parent / file.name} {state.st_size} {state.st_mtime_ns}"
         digest.update(about.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
