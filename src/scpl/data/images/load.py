@@ -68,10 +68,10 @@ def load(
     if image_size is not None and image_size < 1:
         raise InputError("The image size must be at least 1 pixel", f"Got {image_size}")
     if name == EMBEDDED:
-        _check_used(table, FORMATS["folder"])
+        _check_used(table, name, None)
         return _resized(raw.load_digits().each(Split.identified), image_size)
     spec, folder, files = _located(name, data_dir, download, table)
-    _check_used(table, files)
+    _check_used(table, name, files)
     size = image_size or (spec.image_size if spec else None)
     found = files.read(folder)
     splits = found.decoded(size, reading) if isinstance(found, Listing) else found
@@ -171,13 +171,13 @@ def _located(
     raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
 
 
-def _check_used(table: TableSettings | None, files: Format) -> None:
+def _check_used(table: TableSettings | None, name: str, files: Format | None) -> None:
     """Check that what is said of a table is for one."""
-    wrong = [f"`{name}`" for name in ("image", "label", "test_data") if getattr(table, name, None)]
-    if wrong and files in FORMATS.values():
+    wrong = [f"`{each}`" for each in ("image", "label", "test_data") if getattr(table, each, None)]
+    if wrong and files in (None, *FORMATS.values()):
         raise InputError(
             f"{', '.join(wrong)} must go with a table of images or texts",
-            f"Got {files.files}",
+            f"Got {name}, which is none",
             "Leave it out, or give the table as `data`",
         )
 
