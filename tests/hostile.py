@@ -26,7 +26,7 @@ from scpl.data.images.decode import decode_images
 from scpl.data.images.encoded import _classes_file, list_parquet
 from scpl.data.images.raw import parse_idx
 from scpl.data.notes import Faults
-from scpl.data.text.tables import rows_of
+from scpl.data.tables import rows_of
 from scpl.data.text.tokenizer import from_json, read_vectors
 from scpl.engine.messages import TrainBatch, decode, encode
 from scpl.report.pages import run_page

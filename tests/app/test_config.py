@@ -191,7 +191,7 @@ class TestWhatCannotBeUsed:
             (["--method", "bp", "--standardise"], ["--standardise", "scpl, dascpl"]),
             (["--micro-batches", "2"], ["--micro-batches", "gpipe, 1f1b, zero-bubble", "scpl"]),
             (["--method=dgl", "--cross-entropy=1"], ["--cross-entropy", "scpl", "dgl"]),
-            (["--label", "queue"], ["--label must go with a data set of texts", "digits"]),
+            (["--label", "queue"], ["--label must go with a table", "digits"]),
             (["--max-tokens", "9"], ["--max-tokens must go with a data set of texts"]),
             (["--layers", "2"], ["--layers must go with a data set of texts"]),
             (["--hand-over"], ["--hand-over must go with --model lstm", "mlp"]),

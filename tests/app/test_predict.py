@@ -105,6 +105,34 @@ class TestStandardInput:
         assert [row["path"] for row in rows(scpl("predict", run, "./-").out)] == ["-"]
 
 
+class TestKeep:
+    """What a user joins predictions with his own table by."""
+
+    def test_columns_of_a_table_of_texts(self, tmp_path):
+        run, table = made_text_run(tmp_path / "texts"), tmp_path / "t.csv"
+        table.write_text("nr;label;text\n007;printer;the printer\n;;a taxi\n")
+        found = rows(scpl("predict", run, table, "--keep", "nr", "label").out)
+        assert [(row["nr"], row["label"]) for row in found] == [("007", "printer"), ("", "")]
+        alone = rows(scpl("predict", run, table).out)
+        assert [row["predicted label"] for row in found] == [row["label"] for row in alone]
+        out = tmp_path / "p.parquet"
+        scpl("predict", run, table, "--keep", "nr", "--out", out)
+        assert pyarrow.parquet.read_table(out).to_pylist()[0]["nr"] == "007"
+        refused(scpl("predict", run, table, "--keep", "no"), "must have a column 'no'", "nr, label")
+        refused(scpl("predict", run, "a taxi", "--keep", "nr"), "inputs that are tables", "a taxi")
+
+    def test_of_images_that_a_table_names(self, run, photos, tmp_path):
+        table = tmp_path / "t.csv"
+        table.write_text("id,name\n7,03\n8,bad\n9,04\n")
+        done = scpl("predict", run, table, "--keep", "id", "--batch-size", "2")
+        assert done.status == 2
+        assert "bad.png" in done.err
+        found = rows(done.out)
+        assert [row.pop("id") for row in found] == ["7", "9"]
+        alone = scpl("predict", run, photos / "03.png", photos / "04.png")
+        assert found == rows(alone.out)
+
+
 class TestFiles:
     def test_all_formats_hold_the_same_rows(self, run, photos, tmp_path):
         found = {}
@@ -147,9 +175,10 @@ class TestMemory:
         monkeypatch.setattr("os.walk", lambda folder, onerror: iter(folders))
         monkeypatch.setattr("pathlib.Path.is_dir", lambda path: path.name == "in")
         monkeypatch.setattr("pathlib.Path.is_file", lambda path: True)
+        wanted = images._Wanted(["before.png", "in"], {}, ())
         tracemalloc.start()
         try:
-            assert sum(1 for _ in images._files(["before.png", "in"], Faults())) == 4001
+            assert sum(1 for _ in images._files(wanted, Faults())) == 4001
             assert tracemalloc.get_traced_memory()[1] < 200_000  # bytes; 4,000 paths take 1 MB
         finally:
             tracemalloc.stop()

@@ -11,7 +11,7 @@ from PIL import Image
 from run_folders import make_run, make_timeline
 from scpl.report import exits_picture, write_run_report
 from scpl.report.comparison_plots import comparison_panels, mean_curve
-from scpl.report.panels import method_styles, moved_apart, panel_svg, stage_colours
+from scpl.report.panels import method_styles, moved_apart, panel_svg, short_label, stage_colours
 from scpl.report.run_plots import condense, run_panels
 from scpl.report.timelines import (
     activity_shares,
@@ -23,6 +23,12 @@ from scpl.report.timelines import (
 from scpl.runs import RunRecord
 
 pytestmark = pytest.mark.pictures
+
+
+def test_names_that_differ_at_their_ends_stay_apart():
+    """Class folders often share how they begin; all were cut to the same label."""
+    assert short_label("a class with a long name 003", 14) == "a class…me 003"
+    assert short_label("short", 14) == "short"
 
 
 def test_many_methods_and_seeds_stay_apart(tmp_path):

@@ -146,9 +146,9 @@ class DataConfig:
 
     data: str = "digits"
     """A known data set (digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet; ag_news,
-    dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table of texts (CSV,
-    TSV, JSON lines, parquet, Arrow), a folder with tables train and test, or a folder that datasets
-    saved."""
+    dbpedia_14, imdb, sst2), a folder of images with one folder per class, a table (CSV, TSV, JSON
+    lines, parquet, Arrow) of texts or of names of images, a folder with tables train and test, or a
+    folder that datasets saved."""
     data_dir: Path | None = setting(None, decides="nothing")
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     limit_train: int | None = setting(None, POSITIVE)
@@ -185,12 +185,15 @@ class DataConfig:
     """texts: columns that make a text; default: text, sentence or content."""
     task: Literal["classes", "multi-label", "regression"] = setting("classes", samples="texts")
     """texts: what is learnt: one of several classes; any number of labels; or numbers."""
-    label: tuple[str, ...] = setting((), samples="texts")
-    """texts: column of the class; default: label. multi-label: one column that lists labels (a JSON
-    list, or separated by ; or |), or one of 0 and 1 for each label; regression: one or several of
-    numbers."""
-    test_data: Path | None = setting(None, samples="texts")
-    """texts: a table to test on; default: the data set's own test split, or a share of it."""
+    image: str | None = setting(None, samples="images")
+    """images: column of a table that names the files: paths from its folder or a folder in it, with
+    their ending or without; default: the first column that does."""
+    label: tuple[str, ...] = ()
+    """tables: column of the class; default: label. multi-label: one column that lists labels (a
+    JSON list, or separated by ; or |), or one of 0 and 1 for each label; regression: one or several
+    of numbers."""
+    test_data: Path | None = None
+    """tables: another one to test on; default: the data set's own test split, or a share of it."""
     test_share: float = setting(0.2, PROPER_SHARE, samples="texts")
     """texts: share that is tested on, where there is no test split; the same in every run."""
     limit_test: int | None = setting(None, POSITIVE, samples="texts")
@@ -1139,8 +1142,8 @@ class EvalConfig:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     data: str | None = None
-    """Another data set, or a table of labelled texts, or a folder of images by class, all of which
-    are tested; classes are matched by name; default: what the run was tested on."""
+    """Another data set, or a table of labelled texts or images, or a folder of images by class, all
+    of which are tested; classes are matched by name; default: what the run was tested on."""
     data_dir: Path | None = None
     """Where data sets lie; default: the environment variable SCPL_DATA."""
     batch_size: int | None = None
@@ -1179,8 +1182,8 @@ class PredictConfig:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, or folders of them; texts in quotes, or tables of them (CSV, TSV, JSON lines,
-    parquet); - for standard input: one path, or one text, per line."""
+    """Image files, or folders of them; texts in quotes; tables of texts or of names of images (CSV,
+    TSV, JSON lines, parquet); - for standard input: one path, or one text, per line."""
     out: Path | None = None
     """Write a file instead of printing: .csv, .jsonl or .parquet. It is there when all is done, or
     not at all."""
@@ -1188,6 +1191,10 @@ class PredictConfig:
     """Overwrite what is there."""
     text: tuple[str, ...] = ()
     """Text columns of tables; default: those of the training data."""
+    image: str | None = None
+    """Column of tables that names images; default: the first column that does."""
+    keep: tuple[str, ...] = ()
+    """Columns of tables that are written before the prediction, as text: an id, for instance."""
     stdin: Literal["lines", "csv", "tsv", "jsonl", "parquet"] = "lines"
     """texts: what - holds: a text per line, or a table, which is copied to a temporary file."""
     top: int = 1

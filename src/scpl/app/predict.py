@@ -22,6 +22,7 @@ from scpl.errors import InputError, Interrupted
 
 __all__ = ["predict"]
 
+_STAGES = "stages"  # the column that says how many an input went through
 _AHEAD = 2  # mini-batches that are read while the network computes
 
 
@@ -57,8 +58,9 @@ def predict(config: PredictConfig, out: TextIO) -> None:
     set_threads(trained.run.threads, 1)
     modality = modality_named(description)
     exits = Exits(network, config.exit_threshold)
-    # A number may be called like what names an input.
-    apart = {n: f"predicted {n}" if n in modality.COLUMNS else n for n in columns}
+    # A number may be called like what names an input, and what is kept like anything.
+    before = {**modality.COLUMNS, **dict.fromkeys(config.keep, "")}
+    apart = {n: f"predicted {n}" if n in before else n for n in (*columns, _STAGES)}
 
     def rows_of(names: Sequence[Row], outputs: torch.Tensor) -> Iterator[Row]:
         """Put together what names the inputs and what is predicted, ``outputs [N, C]``."""
@@ -66,12 +68,12 @@ def predict(config: PredictConfig, out: TextIO) -> None:
         written = task.written(outputs, classes, config.top)
         for name, values, stage in zip(names, written, stages, strict=True):
             row = {**name, **{apart[column]: value for column, value in values.items()}}
-            yield row if stage is None else {**row, "stages": stage}
+            yield row if stage is None else {**row, apart[_STAGES]: stage}
 
     # All outputs above 0, so that lists of labels are not empty.
-    (example,) = rows_of([modality.COLUMNS], torch.ones(1, len(classes)))
+    (example,) = rows_of([before], torch.ones(1, len(classes)))
     if config.exit_threshold is not None:
-        example = {**example, "stages": 1}
+        example = {**example, apart[_STAGES]: 1}
     pending = modality.pending(config, folder, description)
     chosen = weights_epoch(folder)
     if "best_by" in chosen:  # else it is the last one, as anyone would think

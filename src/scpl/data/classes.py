@@ -1,16 +1,32 @@
-"""Classes by their names: which are known, how many samples each has, which have none."""
+"""Classes by their names: which are known, how many samples each has, which have none.
+
+In a table the name of a row's class stands in a cell.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from scpl.data.tables import is_missing
 from scpl.errors import DataError
 
-__all__ = ["absent", "check_known", "is_number", "matched", "spread"]
+__all__ = [
+    "absent",
+    "check_known",
+    "classes_in",
+    "is_number",
+    "label_of",
+    "matched",
+    "none_labelled",
+    "sorted_labels",
+    "spread",
+]
 
 _FEW = 10  # names in a message
 
@@ -96,3 +112,90 @@ def spread(sizes: Tensor, names: Sequence[str], samples: str = "texts") -> str:
         return ", ".join(f"{name} {size:,}" for size, name in pairs)
     (most, first), (least, last) = pairs[0], pairs[-1]
     return f"{len(pairs)}, from {least:,} ({last}) to {most:,} ({first}) {samples} each"
+
+
+# In tables
+
+
+def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
+    """Name the class of a row, or None if its label is missing.
+
+    A whole number is an index into ``names``, if these are words: names that are numbers are never
+    counted through, or 1 would be the second of 1, 2, 3 in one row and the first in another.
+    ``place`` is for messages. Raises DataError if a number has no name, or the value is no label.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, (list, dict, bytes)):
+        raise DataError("A label must be a name or a number", f"Got {value!r:.60} in {place}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip()
+    if names is None or text in names or any(map(is_number, names)):
+        return text
+    try:
+        index = int(text)
+    except ValueError:
+        index = -1
+    if not 0 <= index < len(names):
+        raise DataError(
+            f"Labels must be one of {', '.join(names)}, or 0 .. {len(names) - 1}",
+            f"Got {text!r:.60} in {place}",
+            "A label of -1 often marks an unlabelled test set; use the labelled one",
+        )
+    return names[index]
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct labels: numbers by value, names by their characters."""
+    distinct = set(labels)
+    try:
+        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
+    except ValueError:
+        return tuple(sorted(distinct))
+
+
+def classes_in(
+    labels: Sequence[str],
+    column: str,
+    path: Path,
+    known: Sequence[str] | None = None,
+    if_numbers: str = "choose another column",
+) -> tuple[str, ...]:
+    """Name the classes that training rows of a table have.
+
+    Args:
+        labels: Of the rows.
+        column: Where they stand.
+        path: The table.
+        known: All classes, where the data set tells them.
+        if_numbers: What to do with numbers that are no classes.
+
+    Raises:
+        DataError: There are fewer than two classes, or hardly a row shares its label with others.
+    """
+    if not labels:
+        raise none_labelled([column], path)
+    names = tuple(known or sorted_labels(labels))
+    if len(names) < 2:
+        raise DataError(
+            "There must be at least two classes",
+            f"Got only {names[0]!r} in column {column!r} of {path}",
+            "Choose another column with `label`",
+        )
+    if len(names) > max(100, len(labels) // 2):
+        numeric = known is None and all(map(is_number, names))
+        raise DataError(
+            "`label` must name a column of classes, which many rows share",
+            f"Got {len(names):,} different values in {len(labels):,} rows of column {column!r}",
+            f"They are numbers: {if_numbers}" if numeric else "Choose another column",
+        )
+    return names
+
+
+def none_labelled(columns: Sequence[str], path: Path) -> DataError:
+    """Say that no row of a table has a label."""
+    return DataError(
+        "A table must hold labelled rows",
+        f"Got no row with a label in column {', '.join(map(repr, columns))} of {path}",
+    )

@@ -27,7 +27,7 @@ from scpl.runs.columns import (
     TRAIN,
     VALID_LOSS,
 )
-from scpl.runs.metrics import METRICS
+from scpl.runs.metrics import METRICS, metric_of
 
 __all__ = ["comparison_page", "flatten", "run_page"]
 
@@ -147,9 +147,8 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     epoch, trained = run.number("weights_epoch"), run.number("trained_epochs")
     if "best_by" in run.summary and math.isfinite(epoch):
         stopped = trained < run.number("epochs")
-        told = f"the best of {trained:.0f}; " + (
-            "stopped early" if stopped else "not stopped early"
-        )
+        title = metric_of(run.summary["best_by"]).title
+        told = f"the best of {trained:.0f} by {title}; {'' if stopped else 'not '}stopped early"
         tiles.append(("Weights of epoch", f"{epoch:.0f}", told))
     if waits:
         most = f"mean; most {percent(max(waits))}" if waits[1:] else "of the time"

@@ -264,9 +264,15 @@ def moved_apart(places: Sequence[float], gap: float) -> list[float]:
 
 
 def short_label(label: str, limit: int = 24) -> str:
-    """Shorten a name for a legend; matplotlib hides names that begin with an underscore."""
+    """Shorten a name for a legend; matplotlib hides names that begin with an underscore.
+
+    It is cut in the middle: names of one set often differ only at their ends.
+    """
     shown = f" {label}" if label.startswith("_") else label
-    return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    if len(shown) <= limit:
+        return shown
+    end = (limit - 1) // 2
+    return f"{shown[: limit - 1 - end]}…{shown[-end:]}"
 
 
 def small_marks(points: Sequence[float], size: float = 3.2) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scpl.data.text.splits import (
     _limited,
     choose_columns,
     find_files,
+    labelled,
     read_splits,
 )
 from scpl.errors import DataError, InputError
@@ -121,6 +122,17 @@ class TestFiles:
         assert (files.name, len(files.valid), len(files.test)) == ("own", valid, test)
         assert len(files.notes) == (names[-1] == "valid.csv")
         assert is_text(str(tmp_path / "own"))
+
+    def test_a_test_table_without_labels_is_passed_over_unless_it_is_wanted(self, tmp_path):
+        write_table(tmp_path / "train.csv", tickets())
+        bare = write_table(tmp_path / "test.csv", [{"body": "a taxi"}])
+        files = labelled(find_files(str(tmp_path)), COLUMNS, None)
+        assert (files.test, files.notes) == (
+            (),
+            (f"{bare} is passed over, as it has no column 'queue'",),
+        )
+        wanted = find_files(str(tmp_path), test_data=bare)
+        assert labelled(wanted, COLUMNS, bare).test == (bare,)
 
     def test_what_is_text(self, tmp_path):
         assert is_text("imdb")

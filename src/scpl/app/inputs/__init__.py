@@ -12,6 +12,7 @@ from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, Trai
 from scpl.app.inputs import images, texts
 from scpl.app.inputs.base import Loaders
 from scpl.app.inputs.pending import Pending
+from scpl.data.images import names_images
 from scpl.data.loader import EpochLoader
 from scpl.data.text import is_text
 from scpl.runs import RunFolder
@@ -49,8 +50,9 @@ _MODALITIES: Mapping[str, Modality] = {"image": images, "text": texts}
 
 
 def modality_of(config: DataConfig) -> Modality:
-    """Find out whether a run's data are images or texts."""
-    return _MODALITIES["text" if config.text or is_text(config.data) else "image"]
+    """Find out whether a run's data are images or texts; of a table, whether it names images."""
+    image = not is_text(config.data) or names_images(config.data)
+    return _MODALITIES["image" if config.image or (image and not config.text) else "text"]
 
 
 def modality_named(description: Mapping[str, Any]) -> Modality:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,22 @@ from scpl.app.inputs.base import (
     drawn_from,
     fitted,
 )
-from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
+from scpl.app.inputs.pending import (
+    STDIN,
+    Kept,
+    Named,
+    Pending,
+    Say,
+    check_kept,
+    check_rows,
+    kept,
+    open_stdin,
+)
 from scpl.data import images as data
 from scpl.data.classes import absent, spread
 from scpl.data.images import EXTENSIONS, decode_readable, normalise, with_channels
 from scpl.data.notes import Faults
+from scpl.data.tables import is_table
 from scpl.errors import DataError, InputError
 from scpl.models.pretrained import PROCESSOR, ImageSettings, image_settings
 from scpl.outside import shown
@@ -70,6 +81,7 @@ def loaders(config: TrainConfig) -> Loaders:
     given: dict[str, Any] = {
         "data_dir": chosen.data_dir,
         "reading": _reading(config),
+        "table": _table(config),
     }
     source = data.load(chosen.data, image_size=side, **given)
     notes: tuple[str, ...] = ()
@@ -138,6 +150,19 @@ def loaders(config: TrainConfig) -> Loaders:
         task=task,
         identities=source.identities,
     )
+
+
+def _table(config: TrainConfig) -> data.TableSettings:
+    """What of a configuration says how a table of images is read."""
+    chosen = config.data
+    if len(chosen.label) > 1:
+        raise InputError(
+            "The class of an image must stand in one column",
+            f"Got --label {' '.join(chosen.label)}",
+            "Name one of them",
+        )
+    label = chosen.label[0] if chosen.label else None
+    return data.TableSettings(chosen.image, label, chosen.test_data, chosen.skip_unreadable)
 
 
 def _reading(config: TrainConfig) -> data.Reading:
@@ -212,8 +237,11 @@ def test_loader(
     if config.skip_unreadable:
         reading = reading._replace(skip_unreadable=True)
     own = _same(name, trained.data.data)
+    table = _table(trained)._replace(skip_missing=reading.skip_unreadable)
+    if not own:
+        table = table._replace(test_data=None)
     test, notes = data.load_test(
-        name, classes, inputs.image_size, own=own, data_dir=data_dir, reading=reading
+        name, classes, inputs.image_size, own=own, data_dir=data_dir, reading=reading, table=table
     )
     if config.data is None:
         check_tested_on(description, {"test": test.identity(classes)}, classes, name, "images")
@@ -243,13 +271,13 @@ def pending(config: PredictConfig, folder: RunFolder, description: Mapping[str, 
             "Standard input must hold paths, one per line, for a run on images",
             f"Got --stdin {config.stdin}",
         )
-    names = [str(name) for name in config.inputs]
-    return _Images(names, config.batch_size, ImageInputs.of(description))
+    return _Images(config, ImageInputs.of(description))
 
 
 class _Images(Pending):
-    def __init__(self, names: Sequence[str], size: int, network: ImageInputs) -> None:
-        self._names, self._size, self._network = names, size, network
+    def __init__(self, config: PredictConfig, network: ImageInputs) -> None:
+        names = [str(name) for name in config.inputs]
+        self._size, self._network = config.batch_size, network
         self._found = self._failed = 0
         self._left_out = Faults()
         self.waits = STDIN in names
@@ -257,9 +285,14 @@ class _Images(Pending):
         missing = [shown(path) for path in paths if not path.exists()]
         if missing:
             raise DataError("Every input must exist", f"Not found: {', '.join(missing)}")
+        tables = [Path(name) for name in names if is_table(Path(name))]
+        check_kept(config.keep, [name for name in names if not is_table(Path(name))])
+        self._wanted = _Wanted(
+            names, {table: data.naming_of(table, config.image) for table in tables}, config.keep
+        )
         # Listing a folder twice takes little beside decoding what is in it.
         left_out = Faults()
-        self.total = None if self.waits else sum(1 for _ in _files(names, left_out))
+        self.total = None if self.waits else sum(1 for _ in _files(self._wanted, left_out))
         if self.total == 0:
             where = ", ".join(shown(Path(name)) for name in names) or "no input"
             raise DataError(
@@ -269,18 +302,19 @@ class _Images(Pending):
             )
 
     def batches(self, say: Say) -> Iterator[Named]:
-        files, network = _files(self._names, self._left_out), self._network
+        files, network = _files(self._wanted, self._left_out), self._network
         while chunk := list(islice(files, self._size)):
-            paths, images = _read_images(chunk, network, say)
+            read, images = _read_images([path for path, _ in chunk], network, say)
             self._found += len(chunk)
-            self._failed += len(chunk) - len(paths)
-            if paths:
-                names = [{"path": shown(path)} for path in paths]
+            self._failed += len(chunk) - len(read)
+            if read:
+                names = [{"path": shown(chunk[i][0]), **chunk[i][1]} for i in read]
                 yield names, normalise(images, network.mean, network.std)
 
     def check(self, say: Say) -> None:
         for note in self._left_out.notes():
             say(shown(note))
+        check_rows(self._left_out)
         if self._failed:
             raise DataError(
                 "Every image must be readable",
@@ -289,21 +323,33 @@ class _Images(Pending):
             )
 
 
-def _files(names: Sequence[str], left_out: Faults) -> Iterator[Path]:
+class _Wanted(NamedTuple):
+    """The inputs: their names; of those that are tables, how they name images; what is kept."""
+
+    names: Sequence[str]
+    tables: Mapping[Path, data.Naming]
+    keep: Sequence[str]
+
+
+def _files(wanted: _Wanted, left_out: Faults) -> Iterator[tuple[Path, Kept]]:
     """List the image files that were named, and those in named folders, each once.
 
-    What is held are the names, not what is found in them; what stdin names is not compared.
+    Tables name one in each row, with the cells that are kept. What is held are the names, not what
+    is found in them; what stdin and tables name is not compared.
     """
     before: set[Path] = set()
-    for name in names:
-        if name == STDIN:
-            yield from _named_on_stdin()
-            continue
+    for name in wanted.names:
         path = Path(name)
-        for file in data.image_files(path, left_out) if path.is_dir() else [path]:
-            if not (before and _is_among(file, before)):
-                yield file
-        before.add(path)
+        if name == STDIN:
+            yield from ((file, {}) for file in _named_on_stdin())
+        elif path in wanted.tables:
+            for _, file, cells in wanted.tables[path].images(wanted.keep, left_out):
+                yield file, kept(wanted.keep, cells)
+        else:
+            for file in data.image_files(path, left_out) if path.is_dir() else [path]:
+                if not (before and _is_among(file, before)):
+                    yield file, {}
+            before.add(path)
 
 
 def _is_among(file: Path, inputs: Collection[Path]) -> bool:
@@ -322,12 +368,14 @@ def _named_on_stdin() -> Iterator[Path]:
                 yield Path(os.fsdecode(name))
 
 
-def _read_images(
-    files: Sequence[Path], network: ImageInputs, say: Say
-) -> tuple[list[Path], Tensor]:
-    """Decode files into ``uint8 [N, C, H, W]``; unreadable ones are named and left out."""
+def _read_images(files: Sequence[Path], network: ImageInputs, say: Say) -> tuple[list[int], Tensor]:
+    """Decode files into ``uint8 [N, C, H, W]``; unreadable ones are named and left out.
+
+    Returns:
+        The places of the others in ``files``, and their images.
+    """
     decoded = decode_readable(files, network.image_size, white=network.white)
     for index, why in decoded.unreadable.items():
         say(f"{shown(files[index])}: {why}")
-    paths = [file for index, file in enumerate(files) if index not in decoded.unreadable]
-    return paths, with_channels(decoded.images, network.channels)
+    read = [index for index in range(len(files)) if index not in decoded.unreadable]
+    return read, with_channels(decoded.images, network.channels)

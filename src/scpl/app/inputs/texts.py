@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 from scpl import models
 from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
@@ -24,7 +24,17 @@ from scpl.app.inputs.base import (
     drawn_from,
     fitted,
 )
-from scpl.app.inputs.pending import STDIN, Named, Pending, Say, open_stdin
+from scpl.app.inputs.pending import (
+    STDIN,
+    Kept,
+    Named,
+    Pending,
+    Say,
+    check_kept,
+    check_rows,
+    kept,
+    open_stdin,
+)
 from scpl.data import text
 from scpl.data.notes import Faults
 from scpl.errors import DataError, InputError
@@ -252,13 +262,23 @@ def pending(config: PredictConfig, folder: RunFolder, description: Mapping[str, 
     return _Texts(config, folder, TextInputs.of(description))
 
 
+_Text: TypeAlias = tuple[str, int, str, Kept]
+"""Its source, its number in it, itself, and what is kept of its row."""
+
+
 class _Texts(Pending):
     def __init__(self, config: PredictConfig, folder: RunFolder, network: TextInputs) -> None:
         self._columns = config.text or network.text_columns
         self._network, self._size, self._stdin = network, config.batch_size, config.stdin
         self._tokenizer, self._faults = _tokenizer(folder, network), Faults()
         names = map(str, config.inputs)
-        self._sources = [n if n == STDIN else _source(n, self._columns) for n in names]
+        self._keep = config.keep
+        wanted = (*self._columns, *self._keep)
+        self._sources = [n if n == STDIN else _source(n, wanted) for n in names]
+        lines = config.stdin == "lines"
+        check_kept(
+            self._keep, [s for s in self._sources if isinstance(s, str) and (lines or s != STDIN)]
+        )
         self.waits = STDIN in self._sources
         counts = [None if s == STDIN else 1 if isinstance(s, str) else text.count_rows(s)
                   for s in self._sources]  # fmt: skip
@@ -268,28 +288,22 @@ class _Texts(Pending):
     def batches(self, say: Say) -> Iterator[Named]:
         found = (each for source in self._sources for each in self._texts(source, say))
         while batch := list(islice(found, self._size)):
-            names = [{"source": source, "row": row} for source, row, _ in batch]
-            contents = [content for _, _, content in batch]
+            names = [{"source": source, "row": row, **kept} for source, row, _, kept in batch]
+            contents = [content for _, _, content, _ in batch]
             rows = self._tokenizer.encode(contents, self._network.max_tokens)
             yield names, self._network.padding.rows(rows)
 
     def check(self, say: Say) -> None:
         for note in self._faults.notes():
             say(note)
-        lost = sum(map(self._faults.count, text.LEFT_OUT))
-        if lost:
-            raise DataError(
-                "Every row must be readable",
-                f"{lost} were not, as told above",
-                "Correct or remove them; all others were classified",
-            )
+        check_rows(self._faults)
 
-    def _texts(self, source: Path | str, say: Say) -> Iterator[tuple[str, int, str]]:
-        """Yield the texts of a source, with its name and their numbers in it."""
+    def _texts(self, source: Path | str, say: Say) -> Iterator[_Text]:
+        """Yield the texts of a source."""
         if isinstance(source, Path):
             yield from self._rows(source, shown(source))
         elif source != STDIN:
-            yield shown(source), 1, shown(source)
+            yield shown(source), 1, shown(source), {}
         elif self._stdin == "lines":
             yield from self._lines(say)
         else:
@@ -299,11 +313,13 @@ class _Texts(Pending):
                     copyfileobj(stream, file)
                 yield from self._rows(copy, STDIN)
 
-    def _rows(self, table: Path, name: str) -> Iterator[tuple[str, int, str]]:
-        for number, values in text.rows_of(table, self._columns, self._faults):
-            yield name, number, text.text_of(values, self._columns, f"{table} row {number}")
+    def _rows(self, table: Path, name: str) -> Iterator[_Text]:
+        many = len(self._columns)
+        for number, cells in text.rows_of(table, (*self._columns, *self._keep), self._faults):
+            content = text.text_of(cells[:many], self._columns, f"{table} row {number}")
+            yield name, number, content, kept(self._keep, cells[many:])
 
-    def _lines(self, say: Say) -> Iterator[tuple[str, int, str]]:
+    def _lines(self, say: Say) -> Iterator[_Text]:
         with open_stdin("texts") as stream:
             lines = text.lines_of(stream, "standard input", self._faults)
             for number, line in enumerate(lines, start=1):
@@ -313,7 +329,7 @@ class _Texts(Pending):
                         "is a table, say so with --stdin csv, tsv or jsonl"
                     )
                 content = line.rstrip("\r\n")[: text.LONGEST_TEXT]
-                yield content, number, content
+                yield content, number, content, {}
 
 
 def _source(name: str, columns: Sequence[str]) -> Path | str:

@@ -19,6 +19,7 @@ from scpl.data.images.folders import image_files
 from scpl.data.images.load import known, load, load_test
 from scpl.data.images.loader import AUGMENTATIONS, Augmentation, Loader, normalise
 from scpl.data.images.ondemand import OnDemand, with_channels
+from scpl.data.images.tables import Naming, TableSettings, names_images, naming_of
 from scpl.data.known import EMBEDDED, IMAGE_SETS
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "Augmentation",
     "ImageData",
     "Loader",
+    "Naming",
     "OnDemand",
     "Reading",
     "Split",
+    "TableSettings",
     "WhiteLevels",
     "carve_validation",
     "decode_images",
@@ -41,6 +44,8 @@ __all__ = [
     "limit",
     "load",
     "load_test",
+    "names_images",
+    "naming_of",
     "normalise",
     "sentence",
     "shared_images",

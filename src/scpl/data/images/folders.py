@@ -19,6 +19,7 @@ from scpl.data.classes import check_known
 from scpl.data.images.decode import EXTENSIONS, reads_avif
 from scpl.data.images.listing import Format, Listing, Part, Purpose
 from scpl.data.notes import Faults
+from scpl.data.tables import is_table
 from scpl.errors import DataError
 from scpl.outside import shown
 
@@ -28,9 +29,12 @@ __all__ = [
     "has_folder",
     "image_files",
     "is_archive",
+    "is_hidden",
     "list_folder",
     "nothing_in",
     "part_of",
+    "purpose_of",
+    "unusable",
 ]
 
 PURPOSES: Mapping[Purpose, Sequence[str]] = {
@@ -89,19 +93,19 @@ def image_files(folder: Path, left_out: Faults) -> Iterator[Path]:
         left_out.add("folders that cannot be opened left out", str(error.filename))
 
     for root, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for path in (Path(root, name) for name in folders):
             if path.is_symlink():  # it may lead back to where it lies
                 left_out.add("links to folders left out", str(path))
-        for path in (Path(root, name) for name in sorted(files) if not _is_hidden(name)):
-            if why := _unusable(path):
+        for path in (Path(root, name) for name in sorted(files) if not is_hidden(name)):
+            if why := unusable(path):
                 left_out.add(why, str(path))
             else:
                 yield path
 
 
-def _unusable(path: Path) -> str:
-    """Say why a file is left out; nothing if it is not."""
+def unusable(path: Path) -> str:
+    """Say why a file is never read; nothing if it is."""
     suffix = path.suffix.lower()
     if suffix not in EXTENSIONS:
         advice = _UNREADABLE.get(suffix)
@@ -120,7 +124,7 @@ def _roots(folder: Path) -> tuple[dict[Purpose, Path], list[str]]:
     A folder called train that holds images, and no folders of them, is a class.
     """
     children = _subfolders(folder)
-    purposes = {child: _purpose(child) for child in children}
+    purposes = {child: purpose_of(child) for child in children}
     found: dict[Purpose, Path] = {}
     for child, purpose in purposes.items():
         if purpose is not None and _holds_classes(child):
@@ -147,14 +151,15 @@ def _roots(folder: Path) -> tuple[dict[Purpose, Path], list[str]]:
             raise DataError(
                 "A folder for training or testing must hold one folder per class",
                 f"Got images directly in {_listed(str(folder / name) for name in called)}",
-                "Sort them into folders named as the classes",
+                _sort_them(folder),
             )
         return {"all": folder}, [f"{folder / name} is taken as a class" for name in called]
     passed_over = [f"{child} is passed over, as it holds no folders of classes" for child in beside]
     return found, passed_over
 
 
-def _purpose(folder: Path) -> Purpose | None:
+def purpose_of(folder: Path) -> Purpose | None:
+    """What the name of a folder says that its images are for."""
     name = folder.name.lower()
     return next((purpose for purpose, names in PURPOSES.items() if name in names), None)
 
@@ -179,7 +184,7 @@ def _classes(root: Path, left_out: Faults) -> dict[str, list[Path]]:
             if file.parent != child:
                 left_out.add("images in sub-folders of a class, taken as of that class", str(file))
     for path in sorted(root.iterdir()):
-        if not _is_hidden(path.name) and path.suffix.lower() in EXTENSIONS and path.is_file():
+        if not is_hidden(path.name) and path.suffix.lower() in EXTENSIONS and path.is_file():
             left_out.add("images in no folder of a class left out", str(path))
     return found
 
@@ -234,11 +239,12 @@ def _part(root: Path, classes: Mapping[str, Sequence[Path]], names: Sequence[str
 def _subfolders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
-    children = (child for child in root.iterdir() if not _is_hidden(child.name))
+    children = (child for child in root.iterdir() if not is_hidden(child.name))
     return sorted(child for child in children if child.is_dir())
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether what is called so is never looked into."""
     return name.startswith(".") or name == _HIDDEN
 
 
@@ -254,8 +260,19 @@ def nothing_in(folder: Path) -> tuple[str, str]:
     if archives := [path.name for path in files if is_archive(path)]:
         return seen, f"Unpack {_listed(archives)}"
     if any(path.suffix.lower() in EXTENSIONS for path in files):
-        return seen, "Sort the images into folders named as the classes"
+        return seen, _sort_them(folder)
     return seen, ""
+
+
+def _sort_them(folder: Path) -> str:
+    """Say what to do with images that lie in no folder of a class."""
+    near = [folder, folder.parent] if purpose_of(folder) else [folder]
+    tables = [path for each in near for path in sorted(each.iterdir()) if is_table(path)]
+    found = f" (there are {_listed(map(str, tables))})" if tables else ""
+    return (
+        "Sort the images into folders named as the classes, or give as `data` a table that names "
+        f"each image and its class{found}: the columns are `image` and `label`"
+    )
 
 
 def is_archive(path: Path) -> bool:
@@ -276,7 +293,7 @@ def _right_folder(folder: Path) -> Path | None:
 
 
 def _trained_on(children: Sequence[Path]) -> set[Purpose | None]:
-    return {_purpose(child) for child in children if _holds_classes(child)}
+    return {purpose_of(child) for child in children if _holds_classes(child)}
 
 
 def _has_direct(folder: Path) -> bool:
@@ -285,7 +302,7 @@ def _has_direct(folder: Path) -> bool:
 
 def _seen(folder: Path) -> str:
     children = _subfolders(folder)
-    files = [path for path in folder.iterdir() if path.is_file() and not _is_hidden(path.name)]
+    files = [path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name)]
     ends = Counter(path.suffix.lower() or "without an ending" for path in files)
     seen = [f"{count:,} file{'s' * (count != 1)} {end}" for end, count in ends.most_common(_FEW)]
     if children:

@@ -11,6 +11,7 @@ from scpl.data.images import encoded, folders, raw
 from scpl.data.images.dataset import ImageData, Split, channel_stats, resize
 from scpl.data.images.decode import AS_IT_IS, Reading
 from scpl.data.images.listing import Format, Listing, Splits, decoded
+from scpl.data.images.tables import TableSettings, image_tables
 from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, ImageSet, find
 from scpl.errors import DataError, InputError, unknown_name
 
@@ -39,6 +40,7 @@ def load(
     image_size: int | None = None,
     download: bool = True,
     reading: Reading = AS_IT_IS,
+    table: TableSettings | None = None,
 ) -> ImageData:
     """Load a data set into memory.
 
@@ -47,12 +49,14 @@ def load(
     formats it is published in; then on the Hugging Face hub. ``digits`` comes with the package.
 
     Args:
-        name: One of ``known()``, or the path of a folder of images or of parquet files.
+        name: One of ``known()``, or the path of a folder of images or of parquet files, or of a
+            table that names images.
         data_dir: Folder that holds data sets.
         image_size: Side of the images in pixels; others are resized. By default they stay as they
             are, but for ``tiny-imagenet``, which the literature of this field uses at 32.
         download: Whether the hub may be asked.
         reading: How images are decoded.
+        table: How a table is read; None for what is no table.
 
     Returns:
         Train and test split with ``uint8 [N, C, H, W]`` images and ``int64 [N]`` labels.
@@ -64,8 +68,10 @@ def load(
     if image_size is not None and image_size < 1:
         raise InputError("The image size must be at least 1 pixel", f"Got {image_size}")
     if name == EMBEDDED:
+        _check_used(table, name, None)
         return _resized(raw.load_digits().each(Split.identified), image_size)
-    spec, folder, files = _located(name, data_dir, download)
+    spec, folder, files = _located(name, data_dir, download, table)
+    _check_used(table, name, files)
     size = image_size or (spec.image_size if spec else None)
     found = files.read(folder)
     splits = found.decoded(size, reading) if isinstance(found, Listing) else found
@@ -73,7 +79,8 @@ def load(
         return _resized(_known_set(name, spec, folder, splits), size)
     classes = splits.classes or _numbered(splits)
     mean, std = channel_stats(splits.train.images)
-    return _resized(_data(folder.resolve().name, splits, classes, mean, std), size)
+    name = folder.stem if folder.is_file() else folder.resolve().name
+    return _resized(_data(name, splits, classes, mean, std), size)
 
 
 def load_test(
@@ -85,6 +92,7 @@ def load_test(
     data_dir: Path | None = None,
     download: bool = True,
     reading: Reading = AS_IT_IS,
+    table: TableSettings | None = None,
 ) -> tuple[Split, tuple[str, ...]]:
     """Load images to test a trained network on.
 
@@ -98,6 +106,7 @@ def load_test(
         data_dir: Folder that holds data sets.
         download: Whether the hub may be asked.
         reading: How images are decoded.
+        table: How a table is read; None for what is no table.
 
     Returns:
         The images, and what the user should know.
@@ -109,7 +118,7 @@ def load_test(
     if name == EMBEDDED:
         data = raw.load_digits()
         return _matched(data.test, data.classes, classes, image_size)
-    spec, folder, files = _located(name, data_dir, download)
+    spec, folder, files = _located(name, data_dir, download, table)
     found = files.read(folder)
     if isinstance(found, Listing):
         part = found.to_learn()[2] if own else found.to_test()
@@ -130,7 +139,7 @@ def _matched(
 
 
 def _located(
-    name: str, data_dir: Path | None, download: bool
+    name: str, data_dir: Path | None, download: bool, table: TableSettings | None
 ) -> tuple[ImageSet | None, Path, Format]:
     """Find a data set and its format: one that is known by name, or a folder."""
     if name in IMAGE_SETS:
@@ -145,16 +154,32 @@ def _located(
         )
         return spec, folder, files
     path = Path(name).expanduser()
+    if tables := image_tables(path, table or TableSettings()):
+        return None, path, tables
     if path.is_dir():
         return None, path, _format_of(path)
     if path.exists():
         advice = f"{'Unpack it, and g' if folders.is_archive(path) else 'G'}ive its folder"
-        raise DataError("Images must lie in a folder", f"Got the file {path}", advice)
+        raise DataError(
+            "Images must lie in a folder, or be named by a table", f"Got the file {path}", advice
+        )
     advice = (
         "The path of a folder works too: one folder of images per class, or parquet files; or that "
-        f"of a table of texts (CSV, TSV, JSON lines, parquet). There is no {path.absolute()}"
+        "of a table of images or texts (CSV, TSV, JSON lines, parquet). There is no "
+        f"{path.absolute()}"
     )
     raise unknown_name("data set", name, (*known(), *TEXT_SETS), advice)
+
+
+def _check_used(table: TableSettings | None, name: str, files: Format | None) -> None:
+    """Check that what is said of a table is for one."""
+    wrong = [f"`{each}`" for each in ("image", "label", "test_data") if getattr(table, each, None)]
+    if wrong and files in (None, *FORMATS.values()):
+        raise InputError(
+            f"{', '.join(wrong)} must go with a table of images or texts",
+            f"Got {name}, which is none",
+            "Leave it out, or give the table as `data`",
+        )
 
 
 def _known(spec: ImageSet | None) -> tuple[str, ...] | None:

@@ -1,11 +1,7 @@
 """Labelled texts: known data sets, the user's own tables, tokens and mini-batches."""
 
 from scpl.data.known import TEXT_SETS, TextSet
-from scpl.data.text.load import TextData, TextSettings, load_test, load_text
-from scpl.data.text.loader import WITH_ZEROS, Encoded, Padding, TextLoader
-from scpl.data.text.pretrained import PretrainedTokenizer
-from scpl.data.text.splits import Columns, SplitSettings, is_text
-from scpl.data.text.tables import (
+from scpl.data.tables import (
     LEFT_OUT,
     LONGEST_TEXT,
     check_columns,
@@ -16,6 +12,10 @@ from scpl.data.text.tables import (
     rows_of,
     text_of,
 )
+from scpl.data.text.load import TextData, TextSettings, load_test, load_text
+from scpl.data.text.loader import WITH_ZEROS, Encoded, Padding, TextLoader
+from scpl.data.text.pretrained import PretrainedTokenizer
+from scpl.data.text.splits import Columns, SplitSettings, is_text
 from scpl.data.text.tokenizer import Tokenizer, WordVectors, from_json, read_vectors, width_of
 
 __all__ = [

@@ -16,6 +16,7 @@ from scpl.data.cache import keep, recall
 from scpl.data.identity import Identities, Identity, sizes_of
 from scpl.data.notes import Faults
 from scpl.data.spool import InMemory, SpooledTexts, check_disk, fits
+from scpl.data.tables import size_of
 from scpl.data.text.loader import Encoded
 from scpl.data.text.splits import (
     Columns,
@@ -25,12 +26,12 @@ from scpl.data.text.splits import (
     Texts,
     choose_columns,
     find_files,
+    labelled,
     numbered,
     read_splits,
     read_texts,
     targets_in,
 )
-from scpl.data.text.tables import size_of
 from scpl.data.text.tokenizer import (
     KINDS,
     Tokenizer,
@@ -135,6 +136,7 @@ def load_text(
     """
     files = find_files(name, data_dir=data_dir, test_data=test_data, download=download)
     columns = choose_columns(files, settings.text, settings.label)
+    files = labelled(files, columns, test_data and test_data.expanduser())
     before = _states(files.all)
     sources = _sources(files)
     content = {paths: _digest(paths) for paths in set(sources.values())}

@@ -18,13 +18,14 @@ from scpl.data.known import EMBEDDED, IMAGE_SETS, TEXT_SETS, TextSet, find
 from scpl.data.notes import Faults
 from scpl.data.sampling import held_out, one_per_class, stratified
 from scpl.data.spool import SpooledTexts
-from scpl.data.text.tables import (
+from scpl.data.tables import (
     SUFFIXES,
     check_columns,
     class_names,
     columns_of,
     is_table,
     rows_of,
+    tables_in,
     text_of,
 )
 from scpl.data.text.targets import Targets, targets_of
@@ -42,6 +43,7 @@ __all__ = [
     "choose_columns",
     "find_files",
     "is_text",
+    "labelled",
     "locate",
     "numbered",
     "read_splits",
@@ -79,7 +81,7 @@ def is_text(name: str) -> bool:
     path = Path(name).expanduser()
     if not path.is_dir():
         return is_table(path)
-    train = _tables(path, "train") or saved(path)
+    train = tables_in(path, "train") or saved(path)
     if not train:
         return False
     names = columns_of(train[0]) if train[0].suffix in columnar.SUFFIXES else ()
@@ -129,8 +131,8 @@ def _find_own(name: str) -> Files:
     if not path.is_dir():
         advice = f"The path of a table works too ({', '.join(SUFFIXES)}), or of a folder of tables"
         raise unknown_name("text data set", name, TEXT_SETS, advice)
-    train, test = _tables(path, "train"), _tables(path, "test")
-    valid = next((found for name in _VALID_NAMES if (found := _tables(path, name))), ())
+    train, test = tables_in(path, "train"), tables_in(path, "test")
+    valid = next((found for name in _VALID_NAMES if (found := tables_in(path, name))), ())
     if not train and (train := tuple(saved(path))):  # one split: a share of it tests
         return Files(path.resolve().name, train)
     if not train:
@@ -144,18 +146,6 @@ def _find_own(name: str) -> Files:
         notes = (f"tested on {valid[0].name}, as there is no table named test",)
         valid, test = (), valid
     return Files(path.resolve().name, train, valid, test, notes=notes)
-
-
-def _tables(folder: Path, split: str) -> tuple[Path, ...]:
-    """The tables of one split: ``split.csv`` and so on, or shards of parquet or Arrow."""
-    for place in (folder, folder / "data"):
-        for suffix in SUFFIXES:
-            if suffix not in columnar.SUFFIXES and (place / f"{split}{suffix}").is_file():
-                return (place / f"{split}{suffix}",)
-        if found := shards(place, split):
-            check_shards(found)
-            return tuple(found)
-    return ()
 
 
 def locate(root: Path, name: str) -> Files | None:
@@ -260,6 +250,25 @@ def choose_columns(files: Files, text: Sequence[str], label: Sequence[str]) -> C
         if columns.label.count(name) > 1:
             raise InputError("`label` must name each column once", f"Got {name!r} twice")
     return columns
+
+
+def labelled(files: Files, columns: Columns, wanted: Path | None) -> Files:
+    """Pass over tables that have no targets, as the test table of many a competition.
+
+    Args:
+        files: Those of a data set.
+        columns: Where texts and targets stand.
+        wanted: What the user says is to be tested on: reading it says what is wrong with it.
+    """
+    there: dict[str, Any] = {}
+    notes = list(files.notes)
+    for name, paths in (("valid", files.valid), ("test", files.test)):
+        missing = sorted(set(columns.label) - set(columns_of(paths[0]))) if paths else []
+        if missing and paths != (wanted,):
+            notes.append(f"{paths[0]} is passed over, as it has no column {missing[0]!r}")
+            paths = ()
+        there[name] = paths
+    return dataclasses.replace(files, notes=tuple(notes), **there)
 
 
 def read_texts(

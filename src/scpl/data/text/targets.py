@@ -6,7 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from sys import intern
@@ -15,10 +15,18 @@ from typing import Any, ClassVar, Generic, TypeVar, final
 import torch
 from torch import Tensor
 
-from scpl.data.classes import check_known, is_number, spread
+from scpl.data.classes import (
+    check_known,
+    classes_in,
+    is_number,
+    label_of,
+    none_labelled,
+    sorted_labels,
+    spread,
+)
 from scpl.data.identity import sizes_of
 from scpl.data.spool import PackedNumbers
-from scpl.data.text.tables import is_missing
+from scpl.data.tables import is_missing
 from scpl.errors import DataError, InputError
 from scpl.outside import parse_json
 from scpl.tasks import Classes, MultiLabel, Regression, Task
@@ -97,11 +105,7 @@ class Targets(ABC, Generic[Value]):
             yield f"no {split} text is of {', '.join(missing[:_FEW])}{more}"
 
     def _none(self, path: Path) -> DataError:
-        named = ", ".join(map(repr, self.columns))
-        return DataError(
-            "A table must hold labelled rows",
-            f"Got no row with a label in column {named} of {path}",
-        )
+        return none_labelled(self.columns, path)
 
 
 def targets_of(kind: str, columns: Sequence[str], known: Sequence[str] | None) -> Targets[Any]:
@@ -137,25 +141,10 @@ class _Class(Targets[str]):
         return None if label is None else intern(label)
 
     def names(self, values: Sequence[str], path: Path) -> tuple[str, ...]:
-        if not values:
-            raise self._none(path)
-        names = self.known or sorted_labels(values)
-        if len(names) < 2:
-            raise DataError(
-                "There must be at least two classes",
-                f"Got only {names[0]!r} in column {self.columns[0]!r} of {path}",
-                "Choose another column with `label`",
-            )
+        names = classes_in(
+            values, self.columns[0], path, self.known, "learn them with `task` regression"
+        )
         numeric = self.known is None and all(map(is_number, names))
-        if len(names) > max(100, len(values) // 2):
-            raise DataError(
-                "`label` must name a column of classes, which many rows share",
-                f"Got {len(names):,} different values in {len(values):,} rows of column "
-                f"{self.columns[0]!r}",
-                "They are numbers: learn them with `task` regression"
-                if numeric
-                else "Choose another column",
-            )
         fractions = any("." in name or "e" in name.lower() for name in names)
         if numeric and (fractions or len(names) > 2 * _FEW):
             self.hints.append(
@@ -280,44 +269,6 @@ _READERS: dict[str, type[Targets[Any]]] = {
 
 
 # Cells
-
-
-def label_of(value: Any, names: Sequence[str] | None, place: str) -> str | None:
-    """Name the class of a row, or None if its label is missing.
-
-    A whole number is an index into ``names``, if these are words: names that are numbers are never
-    counted through, or 1 would be the second of 1, 2, 3 in one row and the first in another.
-    ``place`` is for messages. Raises DataError if a number has no name, or the value is no label.
-    """
-    if is_missing(value):
-        return None
-    if isinstance(value, (list, dict, bytes)):
-        raise DataError("A label must be a name or a number", f"Got {value!r:.60} in {place}")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value).strip()
-    if names is None or text in names or any(map(is_number, names)):
-        return text
-    try:
-        index = int(text)
-    except ValueError:
-        index = -1
-    if not 0 <= index < len(names):
-        raise DataError(
-            f"Labels must be one of {', '.join(names)}, or 0 .. {len(names) - 1}",
-            f"Got {text!r:.60} in {place}",
-            "A label of -1 often marks an unlabelled test set; use the labelled one",
-        )
-    return names[index]
-
-
-def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Sort distinct labels: numbers by value, names by their characters."""
-    distinct = set(labels)
-    try:
-        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
-    except ValueError:
-        return tuple(sorted(distinct))
 
 
 def _listed(value: Any, place: str) -> list[str]:

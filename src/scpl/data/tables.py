@@ -1,4 +1,4 @@
-"""Tables of texts: CSV, TSV, JSON lines, parquet and Arrow, row by row in constant memory.
+"""Tables: CSV, TSV, JSON lines, parquet and Arrow, row by row in constant memory.
 
 A text file that begins with a byte order mark is read as that says. Any other is UTF-8; a line in
 it that is not valid UTF-8 is read as Windows-1252, what old spreadsheets write, and counted.
@@ -36,6 +36,7 @@ __all__ = [
     "lines_of",
     "rows_of",
     "size_of",
+    "tables_in",
     "text_of",
 ]
 
@@ -98,7 +99,12 @@ def rows_of(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Row]
     yield from _READERS[path.suffix.lower()][1](path, columns, faults)
 
 
-def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> None:
+def check_columns(
+    path: Path,
+    known: Sequence[str],
+    wanted: Sequence[str],
+    fix: str = "Choose columns with `text` and `label`",
+) -> None:
     """Check that all wanted columns are there, each once.
 
     Raises:
@@ -112,8 +118,20 @@ def check_columns(path: Path, known: Sequence[str], wanted: Sequence[str]) -> No
         raise DataError(
             f"{path.name} must have {'one' if twice else 'a'} column {missing[0]!r}",
             f"Its columns are: {', '.join(known)}",
-            hint + "Choose columns with `text` and `label`",
+            hint + fix,
         )
+
+
+def tables_in(folder: Path, split: str) -> tuple[Path, ...]:
+    """The tables of one split in a folder: ``split.csv`` and so on, or shards of columns."""
+    for place in (folder, folder / "data"):
+        for suffix in SUFFIXES:
+            if suffix not in columnar.SUFFIXES and (place / f"{split}{suffix}").is_file():
+                return (place / f"{split}{suffix}",)
+        if found := columnar.shards(place, split):
+            columnar.check_shards(found)
+            return tuple(found)
+    return ()
 
 
 def count_rows(path: Path) -> int | None:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scpl.data import tables
+from scpl.data.classes import label_of, sorted_labels
 from scpl.data.notes import Faults
-from scpl.data.text import tables
-from scpl.data.text.tables import (
+from scpl.data.tables import (
     BAD_JSON,
     HALVES,
     LONGEST_LINE,
@@ -20,7 +21,6 @@ from scpl.data.text.tables import (
     text_lines,
     text_of,
 )
-from scpl.data.text.targets import label_of, sorted_labels
 from scpl.errors import DataError
 from text_files import SUFFIXES, tickets, write_set, write_table
 
