@@ -377,7 +377,9 @@ class TestRefusals:
         done = scpl("train", "--data", "digits", "--threads", "1", "--heads", "2")
         refused(done, "--heads must go with --model transformer")
 
-    @pytest.mark.parametrize("flags", [["--label", "x"], ["--vectors", "x"], ["--hidden", "8"]])
+    @pytest.mark.parametrize(
+        "flags", [["--test-share", "0.3"], ["--vectors", "x"], ["--hidden", "8"]]
+    )
     def test_images_take_no_flags_of_texts(self, flags):
         refused(
             scpl("train", "--data", "digits", "--threads", "1", *flags),

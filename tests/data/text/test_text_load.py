@@ -275,6 +275,14 @@ class TestTesting:
         with pytest.raises(DataError, match="table named test"):
             load_test(str(tmp_path / "own"), data.tokenizer, data.classes, data.columns, 8)
 
+    def test_a_table_without_labels_is_refused_by_its_columns(self, tmp_path, table):
+        """The advice once was to choose columns, which a trained network has done."""
+        data = load(table)
+        other = tmp_path / "new.csv"
+        other.write_text("id,body\n1,abc\n")
+        with pytest.raises(DataError, match=r"have a column 'queue'.*can only be predicted"):
+            load_test(str(other), data.tokenizer, data.classes, data.columns, 8)
+
 
 # Texts that are held in files
 

@@ -16,7 +16,7 @@ from scpl.data.cache import keep, recall
 from scpl.data.identity import Identities, Identity, sizes_of
 from scpl.data.notes import Faults
 from scpl.data.spool import InMemory, SpooledTexts, check_disk, fits
-from scpl.data.tables import size_of
+from scpl.data.tables import check_columns, columns_of, size_of
 from scpl.data.text.loader import Encoded
 from scpl.data.text.splits import (
     Columns,
@@ -50,6 +50,10 @@ _FORMAT = 3  # raise it when the same files and settings give other numbers than
 _MIN_TOKENS = 200_000  # fewer are made in a second
 _FIELDS = ("tokens", "starts", "labels")
 _CHUNK = 1024  # texts that are made tokens at a time
+_AS_LEARNT = (
+    "Name columns as they are in the table that the network learnt from; texts without labels can "
+    "only be predicted"
+)
 _OF_A_BYTE = 3  # bytes that short texts and their tokens take in memory for each of a table's
 
 
@@ -196,6 +200,8 @@ def load_test(
         raise DataError("A folder to test on must hold a table named test", f"Got none in {name}")
     if files.known is not None:
         columns = choose_columns(files, (), ())
+    for path in paths:
+        check_columns(path, columns_of(path), (*columns.text, *columns.label), _AS_LEARNT)
     targets = targets_in(dataclasses.replace(files, train=paths), columns, task, classes)
     faults = Faults()
     taken = _taken(paths)
