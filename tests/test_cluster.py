@@ -141,8 +141,10 @@ def test_the_best_number_of_micro_batches_counts_and_the_figure_is_drawn(main, t
     assert "| machine 0 | 0.25 of a core | 0.24 | -4.0 % | more than 2 % |" in text
     assert "| 2 | loopback | gpipe/4 | **2.00** (1.50 .. 2.50) | **1.38** (1.25 .. 1.50) |" in text
     lines = [{"method": "scpl", "link": "loopback", "machines": 2, "speed_up": 1.9}]
-    (tmp_path / "plan.json").write_text(json.dumps({"simulated": lines}))
-    assert tables.simulated_lines(tmp_path / "plan.json") == lines
+    forecasts = [{"method": "scpl", "ratio": 1.9}]
+    planned = {"simulated": [{"machines": 2, "link": ["loopback"], "forecasts": forecasts}]}
+    (tmp_path / "plan.json").write_text(json.dumps(planned))
+    assert tables.simulated_lines([tmp_path / "plan.json"]) == lines
     tables.draw(results, lines, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
 

@@ -475,7 +475,13 @@ def read_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument("--anyway", action="store_true", help="measure even if the check fails")
     parser.add_argument("--check", action="store_true", help="check machines and links, no more")
-    parser.add_argument("--simulated", type=Path, help="lines for the figure, as JSON")
+    parser.add_argument(
+        "--simulated",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="lines for the figure: what scpl plan --machines --json printed, one file for a link",
+    )
     parser.add_argument("--out", type=Path, help="folder for results.json, table.md, speed-up.png")
     parser.add_argument(
         "--draw", type=Path, nargs="+", help="measure nothing: draw what these files hold"
@@ -529,10 +535,7 @@ def main() -> None:
             found = measured_by(arguments, flags)
     except (KeyboardInterrupt, OSError, RuntimeError, ValueError, ScplError) as error:
         raise SystemExit(in_flags(str(error)) or "Interrupted") from None
-    settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(arguments).items()
-    }
+    settings = json.loads(json.dumps(vars(arguments), default=str))  # paths among them
     found |= {"environment": environment(), "load_before": load}
     found |= {"arguments": settings, "flags": flags, "minutes": (time.monotonic() - begin) / 60}
     lines = "\n".join(tables(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from multiprocessing.connection import Connection
@@ -31,13 +31,16 @@ from scpl.data.loader import Batch
 from scpl.engine.batches import Source
 from scpl.engine.build import assign, build_stages
 from scpl.engine.channel import NoChannel
+from scpl.engine.mesh import Mesh
 from scpl.engine.messages import Message, TrainBatch
 from scpl.engine.ranks import Ranks
+from scpl.engine.shares import dims_of, held, take_rows
 from scpl.engine.stage import Stage, StageOptions
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.stream import StreamTrainer
 from scpl.methods.base import Method
 from scpl.partition import Partition
+from scpl.partition.pieces import Dimensions
 from turns import Networks, block_of
 
 __all__ = ["Entry", "Place", "serve"]
@@ -166,6 +169,7 @@ def alone(
         kept = Kept()
         StreamTrainer(stages(range(hosted.start)), kept, Timeline()).train(message, ())
         message = kept.batch
+    message = share_of(message, ranks.mesh, parts.batch_dims[hosted.start - 1])
     step = partial(StreamTrainer(stages(hosted), NoChannel(), Timeline()).train, message, ())
     step()
 
@@ -183,6 +187,16 @@ def alone(
         connection.recv()
 
     return train
+
+
+def share_of(batch: TrainBatch, mesh: Mesh, dims: Dimensions) -> TrainBatch:
+    """What a replica works on: its rows, and their targets."""
+    if mesh.num_replicas == 1:
+        return batch
+    rows = held(batch.rows, mesh.num_replicas, mesh.replica)
+    places = dims_of(batch.features, None if mesh.group == 0 else dims)
+    features = take_rows(batch.features, places, rows)
+    return replace(batch, features=features, target=batch.target[rows.start : rows.stop])
 
 
 class Kept(NoChannel):

@@ -75,17 +75,24 @@ def best_rows(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(best.values(), key=lambda row: row["machines"])
 
 
-def simulated_lines(path: Path | None) -> list[dict[str, Any]]:
-    """Read what a simulation says, for the figure.
+def simulated_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read what ``scpl plan --machines --json`` says, for the figure.
 
-    A list of objects with ``method``, ``link``, ``machines`` and ``speed_up`` (over one machine
-    with `bp`), or an object that has such a list as ``simulated``.
+    Returns:
+        Objects with ``method``, ``link``, ``machines`` and ``speed_up`` over `bp` on one machine.
     """
-    if path is None:
-        return []
-    values = json.loads(path.read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] = values["simulated"] if isinstance(values, dict) else values
-    return rows
+    plans = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [
+        {
+            "method": forecast["method"],
+            "link": " ".join(case["link"]),
+            "machines": case["machines"],
+            "speed_up": forecast["ratio"],
+        }
+        for plan in plans
+        for case in plan["simulated"]
+        for forecast in case["forecasts"]
+    ]
 
 
 def draw(
