@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_stream import joined, train
+from test_stream import JOB, joined, train
 
+from processes import run_forked
 from scpl.app.config import TrainConfig
 from scpl.engine.mesh import Mesh
 from scpl.engine.shares import held, join_rows, own, take_rows
@@ -105,6 +106,18 @@ def test_the_same_bits_on_any_placement(tmp_path):
     assert_same_bits(images, several(tmp_path, "vgg-partial", "2 2", name="images-four"))
     resumed = several(tmp_path, "vgg-partial", "2 2", "--resume", name="images")
     assert_same_bits(images, resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "how"), [(0, "kill"), (2, "kill"), (2, "raise")])
+def test_a_replica_that_is_gone_is_named(tmp_path, rank, how):
+    """Its sibling waits for what it gathers: that this ends is a symptom, and nobody's fault."""
+    done = run_forked(
+        3, JOB, "transformer", tmp_path, "--replicas", 1, 2, "--fail", rank, how, timeout=100
+    )
+    assert done.returncode != 0
+    (verdict,) = re.findall(r"^(?:VERDICT|scpl: Every rank).*$", done.stderr, re.MULTILINE)
+    assert ("ValueError: broken on purpose" if how == "raise" else f"Rank {rank} (") in verdict
 
 
 def test_rows_of_replicas_are_all_rows_once():

@@ -8,20 +8,23 @@ parallelism, but only of their own stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scpl.errors import InputError
+from scpl.errors import InputError, LinkError, ScplError
 from scpl.partition.pieces import MIXED, Dimensions
 from scpl.partition.values import Tree, dense, tensors_of, tree_map
 
 __all__ = [
     "Share",
     "check_dimensions",
+    "connected",
     "dims_of",
     "held",
     "join_rows",
@@ -121,6 +124,30 @@ def dims_of(tree: Tree, dims: Dimensions, *, narrowed: bool = False) -> Sequence
     return (0,) * values if dims is None else dims
 
 
+@contextmanager
+def connected(what: str) -> Iterator[None]:
+    """Tell a lost connection from an error of the user's code.
+
+    Args:
+        what: What is shared, in the plural.
+
+    Raises:
+        LinkError: if a replica is gone.
+    """
+    try:
+        yield
+    except ScplError:
+        raise  # it says enough by itself
+    except Exception as error:
+        known = (dist.DistError, ConnectionError)
+        if isinstance(error, known) or re.search("gloo|NCCL", str(error), re.IGNORECASE):
+            raise LinkError(
+                "All replicas must stay connected",
+                f"{what} could not be shared: {str(error).splitlines()[0]}",
+            ) from error
+        raise
+
+
 @final
 class Share:
     """One replica's share of the mini-batch at hand.
@@ -160,7 +187,8 @@ class Share:
         Returns:
             ``[N, ...]``, the same on all replicas.
         """
-        gathered: Tensor = _Gather.apply(part, self)  # type: ignore[no-untyped-call]
+        with connected("Projections"):
+            gathered: Tensor = _Gather.apply(part, self)  # type: ignore[no-untyped-call]
         return gathered
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import reduce
 from typing import Any, TypeAlias, TypeVar, final
@@ -25,14 +25,13 @@ from scpl.engine.channel import Outbox
 from scpl.engine.messages import EvalBatch, LocalLoss, Losses, TrainBatch
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.scores import Counts, joined
-from scpl.engine.shares import shares
+from scpl.engine.shares import connected, shares
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import StageCounts, Trainer
-from scpl.errors import LinkError, ScplError
 from scpl.methods import DataParallel
 from scpl.methods.base import CrossEntropy, precise
-from scpl.partition.values import Tree, tree_map
+from scpl.partition.values import tree_map
 from scpl.seeding import derive_seed
 
 __all__ = ["ReplicaTrainer"]
@@ -106,7 +105,11 @@ class ReplicaTrainer(Trainer):
         stage.set_mode(training=True)
         self._begin_batch()
         averaging = self._pending == self._method.accumulation
-        with self._naming_errors(own.features, step), stage.random.active():
+        with (
+            stage.naming_errors(own.features, step),
+            connected("Gradients"),
+            stage.random.active(),
+        ):
             torch.manual_seed(derive_seed(self._seed, "replica", self._mesh.rank, step))
             with nullcontext() if averaging else self._replica.no_sync():
                 with self.timeline.during("forward", 0, step):
@@ -130,7 +133,7 @@ class ReplicaTrainer(Trainer):
         if not self._pending:
             return
         step, begin = self._step, time.perf_counter()
-        with self._naming_errors(None, step):
+        with self._stage.naming_errors(None, step), connected("Gradients"):
             gradients = [p.grad for p in self._stage.parameters if p.grad is not None]
             together = torch.cat([gradient.reshape(-1) for gradient in gradients])
             self._begin_average(together)
@@ -268,21 +271,6 @@ class ReplicaTrainer(Trainer):
             self._stage.update(self._clip_norm, self._pending)
         self._pending = 0
 
-    @contextmanager
-    def _naming_errors(self, features: Tree, step: int) -> Iterator[None]:
-        """Tell a lost connection from an error of the user's code."""
-        try:
-            yield
-        except ScplError:
-            raise  # it says enough by itself
-        except Exception as error:
-            if _is_lost(error):
-                raise LinkError(
-                    "All replicas must stay connected",
-                    f"Gradients of step {step} could not be averaged: {str(error).splitlines()[0]}",
-                ) from error
-            raise self._stage.explain(error, features, step) from error
-
     def _record_backward(self, begin: float, end: float, step: int) -> None:
         """Once the last bucket is full, a rank only waits for the average."""
         self.timeline.add("backward", 0, step, begin, self._gradients_ready)
@@ -301,9 +289,3 @@ def _sums(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, T
         name: reduce(torch.add, [part[name] for part in (one, other) if name in part])
         for name in {**one, **other}
     }
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether it is of the connection and not of the network's layers."""
-    known = (dist.DistError, ConnectionError)
-    return isinstance(error, known) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL"))

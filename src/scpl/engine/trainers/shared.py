@@ -15,7 +15,7 @@ from scpl.engine.channel import Distributor
 from scpl.engine.messages import EvalBatch, LocalLoss, Losses, TrainBatch
 from scpl.engine.ranks import ManyRanks
 from scpl.engine.scores import Counts
-from scpl.engine.shares import Share
+from scpl.engine.shares import Share, connected
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import Trainer
@@ -105,7 +105,7 @@ class SharedStreamTrainer(Trainer):
                     found, loss = stage.compute_loss(batch.target, carry)
                 return loss, found, (output, onward)
 
-            with stage.naming_errors(features, step), stage.random.active():
+            with stage.naming_errors(features, step), connected("Gradients"), stage.random.active():
                 if self._share is not None:
                     place = stage.index, self._share.index, step
                     torch.manual_seed(derive_seed(self._seed, "replica", *place))
