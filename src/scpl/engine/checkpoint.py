@@ -621,7 +621,8 @@ def recover(
     if manifest is None:
         _tell_none(folder, faults, step, tell)
         return None
-    manifest, states = _from_owners((manifest, states), owners, hosted, ranks)
+    if len(set(owners)) < ranks.mesh.num_ranks:
+        manifest, states = _from_owners((manifest, states), owners, hosted, ranks)
     _tell_others(manifest, [faults[one] for one in sorted(faults, reverse=True)], tell)
     parts = list(zip(stages, states, strict=True))
     for stage, state in parts:
