@@ -133,11 +133,14 @@ class _Popen(subprocess.Popen):
     def __init__(self, command, *, env=None, **options):
         variables = dict(env or os.environ)
         ours = variables.get("PYTHONPATH", SOURCE).split(os.pathsep)[0] == SOURCE
-        if command[:2] == [sys.executable, "-m"] and ours:
+        program, *arguments = command
+        if arguments[:1] == ["-u"]:  # torchrun's; what is forked flushes when it ends
+            del arguments[0]
+        if (program, *arguments[:1]) == (sys.executable, "-m") and ours:
             sys.stdout.flush()
             sys.stderr.flush()
             # It does not return, and so nothing is executed.
-            options["preexec_fn"] = partial(_begin, command[1:], variables)
+            options["preexec_fn"] = partial(_begin, arguments, variables)
         super().__init__(command, env=env, **options)
 
 

@@ -12,8 +12,10 @@ from scpl.app.config import TrainConfig
 from test_docs import blocks
 
 PAGE = Path(__file__).parents[1] / "docs/clusters.md"
+CALL = 'printf "%s\\n" "$@" > "$CALLS/$$"\necho "${SCPL_SECRET}" >> "$CALLS/$$"\n'
 STAND_INS = {
-    "torchrun": 'printf "%s\\n" "$@" > "$CALLS/$$"\necho "${SCPL_SECRET}" >> "$CALLS/$$"\n',
+    "torchrun": CALL,
+    "scpl": CALL,
     "ssh": 'shift\ncd "$WHERE" && exec bash -c "$1"\n',
     "srun": 'for node in 0 1 2 3; do SLURM_NODEID=$node bash -c "${@:3:1}" "${@:4}"; done\n',
     "scontrol": "printf 'node-a\\nnode-b\\n'\n",
@@ -83,13 +85,28 @@ def test_slurm_goes_on_where_a_job_was_ended(cluster, tmp_path):
     assert any("--resume" in words for words in cluster(script, **slurm))
 
 
-def test_kubernetes():
+def test_machines_that_come_and_go(cluster):
+    """What the launcher does with it is tested in test_elastic.py, under the same variables."""
+    script = next(block for block in blocks(PAGE, "sh") if "--nnodes 2:4" in block)
+    (call,) = cluster(script)
+    assert call[-1] == "the-same-everywhere"
+    check_command(call[:-1])
+
+
+def test_kubernetes(cluster, tmp_path):
+    """A pod that was started again began the run anew, and was refused for ever."""
     yaml = pytest.importorskip("yaml")
     (text,) = blocks(PAGE, "yaml")
     specs = yaml.safe_load(text)["spec"]["pytorchReplicaSpecs"]
     assert specs["Worker"]["template"] == specs["Master"]["template"]
     (container,) = specs["Master"]["template"]["spec"]["containers"]
-    check_command(container["command"])
+    shell, flag, script = container["command"]
+    assert (shell, flag) == ("sh", "-c")
+    script = script.replace("/runs", str(tmp_path))
+    (call,) = cluster(script, SCPL_SECRET="")
+    check_command(["scpl", *call[:-1]])
+    (tmp_path / "cluster").mkdir()
+    assert ["train", "--resume", str(tmp_path / "cluster"), ""] in cluster(script, SCPL_SECRET="")
     ranks = sum(spec["replicas"] for spec in specs.values())
     assert ranks == 4
     assert json.dumps(container["env"]).count("SCPL_SECRET") == 1

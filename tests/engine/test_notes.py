@@ -8,8 +8,7 @@ import pytest
 from torch.distributed import HashStore, PrefixStore, TCPStore
 
 from scpl.engine.local import host_store, local_ranks, variables
-from scpl.engine.notes import NOTHING, SECRET, Notes
-from scpl.engine.ranks import believed
+from scpl.engine.notes import NOTHING, SECRET, Notes, believed
 from scpl.errors import InputError
 
 

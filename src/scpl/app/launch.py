@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,18 +121,29 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def launcher() -> str:
-    """The launcher of this process and its restarts; empty without one."""
+    """What started this process, the same after each restart; empty without a launcher.
+
+    On several machines each has one of its own.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{name}/{os.getppid()}" if name else ""
+    return f"{name}/{socket.gethostname()}/{os.getppid()}" if name else ""
 
 
-def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """A run whose processes its launcher starts again goes on where it was; every rank calls it.
+def after_restart(config: TrainConfig, ranks: Ranks, launchers: Sequence[str]) -> TrainConfig:
+    """A run whose processes their launchers start again goes on where it was; every rank calls it.
+
+    One launcher that was there before is enough: machines may have left and others joined, and the
+    first rank may be elsewhere now.
+
+    Args:
+        config: As the user gave it.
+        ranks: All of them.
+        launchers: Of all ranks, `launcher`.
 
     Raises:
         InputError: if the run has no name to find it by.
     """
-    if config.run.resume is not None or not launcher():
+    if config.run.resume is not None or not any(launchers):
         return config
     if config.run.out is None:
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
@@ -141,6 +153,6 @@ def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
         # What another run left in a folder that is to be overwritten is nothing to go on from.
         folder = RunFolder(config.run.out)
         known = folder.environment.exists() and folder.config.exists()
-        about = folder.read_json(folder.environment) if known else {}
-        ranks.share("restarted", about.get("launcher") == launcher())
+        before = folder.read_json(folder.environment).get("launchers", ()) if known else ()
+        ranks.share("restarted", not {*before}.isdisjoint(launchers))
     return config.changed(resume=config.run.out) if ranks.fetch("restarted") else config

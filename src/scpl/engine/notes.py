@@ -12,10 +12,12 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, final
 
+from scpl.errors import InputError
+
 if TYPE_CHECKING:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-__all__ = ["NOTHING", "SECRET", "Notes"]
+__all__ = ["NOTHING", "SECRET", "Notes", "believed"]
 
 SECRET = "SCPL_SECRET"
 """The environment variable with the secret of a run. `scpl.app.launch` draws one for every run on
@@ -87,3 +89,20 @@ class Notes:
     def _seal(self, name: str, content: str) -> str:
         # With its name: no note may take the place of another one.
         return hmac.digest(self._secret, f"{name} {content}".encode(), "sha256").hex()
+
+
+def believed(notes: Notes, name: str) -> Any:
+    """Read a note that is there.
+
+    Raises:
+        InputError: if no rank of this run wrote it.
+    """
+    value = notes.read(name)
+    if value is NOTHING:
+        raise InputError(
+            f"All ranks must seal their notes with the same secret ({SECRET})",
+            f"Got {name!r} with another seal: that variable differs between machines, or somebody "
+            "else writes into the store",
+            "Set it to the same on every machine, and let no stranger into their network",
+        )
+    return value

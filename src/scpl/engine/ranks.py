@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from scpl.engine.local import host_store
+from scpl.engine.meeting import agree_on_name
 from scpl.engine.mesh import Mesh
-from scpl.engine.notes import NOTHING, SECRET, Notes
+from scpl.engine.notes import Notes, believed
 from scpl.engine.transfer import use_device
 from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog, whereabouts
 from scpl.errors import InputError, LinkError, RemoteError, unknown_name
@@ -405,20 +406,21 @@ def connect(
     use_device(device)
     patience = timedelta(seconds=max(2 * timeout, 10.0))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # A restarted run meets at the same store as the attempt that failed: its keys must differ.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by the launcher
 
-    def store(*, is_host: bool = False) -> PrefixStore:
-        client = (
-            host_store(host, port, patience)
-            if is_host
-            else TCPStore(host, port, wait_for_workers=False, timeout=patience)
-        )
-        return PrefixStore(f"scpl/{attempt}", client)
+    def client() -> TCPStore:
+        return TCPStore(host, port, wait_for_workers=False, timeout=patience)
 
     try:
-        meeting = store(is_host=mesh.is_first and not hosted)
+        server = mesh.is_first and not hosted
+        entrance = host_store(host, port, patience) if server else client()
+        greetings = Notes(PrefixStore("scpl", entrance))
+        start = agree_on_name(greetings, mesh, patience.total_seconds())
+
+        def store() -> PrefixStore:
+            return PrefixStore(f"scpl/{start}", client())
+
+        meeting = PrefixStore(f"scpl/{start}", entrance)
         notes = Notes(meeting)
         notes.write(f"device/{mesh.rank}", _identity(device))
         names = [f"device/{rank}" for rank in range(mesh.num_ranks)]
@@ -441,23 +443,6 @@ def connect(
             f"Got: {str(error).splitlines()[0]}",
             "Check the address, the port and the firewall (scpl doctor)",
         ) from error
-
-
-def believed(notes: Notes, name: str) -> Any:
-    """Read a note that is there.
-
-    Raises:
-        InputError: if no rank of this run wrote it.
-    """
-    value = notes.read(name)
-    if value is NOTHING:
-        raise InputError(
-            f"All ranks must seal their notes with the same secret ({SECRET})",
-            f"Got {name!r} with another seal: that variable differs between machines, or somebody "
-            "else writes into the store",
-            "Set it to the same on every machine, and let no stranger into their network",
-        )
-    return value
 
 
 def _identity(device: torch.device) -> list[str]:

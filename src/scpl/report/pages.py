@@ -210,8 +210,9 @@ def _epoch_table(run: RunRecord) -> Table:
 
 
 def _environment(run: RunRecord) -> dict[str, str]:
-    """List versions and hardware."""
-    return flatten({key: value for key, value in run.environment.items() if key != "command"})
+    """List versions and hardware; what only scpl knows a run by says nothing to readers."""
+    left_out = ("command", "run", "launchers")
+    return flatten({key: value for key, value in run.environment.items() if key not in left_out})
 
 
 # Several runs

@@ -121,7 +121,9 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
         stop.on_signal(ranks.ask_to_stop)
     with stop if mesh.num_ranks > 1 else nullcontext():
         try:
-            summary = _train(after_restart(config, ranks), ranks, threads, stop)
+            launchers = ranks.exchange("launcher", launcher())
+            config = after_restart(config, ranks, launchers)
+            summary = _train(config, ranks, threads, stop, launchers)
             ranks.close()
         except Interrupted as error:
             ranks.close()
@@ -138,7 +140,7 @@ def train(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _train(
-    config: TrainConfig, ranks: Ranks, threads: int, stop: GracefulStop
+    config: TrainConfig, ranks: Ranks, threads: int, stop: GracefulStop, launchers: Sequence[str]
 ) -> dict[str, Any] | None:
     mesh = ranks.mesh
     with ExitStack() as held:
@@ -148,7 +150,7 @@ def _train(
             ranks.share("finished", summary)
         if (summary := ranks.fetch("finished")) is not None:
             return dict(summary) if mesh.is_last else None
-        return _train_run(config, ranks, threads, stop, resumed, held)
+        return _train_run(config, ranks, threads, stop, launchers, resumed, held)
 
 
 def _resumed(
@@ -170,6 +172,7 @@ def _train_run(
     ranks: Ranks,
     threads: int,
     stop: GracefulStop,
+    launchers: Sequence[str],
     resumed: RunFolder | None,
     held: ExitStack,
 ) -> dict[str, Any] | None:
@@ -189,11 +192,12 @@ def _train_run(
     if loaders is not None:
         description = describe_network(config, data, parts)
         if resumed is None:
-            folder = _make_folder(config, description, loaders.files, threads)
+            folder = _make_folder(config, description, loaders.files, threads, launchers)
             held.callback(folder.unlock)
         else:
             folder = resumed
             _check_same_data(folder, description, loaders.files, data.noun)
+            _remember(folder, launchers)
         about = {
             "path": str(folder.path),
             "files": folder.read_about(loaders.files),
@@ -224,7 +228,11 @@ def _train_run(
 
 
 def _make_folder(
-    config: TrainConfig, description: dict[str, Any], files: Mapping[str, str], threads: int
+    config: TrainConfig,
+    description: dict[str, Any],
+    files: Mapping[str, str],
+    threads: int,
+    launchers: Sequence[str],
 ) -> RunFolder:
     """Make the folder of a new run."""
     folder = RunFolder.create(config.run.out, config.run_name, force=config.run.force)
@@ -236,13 +244,19 @@ def _make_folder(
     kept = config.resolved().changed(**shown, **read, threads=threads)
     folder.write_text(folder.config, write_toml(kept))
     environment = describe_environment(choose_device(config.run.device), threads)
-    folder.write_json(
-        folder.environment, {**environment, "launcher": launcher(), "run": uuid.uuid4().hex}
-    )
+    folder.write_json(folder.environment, {**environment, "run": uuid.uuid4().hex})
+    _remember(folder, launchers)
     for file, content in files.items():
         folder.write_text(folder.path / file, content)
     folder.write_json(folder.description, description)
     return folder
+
+
+def _remember(folder: RunFolder, launchers: Sequence[str]) -> None:
+    """Note who starts the ranks of a run: those that start them again are known by it."""
+    about = folder.read_json(folder.environment, optional=True)
+    known = {*about.get("launchers", ()), *filter(None, launchers)}
+    folder.write_json(folder.environment, {**about, "launchers": sorted(known)})
 
 
 def _check_same_data(
