@@ -35,14 +35,18 @@ class PredictAndMatch(scpl.Objective):
 
     def forward(self, features: Tensor, target: Tensor, carry: Any) -> dict[str, Tensor]:
         """The stage minimises the sum of these terms; reports show each by its name."""
-        prediction = F.cross_entropy(self.classifier(features), target)
+        prediction = F.cross_entropy(self.predict(features), target)
         labels = F.one_hot(target, self.classes).float()
-        matching = F.mse_loss(similarities(self.head(features)), similarities(labels))
+        projections = self.whole(self.head(features))
+        matching = F.mse_loss(similarities(projections), similarities(labels))
         return {"prediction": (1 - self.beta) * prediction, "matching": self.beta * matching}
 
     def predict(self, features: Tensor) -> Tensor:
-        """Logits of this stage; those of the last stage are the network's."""
-        return self.classifier(features)
+        """Logits of this stage; those of the last stage are the network's.
+
+        What is `whole` is of all samples, though replicas of a stage may share these out.
+        """
+        return self.whole(self.classifier(features))
 
 
 @dataclass(frozen=True)

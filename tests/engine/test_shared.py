@@ -120,6 +120,66 @@ def test_a_replica_that_is_gone_is_named(tmp_path, rank, how):
     assert ("ValueError: broken on purpose" if how == "raise" else f"Rank {rank} (") in verdict
 
 
+OWN = """
+import sys
+import torch
+from torch import nn
+import scpl
+from scpl.methods import METHODS
+
+class Own(scpl.Objective):
+    def __init__(self, head, whole):
+        super().__init__()
+        self.head, self.makes_whole = head, whole
+
+    def forward(self, features, target, carry):
+        logits = self.head(features)
+        logits = self.whole(logits) if "loss" in self.makes_whole else logits
+        if "mean" in self.makes_whole:
+            return {"loss": logits.square().mean()}
+        return {"loss": nn.functional.cross_entropy(logits, target)}
+
+    def predict(self, features):
+        logits = self.head(features)
+        return self.whole(logits) if "predict" in self.makes_whole else logits
+
+class Method(scpl.Method):
+    name = "own"
+
+    def objective(self, site):
+        return Own(site.readout or nn.LazyLinear(3), sys.argv[1])
+
+torch.manual_seed(0)
+network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+batches = [(torch.randn(7, 4), torch.arange(7) % 3)] * 2
+parts = scpl.split(network, num_stages=1, example=batches[0][0])
+with scpl.Pipeline(parts, Method(), torch.optim.SGD, ranks=scpl.connect(replicas=2)) as pipeline:
+    pipeline.train(batches)
+    print(pipeline.evaluate(batches).peek() is not None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("makes_whole", "message"),
+    [
+        ("loss predict", None),
+        ("predict", r"self\.whole.*stage 0 \(Own\) never called it, and failed: Expected input"),
+        ("mean predict", r"self\.whole.*stage 0 \(Own\) never called it\. Call it"),
+        ("loss", r"a row for each sample.*stage 0 predicted [34] for 7"),
+    ],
+)
+def test_an_objective_that_takes_its_share_for_the_whole_is_told(tmp_path, makes_whole, message):
+    """torch spoke of sizes; where these did not matter, each replica learned from its own mean."""
+    (tmp_path / "own.py").write_text(OWN)
+    done = run_forked(2, tmp_path / "own.py", makes_whole, timeout=100)
+    if message is None:
+        assert done.returncode == 0, done.stderr
+        assert "True" in done.stdout
+    else:
+        assert done.returncode != 0
+        assert re.search(message, done.stderr, re.DOTALL), done.stderr
+
+
 def test_rows_of_replicas_are_all_rows_once():
     for rows in range(1, 12):
         for count in range(1, 6):

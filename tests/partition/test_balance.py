@@ -37,6 +37,19 @@ def test_the_largest_part_is_as_small_as_it_can_be(costs, data):
     assert largest(costs, starts) == best
 
 
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=7), st.data())
+def test_the_slowest_part_is_as_fast_as_it_can_be(costs, data):
+    parts = data.draw(st.integers(1, len(costs)))
+    speeds = data.draw(st.lists(st.integers(1, 4), min_size=parts, max_size=parts))
+
+    def slowest(starts):
+        edges = pairwise([*starts, len(costs)])
+        return max(sum(costs[a:b]) / speed for (a, b), speed in zip(edges, speeds, strict=True))
+
+    ways = combinations(range(1, len(costs)), parts - 1)
+    assert slowest(minmax_partition(costs, parts, speeds)) == min(slowest([0, *w]) for w in ways)
+
+
 @pytest.mark.parametrize(("name", "num_stages"), [("resnet18", 8), ("vgg8", 6), ("resnet18", 1)])
 def test_the_papers_networks_can_be_cut_fine(name, num_stages):
     model = models.build(name, num_classes=4, image_size=16)
@@ -123,6 +136,7 @@ def test_transformer_layers_are_counted():
 
 def test_ranks_get_stages_of_about_equal_cost():
     assert stages_per_rank([3, 5, 2, 0], 2) == (1, 3)
+    assert stages_per_rank([1, 1, 1, 1], 2, (1, 3)) == (1, 3)
     assert stages_per_rank([0, 0, 0], 2) == (1, 2)  # nothing is known: each rank gets a stage
     model = models.build("vgg8", num_classes=4, image_size=16, width=0.125)
     example = torch.zeros(1, 3, 16, 16)

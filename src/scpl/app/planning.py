@@ -365,10 +365,12 @@ def _by_operations(
 ) -> Plan | None:
     """What a run without measuring would cost; None if it cuts elsewhere than was measured."""
     parts = build_partition(config, data.inputs, data.num_classes, initial, task=data.task)
-    groups, speeds = _groups(config)
-    counts = config.run.stages_per_process or stages_per_rank(parts.costs, groups)
+    counts = config.run.stages_per_process
+    if not counts:
+        mesh = _mesh(config.run)
+        counts = stages_per_rank(parts.costs, mesh.num_groups, mesh.group_speeds(()))
     try:
-        return costs.at(parts.cuts, counts, speeds)
+        return costs.at(parts.cuts, counts, _groups(config)[1])
     except InputError:
         return None
 
@@ -379,12 +381,14 @@ def _groups(config: TrainConfig) -> tuple[int, tuple[float, ...]]:
     Raises:
         InputError: if there is not one speed for each process.
     """
-    run = config.run
-    checked_speeds(run.speeds, run.processes)
-    if not run.replicas:
-        return run.processes, run.speeds
-    mesh = Mesh(0, run.processes, replicas=group_sizes(run.replicas, run.processes))
-    return mesh.num_groups, mesh.group_speeds(run.speeds)
+    checked_speeds(config.run.speeds, config.run.processes)
+    mesh = _mesh(config.run)
+    return mesh.num_groups, mesh.group_speeds(config.run.speeds)
+
+
+def _mesh(run: RunConfig) -> Mesh:
+    groups = group_sizes(run.replicas, run.processes) if run.replicas else None
+    return Mesh(0, run.processes, replicas=groups)
 
 
 def _described(plan: Plan) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def assign(method: Method, mesh: Mesh, parts: Partition) -> tuple[range, list[in
     if method.layout == "replicas":
         return range(num_stages), [0] * num_stages
     if mesh.stages_per_rank is None and mesh.num_groups <= num_stages:
-        mesh = replace(mesh, stages_per_rank=stages_per_rank(parts.costs, mesh.num_groups))
+        hosted = stages_per_rank(parts.costs, mesh.num_groups, mesh.group_speeds(()))
+        mesh = replace(mesh, stages_per_rank=hosted)
     return mesh.hosted(num_stages), mesh.owners(num_stages)
 
 

@@ -161,13 +161,14 @@ class Share:
     Attributes:
         rows: Of the whole mini-batch.
         bytes_sent: To the others, since it was last set to 0.
+        times_gathered: How often something was made whole.
     """
 
     def __init__(
         self, index: int, count: int, group: dist.ProcessGroup, *, staged: bool = False
     ) -> None:
         self.index, self.count, self.group, self.staged = index, count, group, staged
-        self.rows = self.bytes_sent = 0
+        self.rows = self.bytes_sent = self.times_gathered = 0
 
     @property
     def held(self) -> range:
@@ -187,6 +188,7 @@ class Share:
         Returns:
             ``[N, ...]``, the same on all replicas.
         """
+        self.times_gathered += 1
         with connected("Projections"):
             gathered: Tensor = _Gather.apply(part, self)  # type: ignore[no-untyped-call]
         return gathered

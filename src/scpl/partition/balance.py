@@ -144,12 +144,15 @@ def _levels(chain: Chain, readout: str | None) -> Iterator[Chain]:
         chain = [*opened, *tail]
 
 
-def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
-    """Cut a sequence of costs into contiguous parts, the largest as small as possible.
+def minmax_partition(
+    costs: Sequence[float], num_parts: int, speeds: Sequence[float] = ()
+) -> list[int]:
+    """Cut a sequence of costs into contiguous parts, the longest as short as possible.
 
     Args:
         costs: Cost of each element, in order.
         num_parts: At most ``len(costs)``.
+        speeds: How fast each part is done, in their order; default: all alike.
 
     Returns:
         The first index of each part; the exact optimum, by dynamic programming.
@@ -158,11 +161,18 @@ def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
     for cost in costs:
         prefix.append(prefix[-1] + cost)
     size = len(costs)
-    best = {(1, end): (prefix[end], 0) for end in range(1, size + 1)}
+    speeds = speeds or [1.0] * num_parts
+    best = {(1, end): (prefix[end] / speeds[0], 0) for end in range(1, size + 1)}
     for parts in range(2, num_parts + 1):
         for end in range(parts, size + 1):
             best[parts, end] = min(
-                (max(best[parts - 1, start][0], prefix[end] - prefix[start]), start)
+                (
+                    max(
+                        best[parts - 1, start][0],
+                        (prefix[end] - prefix[start]) / speeds[parts - 1],
+                    ),
+                    start,
+                )
                 for start in range(parts - 1, end)
             )
     starts, end = [], size
@@ -172,14 +182,17 @@ def minmax_partition(costs: Sequence[float], num_parts: int) -> list[int]:
     return starts[::-1]
 
 
-def stages_per_rank(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
-    """Choose how many consecutive stages each rank hosts.
+def stages_per_rank(
+    costs: Sequence[float], num_ranks: int, speeds: Sequence[float] = ()
+) -> tuple[int, ...]:
+    """Choose how many consecutive stages each rank, or group of replicas, hosts.
 
     Args:
         costs: Of each stage, in order.
         num_ranks: At most ``len(costs)``.
+        speeds: Of each rank or group; default: all alike.
     """
-    starts = [*minmax_partition(costs, num_ranks), len(costs)]
+    starts = [*minmax_partition(costs, num_ranks, speeds), len(costs)]
     return tuple(end - start for start, end in pairwise(starts))
 
 

@@ -14,6 +14,7 @@ from scpl.engine.messages import EvalBatch, Losses, TrainBatch
 from scpl.engine.scores import Counts
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
+from scpl.errors import StageError
 
 __all__ = ["StageCounts", "Trainer"]
 
@@ -86,6 +87,9 @@ class Trainer(ABC):
             batch: Features and target.
             counts: What was counted so far.
             pass_on: Send the features on.
+
+        Raises:
+            StageError: if an objective does not predict for all samples.
         """
         features = batch.features
         for index, stage in enumerate(self.stages):
@@ -97,6 +101,14 @@ class Trainer(ABC):
                 with self.timeline.during("evaluate", stage.index, batch.step):
                     logits = stage.predict(output)
             if logits is not None:
+                rows = batch.rows if batch.target is None else len(batch.target)
+                if len(logits) != rows:
+                    raise StageError(
+                        "An objective must predict a row for each sample of the mini-batch, where "
+                        "stages have replicas by `self.whole(...)`",
+                        f"That of stage {stage.index} predicted {len(logits)} for {rows}",
+                        "Change its `predict`",
+                    )
                 last = stage is self.stages[-1]
                 counts.add(index, logits, batch.target, last=last, first=batch.first)
             features = output

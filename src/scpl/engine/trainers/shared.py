@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeAlias, TypeVar, final
 
@@ -19,6 +20,7 @@ from scpl.engine.shares import Share, connected
 from scpl.engine.stage import Stage
 from scpl.engine.timeline import Timeline
 from scpl.engine.trainers.base import Trainer
+from scpl.errors import InputError, ScplError
 from scpl.methods.base import Objective
 from scpl.partition.values import Tree
 from scpl.seeding import derive_seed
@@ -101,7 +103,7 @@ class SharedStreamTrainer(Trainer):
                 if stage is self.stages[-1]:
                     on = replace(batch, features=output, carry=onward, losses=earlier)
                     self.bytes_sent += self.outbox.send(on)
-                with self.timeline.during("learn", stage.index, step):
+                with self.timeline.during("learn", stage.index, step), self._made_whole(stage):
                     found, loss = stage.compute_loss(batch.target, carry)
                 return loss, found, (output, onward)
 
@@ -131,6 +133,35 @@ class SharedStreamTrainer(Trainer):
             for stage in self.stages:
                 for buffer in (*stage.body.buffers(), *stage.objective.buffers()):
                     dist.broadcast(buffer, first, group=self._share.group)
+
+    @contextmanager
+    def _made_whole(self, stage: Stage) -> Iterator[None]:
+        """Notice an objective that learns from a share of the rows as if they were all.
+
+        Raises:
+            InputError: if it never made anything whole; on all replicas alike.
+        """
+        share = self._share
+        if share is None or stage.optimizer is None:
+            yield
+            return
+        before, error = share.times_gathered, None
+        try:
+            yield
+        except ScplError:
+            raise
+        except Exception as found:  # of sizes that do not match, most likely
+            error = found
+        if share.times_gathered == before:
+            raise InputError(
+                "An objective of a stage with replicas must compute its loss of all rows: what it "
+                "makes of the features goes through `self.whole(...)` before it meets the target",
+                f"That of stage {stage.index} ({type(stage.objective).__name__}) never called it"
+                + (f", and failed: {error}" if error else ""),
+                "Call it (see `scpl.methods.base.Objective.whole`), or leave `replicas` out",
+            ) from error
+        if error is not None:
+            raise error
 
     def _take_share(self, batch: Batch) -> Batch:
         """Know which rows are worked on; the first rank gives the other replicas theirs."""
