@@ -145,6 +145,10 @@ def test_the_best_number_of_micro_batches_counts_and_the_figure_is_drawn(main, t
     planned = {"simulated": [{"machines": 2, "link": ["loopback"], "forecasts": forecasts}]}
     (tmp_path / "plan.json").write_text(json.dumps(planned))
     assert tables.simulated_lines([tmp_path / "plan.json"]) == lines
+    compared = "\n".join(tables.plan_table(results, lines))
+    assert "| 2 | loopback | scpl | **1.95** (1.90 .. 2.00) | 1.90 | -3 % |" in compared
+    assert "gpipe" not in compared, "it was not simulated"
+    assert list(tables.plan_table(results, [])) == []
     tables.draw(results, lines, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
 

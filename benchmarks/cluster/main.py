@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "throughput"))
 import machines
 from machines import Machines, check_shares
 from ranks import Entry, Place, serve
-from tables import check_table, draw, simulated_lines, tables
+from tables import check_table, draw, plan_table, simulated_lines, tables
 from writing import environment, say
 
 import links
@@ -529,6 +529,7 @@ def main() -> None:
         if arguments.draw:
             rows = [row for path in arguments.draw for row in results_in(path)]
             draw(rows, simulated, arguments.out / PICTURE)
+            print("\n".join(plan_table(rows, simulated)))
             return
         check_here(arguments)
         with end_signals(interrupt):
@@ -538,7 +539,7 @@ def main() -> None:
     settings = json.loads(json.dumps(vars(arguments), default=str))  # paths among them
     found |= {"environment": environment(), "load_before": load}
     found |= {"arguments": settings, "flags": flags, "minutes": (time.monotonic() - begin) / 60}
-    lines = "\n".join(tables(found))
+    lines = "\n".join([*tables(found), "", *plan_table(found["results"], simulated)])
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 from writing import shown
 
-__all__ = ["check_table", "draw", "simulated_lines", "tables"]
+__all__ = ["check_table", "draw", "plan_table", "simulated_lines", "tables"]
 
 
 def check_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -93,6 +93,24 @@ def simulated_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
         for case in plan["simulated"]
         for forecast in case["forecasts"]
     ]
+
+
+def plan_table(
+    results: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Lines of Markdown: what was simulated of each method at its best beside what was measured."""
+    planned = {(row["method"], row["machines"], row["link"]): row["speed_up"] for row in simulated}
+    rows = [row for row in best_rows(results) if row["machines"] > 1 and row["to_one"]]
+    found = [(row, planned.get((row["label"], row["machines"], row["link"]))) for row in rows]
+    if not any(speed_up for _, speed_up in found):
+        return
+    yield "| machines | link | method | measured, to `bp` on one | simulated | off |"
+    yield "|---:|---|---|---:|---:|---:|"
+    for row, speed_up in found:
+        if speed_up is not None:
+            off = speed_up / row["to_one"]["median"] - 1
+            cells = [str(row["machines"]), row["link"], title_of(row), shown(row["to_one"], 2)]
+            yield f"| {' | '.join(cells)} | {speed_up:.2f} | {100 * off:+.0f} % |"
 
 
 def draw(
