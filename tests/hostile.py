@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from data_files import encoded, idx_bytes, picture
 from run_folders import make_run
 from scpl import models
-from scpl.app.config import CompareConfig, TrainConfig, write_toml
+from scpl.app.commands import CompareConfig
+from scpl.app.config import TrainConfig, write_toml
 from scpl.app.network import load_network
 from scpl.data.images.decode import decode_images
 from scpl.data.images.encoded import _classes_file, list_parquet

@@ -12,7 +12,7 @@ from torch import nn
 
 import scpl
 from scpl.app.cli import COMMANDS
-from scpl.app.config import (
+from scpl.app.commands import (
     BenchConfig,
     CompareConfig,
     DoctorConfig,
@@ -20,9 +20,8 @@ from scpl.app.config import (
     ExportConfig,
     PlanConfig,
     PredictConfig,
-    TrainConfig,
-    method_options,
 )
+from scpl.app.config import TrainConfig, method_options
 from scpl.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

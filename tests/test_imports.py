@@ -159,7 +159,7 @@ def test_formulas_and_networks_do_not_load_the_engine():
     [
         "import scpl",
         "import scpl.app.cli",
-        "import scpl.app.config",
+        "import scpl.app.commands",
         "import scpl.app.cli; scpl.app.cli.run(['--help'])",
         "import scpl.app.cli; scpl.app.cli.run(['--version'])",
         "import scpl.app.cli; scpl.app.cli.run(['no-such-command'])",

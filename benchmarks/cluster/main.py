@@ -34,7 +34,8 @@ from links import LOOPBACK, UNSHAPED, Cable, bits_per_second, without_headers
 from scpl.app.bench.bench import config_for
 from scpl.app.bench.measure import Contender, measure, summary
 from scpl.app.bench.workers import Timing, Workers
-from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
+from scpl.app.commands import BenchConfig, method_names
+from scpl.app.config import TrainConfig, in_flags
 from scpl.app.signals import end_signals
 from scpl.errors import InputError, ScplError
 from scpl.methods import METHODS, MicroBatched

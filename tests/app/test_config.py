@@ -7,10 +7,9 @@ import pytest
 from cli_runs import TINY, refused, scpl, train
 from scpl.app.bench.bench import config_for
 from scpl.app.build import build_method
+from scpl.app.commands import BenchConfig, CompareConfig
 from scpl.app.config import (
     FREE_IN_A_COMPARISON,
-    BenchConfig,
-    CompareConfig,
     MethodConfig,
     TrainConfig,
     changed_settings,

@@ -15,7 +15,7 @@ from data_files import write_folder, write_mnist
 from scpl import __version__
 from scpl.app import doctor as module
 from scpl.app.cli import run as cli
-from scpl.app.config import DoctorConfig
+from scpl.app.commands import DoctorConfig
 from scpl.app.doctor import _Report, doctor
 
 GPU = {

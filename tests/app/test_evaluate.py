@@ -17,7 +17,8 @@ from data_files import picture, write_folder
 from made_runs import made_run
 from scpl import models
 from scpl.app.cli import run as cli
-from scpl.app.config import EvalConfig, ExportConfig, PredictConfig, TrainConfig
+from scpl.app.commands import EvalConfig, ExportConfig, PredictConfig
+from scpl.app.config import TrainConfig
 from scpl.app.evaluate import evaluate
 from scpl.app.exits import exits
 from scpl.app.export import export

@@ -1,7 +1,8 @@
 import pytest
 
 from scpl.app.bench.bench import config_for
-from scpl.app.config import TrainConfig, method_names
+from scpl.app.commands import method_names
+from scpl.app.config import TrainConfig
 from scpl.errors import InputError
 from scpl.methods import METHODS
 

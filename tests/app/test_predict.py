@@ -14,7 +14,7 @@ import pytest
 from cli_runs import refused, scpl
 from data_files import picture
 from made_runs import made_run, made_text_run
-from scpl.app.config import PredictConfig
+from scpl.app.commands import PredictConfig
 from scpl.app.inputs import images
 from scpl.app.predict import predict
 from scpl.data.notes import Faults

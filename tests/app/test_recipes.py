@@ -10,8 +10,10 @@ import pytest
 import scpl
 from scpl import models
 from scpl.app.cli import run as cli
-from scpl.app.config import FINE_TUNING, CompareConfig, TrainConfig, method_names, read_toml
+from scpl.app.commands import CompareConfig, method_names
+from scpl.app.config import FINE_TUNING, TrainConfig
 from scpl.app.recipes import find_recipe, recipes, shipped
+from scpl.app.settings import read_toml
 from scpl.app.train.run import train
 from scpl.data.text import TEXT_SETS
 from scpl.errors import InputError

@@ -321,7 +321,7 @@ class TestPredict:
             "import io, resource, sys\n"
             "from pathlib import Path\n"
             "from scpl.app.predict import predict\n"
-            "from scpl.app.config import PredictConfig\n"
+            "from scpl.app.commands import PredictConfig\n"
             "def peak(*names):\n"
             "    predict(PredictConfig(Path(sys.argv[1]), names, batch_size=64), io.StringIO())\n"
             "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -18,22 +18,16 @@ from typing import Annotated, Any, TextIO, TypeVar, get_type_hints
 import tyro
 
 from scpl import __version__
-from scpl.app.config import (
-    MAIN,
-    PARTS,
+from scpl.app.commands import (
     BenchConfig,
     CompareConfig,
     DoctorConfig,
     EvalConfig,
     ExportConfig,
-    MethodConfig,
     PlanConfig,
     PredictConfig,
-    TrainConfig,
-    flag,
-    in_flags,
-    method_options,
 )
+from scpl.app.config import MAIN, PARTS, MethodConfig, TrainConfig, flag, in_flags, method_options
 from scpl.app.signals import die_with_launcher
 from scpl.errors import (
     Interrupted,

@@ -18,16 +18,8 @@ from typing import Any
 from scpl import models
 from scpl.app.bench.bench import bench, config_for
 from scpl.app.build import build_loaders
-from scpl.app.config import (
-    FREE_IN_A_COMPARISON,
-    BenchConfig,
-    CompareConfig,
-    TrainConfig,
-    changed_settings,
-    method_names,
-    names,
-    write_toml,
-)
+from scpl.app.commands import BenchConfig, CompareConfig, method_names, names
+from scpl.app.config import FREE_IN_A_COMPARISON, TrainConfig, changed_settings, write_toml
 from scpl.app.inputs.base import DataSummary, changed_data
 from scpl.app.launch import BAD_INPUT, INTERRUPTED
 from scpl.app.probe import probe_run

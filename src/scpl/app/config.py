@@ -9,36 +9,48 @@ Nothing here imports torch, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeAlias,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, TypeAlias, get_type_hints
 
 import tomli_w
-import tyro
 
 from scpl import models
+from scpl.app.settings import (
+    BATCH,
+    LAYERS,
+    MOST_OPTION,
+    NOT_NEGATIVE,
+    PASSES,
+    PIXELS,
+    POSITIVE,
+    PROCESSES,
+    PROPER_SHARE,
+    SEED,
+    SHARE,
+    THREADS,
+    TOKENS,
+    TWO_OR_MORE,
+    WEEK,
+    WIDTH,
+    WORDS,
+    Decides,
+    Samples,
+    converted,
+    read_toml,
+    setting,
+)
 from scpl.engine.mesh import group_sizes
 from scpl.errors import InputError, unknown_name
 from scpl.files import as_utf8
 from scpl.methods import METHODS
 from scpl.methods.options import Option, constant_of, options_of
 from scpl.models.own import read_arguments
-from scpl.outside import LARGEST_TOML, parse_toml, read_text, shown
+from scpl.outside import shown
 from scpl.runs.metrics import WATCHED
 
 __all__ = [
@@ -46,98 +58,24 @@ __all__ = [
     "FREE_ON_RESUME",
     "MAIN",
     "PARTS",
-    "BenchConfig",
     "Chosen",
-    "CompareConfig",
     "DataConfig",
-    "DoctorConfig",
-    "EvalConfig",
-    "ExportConfig",
     "MethodConfig",
     "NetworkConfig",
     "OptimizerConfig",
-    "PlanConfig",
-    "PredictConfig",
     "RunConfig",
-    "Samples",
     "TrainConfig",
     "changed_settings",
     "flag",
     "in_flags",
-    "method_names",
     "method_options",
-    "names",
-    "read_toml",
     "write_toml",
 ]
 
-T = TypeVar("T")
-Samples: TypeAlias = Literal["images", "texts"]
-Decides: TypeAlias = Literal["numbers", "speed", "nothing"]
 OptimizerName: TypeAlias = Literal["adam", "adamw", "sgd"]
 ScheduleName: TypeAlias = Literal["cosine", "linear"]
-
-
-class Range(NamedTuple):
-    """Which numbers a setting takes: what is required, as it follows the name, and a test of it."""
-
-    rule: str
-    holds: Callable[[float], bool]
-
-
-POSITIVE = Range("must be more than 0", lambda value: 0 < value < math.inf)
-NOT_NEGATIVE = Range("must not be negative", lambda value: 0 <= value < math.inf)
-SHARE = Range("must be a share, from 0 to below 1", lambda value: 0 <= value < 1)
-PROPER_SHARE = Range("must be a share, above 0 and below 1", lambda value: 0 < value < 1)
-SEED = Range("must lie in 0 .. 2**63 - 1", lambda value: 0 <= value < 2**63)
-TWO_OR_MORE = Range(
-    "must lie in 2 .. 1024: one mini-batch is worked on while the next travels",
-    lambda value: 2 <= value <= 1024,
-)
-
-
-def up_to(most: int) -> Range:
-    """Numbers of which the machine makes as many as the user, or a file, says: never too many.
-
-    The bounds lie far above what anyone needs, and below what ends in an allocator's or the
-    system's own words, or does not end.
-    """
-    return Range(f"must be more than 0 and at most {most:,}", lambda value: 0 < value <= most)
-
-
-_THREADS, _PROCESSES, _LAYERS = up_to(1024), up_to(1024), up_to(1024)
-_WIDTH, _PIXELS, _BATCH = up_to(1 << 16), up_to(1 << 12), up_to(1 << 20)
-_TOKENS, _WORDS, _PASSES = up_to(1 << 20), up_to(1 << 24), up_to(10**6)
-_WEEK = up_to(7 * 24 * 3600)
 MAIN = "main"
 """What --keep-best means by no name: the main metric of what is learnt."""
-_MOST_OPTION = 1 << 20  # of what methods count: features, layers, samples
-
-
-def setting(
-    default: T,
-    takes: Range | None = None,
-    *,
-    samples: Samples | None = None,
-    model: str | None = None,
-    ours: bool = False,
-    decides: Decides = "numbers",
-    together: bool = False,
-) -> T:
-    """Say of a field what else is known of it.
-
-    Args:
-        default: Its default.
-        takes: Which numbers; None, where that is a value, is always fine.
-        samples: Which data it is for; None: any.
-        model: Which network it is for; None: any.
-        ours: Whether it is only for networks that come with scpl, of these samples.
-        decides: What depends on it: the numbers of a run on a CPU, so that a resumed run must keep
-            it; else its speed, so that all runs of one comparison must have it; else nothing.
-        together: Whether it is for several processes.
-    """
-    about: dict[str, Any] = {"takes": takes, "samples": samples, "model": model, "ours": ours}
-    return field(default=default, metadata={**about, "decides": decides, "together": together})
 
 
 @dataclass(frozen=True)
@@ -155,7 +93,7 @@ class DataConfig:
     """Use only this many training samples (before the validation split), equally per class."""
     validation: float = setting(0.1, SHARE)
     """Share of the training samples held out to validate on, where none are given for that."""
-    batch_size: int | None = setting(None, _BATCH)
+    batch_size: int | None = setting(None, BATCH)
     """Samples per mini-batch; default: 64, and 32 for hf:..."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: the losses of classifiers weigh rare classes (or rare labels that are there) more,
@@ -166,7 +104,7 @@ class DataConfig:
     label_smoothing: float = setting(0.0, SHARE)
     """Share of the target that the losses of all classifiers spread evenly over classes; of labels,
     over there and not there. What validation and test measure stays as it is."""
-    image_size: int | None = setting(None, _PIXELS, samples="images")
+    image_size: int | None = setting(None, PIXELS, samples="images")
     """images: resize them to this many pixels."""
     skip_unreadable: bool = setting(False, samples="images")
     """images: leave out those that cannot be read, and count them; else one is an error."""
@@ -179,7 +117,7 @@ class DataConfig:
     """yes: hold all samples in memory; no: decode images, and read the tokens of texts from a file,
     whenever a mini-batch needs them; auto: in memory if they take at most a quarter of what is
     free."""
-    workers: int = setting(2, _THREADS, samples="images", decides="speed")
+    workers: int = setting(2, THREADS, samples="images", decides="speed")
     """images: so many threads decode what is not held in memory."""
     text: tuple[str, ...] = setting((), samples="texts")
     """texts: columns that make a text; default: text, sentence or content."""
@@ -201,9 +139,9 @@ class DataConfig:
     tokens: Literal["words", "paper-words", "subwords"] = setting("words", samples="texts")
     """texts: words; words cut as the paper's code does; or byte-pair encoding. A network of
     transformers has its own tokenizer."""
-    vocab_size: int = setting(30_000, _WORDS, samples="texts")
+    vocab_size: int = setting(30_000, WORDS, samples="texts")
     """texts: at most so many tokens are known, the most common ones of the training texts."""
-    max_tokens: int | None = setting(None, _TOKENS, samples="texts")
+    max_tokens: int | None = setting(None, TOKENS, samples="texts")
     """texts: so many tokens of a text are read; default: 350; for hf:... what its files say, and at
     most 512."""
     vectors: Path | None = setting(None, samples="texts", ours=True)
@@ -221,19 +159,19 @@ class NetworkConfig:
     model_args: tuple[str, ...] = ()
     """For a network of your own: what the function gets besides num_classes and, if it asks for
     them, in_channels, image_size or vocab_size, e.g. width=32; hf: settings of its config."""
-    width: float = setting(1.0, _LAYERS, samples="images", ours=True)
+    width: float = setting(1.0, LAYERS, samples="images", ours=True)
     """images: factor on the channels of the network (hidden features of mlp)."""
-    hidden: int | None = setting(None, _WIDTH, samples="texts", ours=True)
+    hidden: int | None = setting(None, WIDTH, samples="texts", ours=True)
     """texts: width of the layers; default: 300."""
-    layers: int | None = setting(None, _LAYERS, samples="texts", ours=True)
+    layers: int | None = setting(None, LAYERS, samples="texts", ours=True)
     """texts: layers between embedding and classifier; default: 3."""
     dropout: float | None = setting(None, SHARE, samples="texts", ours=True)
     """texts: share of the features that is dropped; default: 0 (lstm), 0.1 (transformer)."""
-    heads: int | None = setting(None, _WIDTH, samples="texts", model="transformer")
+    heads: int | None = setting(None, WIDTH, samples="texts", model="transformer")
     """transformer: attention heads, which share the width equally; default: the most of up to 6."""
     hand_over: bool = setting(False, samples="texts", model="lstm")
     """lstm: begin each layer in the final state of the one before, as the paper does."""
-    stages: int | None = setting(None, _LAYERS)
+    stages: int | None = setting(None, LAYERS)
     """How many stages the network is cut into; default: 4, for hf:... 2; lstm, transformer: as
     --layers."""
     cuts: tuple[str, ...] = ()
@@ -323,12 +261,12 @@ def method_options() -> dict[str, list[tuple[str, Option]]]:
 class OptimizerConfig:
     """How long and how fast it learns."""
 
-    epochs: int | None = setting(None, _PASSES)
+    epochs: int | None = setting(None, PASSES)
     """Passes over the training samples; default: 10, and 3 for hf:..."""
     keep_best: str | None = None
     """The network of the run is that of the epoch with the best validation, and the last one lies
     in RUN/last: best by the main metric, or by another one that is named here; loss: the least."""
-    patience: int | None = setting(None, _PASSES)
+    patience: int | None = setting(None, PASSES)
     """Stop early: after so many epochs without a better validation; keeps the best, too."""
     optimizer: OptimizerName | None = None
     """Each stage has its own; sgd has momentum 0.9. Default: adam, and adamw for hf:..."""
@@ -457,7 +395,7 @@ class RunConfig:
 
     seed: int = setting(0, SEED)
     """Seed of everything that is drawn: weights, order, augmentation, dropout."""
-    processes: int = setting(1, _PROCESSES, decides="speed")
+    processes: int = setting(1, PROCESSES, decides="speed")
     """Processes that share the stages; started here, or by torchrun on several machines."""
     stages_per_process: tuple[int, ...] = setting((), decides="speed")
     """Stages on each process, or group of --replicas, e.g. 3 1; default: of about equal cost."""
@@ -469,14 +407,14 @@ class RunConfig:
     it, and scpl plan; default: they are timed before the run; scpl plan: all are as fast."""
     depth: int = setting(2, TWO_OR_MORE, decides="speed")
     """Mini-batches in flight between two processes."""
-    threads: int | None = setting(None, _THREADS)
+    threads: int | None = setting(None, THREADS)
     """CPU threads per process; default: all cores, divided by the processes."""
     device: str = setting("auto", decides="speed")
     """auto, cpu, cuda, cuda:1, ...; on cuda processes of one machine take its GPUs in turn."""
     backend: Literal["auto", "gloo", "nccl"] = setting("auto", decides="speed", together=True)
     """What moves tensors between processes; auto: nccl where each has a GPU to itself, else gloo,
     which goes through the memory of the host."""
-    timeout: float = setting(30.0, _WEEK, decides="nothing", together=True)
+    timeout: float = setting(30.0, WEEK, decides="nothing", together=True)
     """Seconds after which a process that shows no sign of life counts as lost."""
     max_restarts: int = setting(0, NOT_NEGATIVE, decides="nothing", together=True)
     """Restart all processes this many times from the newest checkpoint if one fails."""
@@ -647,9 +585,9 @@ class TrainConfig:
             if takes is not None and value is not None and not takes.holds(value):
                 raise InputError(f"{flag(each.name)} {takes.rule}", f"Got {value}")
         for name, value in self.method.options.items():
-            if isinstance(value, (int, float)) and not abs(value) <= _MOST_OPTION:
+            if isinstance(value, (int, float)) and not abs(value) <= MOST_OPTION:
                 raise InputError(
-                    f"{flag(name)} must be a number of at most {_MOST_OPTION:,}", f"Got {value}"
+                    f"{flag(name)} must be a number of at most {MOST_OPTION:,}", f"Got {value}"
                 )
 
     def _check_measured(self, *, alone: bool) -> None:
@@ -865,7 +803,7 @@ class TrainConfig:
                 raise unknown_name(f"A key of {origin}", key, types)
             if name == "label" and isinstance(value, str):  # earlier versions had only one
                 value = (value,)
-            accepted[name] = _convert(value, types[name], f"{key!r} in {origin}")
+            accepted[name] = converted(value, types[name], f"{key!r} in {origin}")
         config = cls().changed(**accepted)
         config._check_ranges()  # a run folder's is used as it is
         return config
@@ -953,364 +891,3 @@ def write_toml(config: TrainConfig) -> str:
     return tomli_w.dumps(
         {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
     )
-
-
-_SHARED = tyro.conf.arg(name="")  # its flags have no prefix
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """Train the same network with several methods and compare them.
-
-    Every combination of method and seed is a run of its own process; methods alternate, so that
-    a machine that gets slower hits all of them. Finished runs are kept: the same command goes on
-    where it was interrupted.
-    """
-
-    train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
-    methods: str = "scpl,early-exit,bp"
-    """Methods, separated by commas; or all."""
-    seeds: str = "0"
-    """Seeds, separated by commas."""
-    equal: Literal["epochs", "time"] = "epochs"
-    """What every method gets as much of; time: as many epochs as fit into the time that bp takes
-    for --epochs, by samples/s measured in turns before the first run."""
-    target: float | None = None
-    """Validation accuracy to measure the time to, e.g. 0.85 (of labels: macro F1; of numbers: R2);
-    default: 0.99 of the lowest that a run of bp ends with."""
-    probe: bool = False
-    """Also fit a linear classifier to the features after every stage of every run, and draw how
-    accurate each is beside those of the other methods."""
-
-    @classmethod
-    def from_recipe(cls, path: Path | None) -> CompareConfig:
-        """Read defaults from a recipe, which may also hold the flags of this command alone."""
-        if path is None:
-            return cls()
-        values, types = read_toml(path), get_type_hints(cls)
-        own = {
-            key: _convert(values.pop(key), types[key], f"{key!r} in {path}")
-            for key in types
-            if key in values and key != "train"
-        }
-        return cls(TrainConfig.from_dict(values, str(path)), **own)
-
-    @classmethod
-    def one_run(cls, path: Path, method: str | None) -> TrainConfig:
-        """Read from a recipe what one run takes of it.
-
-        Args:
-            path: If it says which methods to compare, it may hold options of each of them; the
-                run takes those of its own.
-            method: The method of the run; None: that of the recipe.
-        """
-        recipe = cls.from_recipe(path)
-        if "methods" not in read_toml(path):
-            return recipe.train
-        chosen = method or recipe.train.method.method
-        recipe.train.method.check([*method_names(recipe.methods), chosen])
-        return replace(recipe.train, method=recipe.train.method.for_method(chosen))
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Measure how fast several methods train the same network, in turns on this machine.
-
-    Every method's processes are started once and sleep; one method at a time trains a block of
-    steps, forth and back through the list, so that a machine that gets slower hits all of them.
-    Nothing is written: flags that concern a run folder have no effect.
-    """
-
-    train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
-    methods: str | None = None
-    """Methods, separated by commas; default: scpl,early-exit,bp, and with --processes above 1
-    also bp-wide,bp-cut,gpipe,1f1b,ddp."""
-    repeats: int = 7
-    """Blocks of each method."""
-    steps: int = 10
-    """Timed steps of a block; more of them where a step takes only milliseconds."""
-    synthetic: bool = False
-    """Train on random images of the data set's shape: no files, no loading, no augmentation. Also
-    done, and said, if the data set is not on this machine."""
-
-    @classmethod
-    def from_recipe(cls, path: Path | None) -> BenchConfig:
-        """Read defaults from a recipe; what it says of `scpl compare` is not for a benchmark."""
-        return cls(CompareConfig.from_recipe(path).train)
-
-    def check(self) -> None:
-        """Check the ranges of this command's own values.
-
-        Raises:
-            InputError: naming the flag, its value and what is allowed.
-        """
-        for name in ("repeats", "steps"):
-            if not _PASSES.holds(getattr(self, name)):
-                raise InputError(f"--{name} {_PASSES.rule}", f"Got {getattr(self, name)}")
-        accumulation = self.train.method.options.get("accumulation", 1)
-        if accumulation > 0 and self.steps % accumulation:  # else the method says what is wrong
-            raise InputError(
-                "--steps must be a multiple of --accumulation, or blocks would have unequal work",
-                f"Got {self.steps} and {accumulation}",
-            )
-        for name in ("resume", "dry_run"):
-            if getattr(self.train.run, name):
-                raise InputError("A benchmark trains anew and writes nothing", f"Got {flag(name)}")
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """Measure what the parts of a network cost on this machine, and plan a run by it.
-
-    Prints a table of stages: their layers, what each part of a step takes, what is handed on, and
-    how long each process is expected to wait for the slowest one. It takes the flags of scpl train;
-    with --cuts it says what these cost. Nothing is written.
-
-    With --machines it simulates, from what was measured here, how fast the method, GPipe, 1F1B,
-    zero-bubble, DDP and one machine alone would train on so many machines like this one, what each
-    of them holds and sends, and how many of them help. Give them the --threads of one machine.
-    """
-
-    train: Annotated[TrainConfig, _SHARED] = field(default_factory=TrainConfig)
-    machines: tuple[int, ...] = ()
-    """Simulate training on so many machines; several numbers: on each. Without --stages the method
-    has one stage on each machine."""
-    link: tuple[str, ...] = ("loopback",)
-    """How each machine is connected, both ways at once: a rate such as 200mbit or 10gbit, with a
-    latency if it is not 0.1ms (1gbit,2ms); or loopback: 8 Gbit/s and 0.05 ms. One for all machines,
-    or one for each."""
-
-    def check(self) -> None:
-        """Check all values.
-
-        Raises:
-            InputError: naming the flag, its value and what is allowed.
-        """
-        self.train.changed(balance="operations", speeds=()).check()
-        for name in ("resume", "dry_run"):
-            if getattr(self.train.run, name):
-                raise InputError("A plan is made anew and writes nothing", f"Got {flag(name)}")
-        if constant_of(self.train.method.method, "layout") != "stages":
-            raise InputError(
-                "A plan is for methods that train stages",
-                f"Got {self.train.method.method}, which trains the whole network",
-                "Choose another --method",
-            )
-        self._check_machines()
-
-    def _check_machines(self) -> None:
-        run, most = self.train.run, max(self.machines, default=0)
-        if not self.machines:
-            if self.link != ("loopback",):
-                raise InputError(
-                    "--link must go with --machines, on which training is simulated",
-                    f"Got --link {' '.join(self.link)} without it",
-                )
-            return
-        if not all(map(_LAYERS.holds, self.machines)):
-            raise InputError(
-                f"--machines {_LAYERS.rule}", f"Got {' '.join(map(str, self.machines))}"
-            )
-        if run.processes > 1 or run.stages_per_process:
-            raise InputError(
-                "--machines says for how many, and shares out the stages",
-                "Got --processes, too" if run.processes > 1 else "Got --stages-per-process, too",
-                "Leave one of them out",
-            )
-        if not constant_of(self.train.method.method, "cuts_gradients"):
-            raise InputError(
-                "--machines compares a local method with the others",
-                f"Got --method {self.train.method.method}",
-                "Choose for instance scpl",
-            )
-        for name, given in (("speeds", run.speeds), ("link", self.link[1:] and self.link)):
-            if given and len(given) != most:
-                raise InputError(
-                    f"--{name} must say it for each of the {most} machines",
-                    f"Got {' '.join(map(str, given))}",
-                )
-        if not all(map(POSITIVE.holds, run.speeds)):
-            raise InputError(
-                "--speeds must be above 0", f"Got {' '.join(f'{speed:g}' for speed in run.speeds)}"
-            )
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Test a trained run."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    data: str | None = None
-    """Another data set, or a table of labelled texts or images, or a folder of images by class, all
-    of which are tested; classes are matched by name; default: what the run was tested on."""
-    data_dir: Path | None = None
-    """Where data sets lie; default: the environment variable SCPL_DATA."""
-    batch_size: int | None = None
-    """Samples per mini-batch; default: as in training."""
-    skip_unreadable: bool = False
-    """Leave out images that cannot be read, and count them; default: as in training."""
-    probe: bool = False
-    """Also fit a linear classifier to the features after every stage, on the run's own data."""
-    exit_threshold: float | None = None
-    """Let a sample leave at the first stage that gives a class this probability, above 0 to 1 (of
-    labels: that is so sure of each, there or not); for runs whose stages all predict."""
-    exit_thresholds: tuple[float, ...] = ()
-    """Also what several of these would come to: accuracy, and how many stages a sample goes through
-    on average; with the accuracy of every exit by itself."""
-    picture: Path | None = None
-    """A PNG file to draw that into: accuracy against stages per sample."""
-    model: str | None = None
-    """The network as in training; needed if code of your own makes it (package.module:function),
-    which is never run because a run folder says so."""
-    device: str = "auto"
-    """auto, cpu, cuda, ..."""
-    json: bool = False
-    """Print one JSON object on stdout."""
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Predict of images or texts with a trained run; prints CSV, one line for each.
-
-    A class is printed with its probability, of labels those above 0.5 with theirs, and numbers in
-    the units of the training data. In CSV a text that a spreadsheet would take for a formula (it
-    begins with = + - @, a tab or the end of a line, and is no number) has an apostrophe in front;
-    JSON lines and Parquet hold every text as it is.
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, or folders of them; texts in quotes; tables of texts or of names of images (CSV,
-    TSV, JSON lines, parquet); - for standard input: one path, or one text, per line."""
-    out: Path | None = None
-    """Write a file instead of printing: .csv, .jsonl or .parquet. It is there when all is done, or
-    not at all."""
-    force: bool = False
-    """Overwrite what is there."""
-    text: tuple[str, ...] = ()
-    """Text columns of tables; default: those of the training data."""
-    image: str | None = None
-    """Column of tables that names images; default: the first column that does."""
-    keep: tuple[str, ...] = ()
-    """Columns of tables that are written before the prediction, as text: an id, for instance."""
-    stdin: Literal["lines", "csv", "tsv", "jsonl", "parquet"] = "lines"
-    """texts: what - holds: a text per line, or a table, which is copied to a temporary file."""
-    top: int = 1
-    """classes: how many to print for each."""
-    exit_threshold: float | None = None
-    """Let an input leave at the first stage that gives a class this probability, above 0 to 1, and
-    print how many stages it went through; for runs whose stages all predict."""
-    model: str | None = None
-    """The network as in training; needed if code of your own makes it (package.module:function),
-    which is never run because a run folder says so."""
-    batch_size: int = 256
-    """Images or texts per mini-batch; each is written when it is done, so 1 answers at once."""
-    device: str = "auto"
-    """auto, cpu, cuda, ..."""
-    json: bool = False
-    """Print one JSON object per line instead of CSV."""
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write the trained network for others to load.
-
-    As safetensors it has its own state_dict keys; one of transformers becomes a folder that
-    from_pretrained loads. Any format is compared with the network before it is kept.
-    """
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    to: Path
-    """File to write; for a network of transformers, as safetensors: folder."""
-    format: Literal["safetensors", "torch-export", "onnx"] = "safetensors"
-    """safetensors: weights; torch-export: a program for torch.export.load; onnx: needs the packages
-    onnx and onnxscript. Programs take batches of any size, and texts of any length."""
-    force: bool = False
-    """Overwrite what is there."""
-    model: str | None = None
-    """The network as in training; needed if code of your own makes it (package.module:function),
-    which is never run because a run folder says so."""
-    json: bool = False
-    """Print one JSON object on stdout."""
-
-
-@dataclass(frozen=True)
-class DoctorConfig:
-    """Show versions and devices, and what is wrong."""
-
-    data_dir: Path | None = None
-    """Where data sets lie; default: the environment variable SCPL_DATA."""
-    json: bool = False
-    """Print one JSON object on stdout."""
-
-
-def names(text: str, what: str) -> list[str]:
-    """Read a flag whose value is names separated by commas.
-
-    Raises:
-        InputError: if there is none, or one stands there twice.
-    """
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found or len(set(found)) != len(found):
-        raise InputError(f"{what} must be different names separated by commas", f"Got {text!r}")
-    return found
-
-
-def method_names(text: str) -> list[str]:
-    """Read ``--methods``: names separated by commas, or ``all``.
-
-    Raises:
-        InputError: if one is not known or stands there twice.
-    """
-    if text.strip() == "all":
-        return list(METHODS)
-    methods = names(text, "--methods")
-    for method in methods:
-        if method not in METHODS:
-            raise unknown_name("--methods", method, [*METHODS, "all"])
-    return methods
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: if it is missing, unreadable or no TOML.
-    """
-    try:
-        return parse_toml(read_text(path, LARGEST_TOML))
-    except FileNotFoundError as error:
-        raise InputError(
-            "A recipe must be an existing TOML file", f"Got {path}", "See `scpl recipes ls`"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError("A recipe must be readable TOML", f"{path}: {error}") from error
-
-
-def _convert(value: Any, hint: Any, what: str) -> Any:
-    """Check a recipe's value against the type of its field; ``what`` names it in messages."""
-    options, kind = get_args(hint), get_origin(hint) or hint
-    if type(None) in options:
-        return _convert(value, next(o for o in options if o is not type(None)), what)
-    if kind is Literal:
-        if value in options and not isinstance(value, bool):
-            return value
-        raise InputError(f"{what} must be one of {', '.join(map(str, options))}", f"Got {value!r}")
-    if kind is tuple:
-        if get_origin(options[0]) is Literal and isinstance(value, (list, tuple)):
-            return tuple(_convert(each, options[0], what) for each in value)
-        accepted = (float, int) if options[0] is float else options[:1]
-        if isinstance(value, (list, tuple)) and all(type(each) in accepted for each in value):
-            return tuple(map(options[0], value))
-        raise InputError(f"{what} must be a list of {options[0].__name__}", f"Got {value!r}")
-    if kind is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if isinstance(value, bool) == (kind is bool):  # to Python a bool is a number
-        if kind is float and isinstance(value, int):
-            return float(value)
-        if isinstance(kind, type) and isinstance(value, kind):
-            return value
-    raise InputError(f"{what} must be of type {getattr(hint, '__name__', hint)}", f"Got {value!r}")

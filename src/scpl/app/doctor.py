@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from scpl import __version__
-from scpl.app.config import DoctorConfig
+from scpl.app.commands import DoctorConfig
 
 __all__ = ["doctor"]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from scpl.app.build import laid_out
-from scpl.app.config import EvalConfig, PredictConfig, TrainConfig
+from scpl.app.commands import EvalConfig, PredictConfig
+from scpl.app.config import TrainConfig
 from scpl.app.environment import choose_device, peak_memory, set_threads
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import measured, shown_samples, with_samples

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from scpl.app.config import EvalConfig, TrainConfig
+from scpl.app.commands import EvalConfig
+from scpl.app.config import TrainConfig
 from scpl.app.environment import choose_device, set_threads
 from scpl.app.inputs import modality_named
 from scpl.app.network import load_exits, task_named

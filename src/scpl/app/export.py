@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from scpl.app.config import EvalConfig, ExportConfig, TrainConfig
+from scpl.app.commands import EvalConfig, ExportConfig
+from scpl.app.config import TrainConfig
 from scpl.app.inputs import modality_named
 from scpl.app.inputs.base import inputs_of
 from scpl.app.network import classify, load_network, separate, task_named, weights_epoch

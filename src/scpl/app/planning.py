@@ -18,7 +18,8 @@ from scpl.app.build import (
     optimizer_factory,
     precision_of,
 )
-from scpl.app.config import PlanConfig, RunConfig, TrainConfig
+from scpl.app.commands import PlanConfig
+from scpl.app.config import RunConfig, TrainConfig
 from scpl.app.environment import choose_device, describe_environment, set_threads
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import is_rank

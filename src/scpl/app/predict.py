@@ -9,7 +9,7 @@ from typing import TextIO
 
 import torch
 
-from scpl.app.config import PredictConfig
+from scpl.app.commands import PredictConfig
 from scpl.app.environment import set_threads
 from scpl.app.evaluate import Exits, compute_logits, open_run
 from scpl.app.inputs import modality_named

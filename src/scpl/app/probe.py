@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scpl.app.build import build_loaders
-from scpl.app.config import EvalConfig, TrainConfig
+from scpl.app.commands import EvalConfig
+from scpl.app.config import TrainConfig
 from scpl.app.environment import choose_device, set_threads
 from scpl.app.network import load_stages
 from scpl.data.loader import Batch

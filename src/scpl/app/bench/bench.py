@@ -21,7 +21,8 @@ from scpl.app.build import (
     build_pipeline,
     connect_ranks,
 )
-from scpl.app.config import BenchConfig, TrainConfig, in_flags, method_names
+from scpl.app.commands import BenchConfig, method_names
+from scpl.app.config import TrainConfig, in_flags
 from scpl.app.environment import choose_device, describe_environment, set_threads, share_of_cores
 from scpl.app.inputs.base import DataSummary, ImageInputs, Inputs, TextInputs
 from scpl.app.inputs.images import network_wants, side_of

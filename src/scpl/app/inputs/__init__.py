@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from scpl.app.config import DataConfig, EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.commands import EvalConfig, PredictConfig
+from scpl.app.config import DataConfig, TrainConfig
 from scpl.app.inputs import images, texts
 from scpl.app.inputs.base import Loaders
 from scpl.app.inputs.pending import Pending
+from scpl.app.settings import Samples
 from scpl.data.images import names_images
 from scpl.data.loader import EpochLoader
 from scpl.data.text import is_text

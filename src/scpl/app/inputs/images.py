@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from scpl import models
-from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.commands import EvalConfig, PredictConfig
+from scpl.app.config import TrainConfig
 from scpl.app.environment import choose_device, free_memory
 from scpl.app.inputs.base import (
     ImageInputs,
@@ -36,6 +37,7 @@ from scpl.app.inputs.pending import (
     kept,
     open_stdin,
 )
+from scpl.app.settings import Samples
 from scpl.data import images as data
 from scpl.data.classes import absent, spread
 from scpl.data.images import EXTENSIONS, decode_readable, normalise, with_channels

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from scpl import models
-from scpl.app.config import EvalConfig, PredictConfig, Samples, TrainConfig
+from scpl.app.commands import EvalConfig, PredictConfig
+from scpl.app.config import TrainConfig
 from scpl.app.inputs.base import (
     Loaders,
     TextInputs,
@@ -35,6 +36,7 @@ from scpl.app.inputs.pending import (
     kept,
     open_stdin,
 )
+from scpl.app.settings import Samples
 from scpl.data import text
 from scpl.data.notes import Faults
 from scpl.errors import DataError, InputError
