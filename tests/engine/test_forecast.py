@@ -1,14 +1,19 @@
 """Forecasts from made-up times: what each method makes of them, and how many machines help."""
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import scpl
+from scpl.app.commands import PlanConfig
+from scpl.app.planning import plan_text, simulated
 from scpl.engine.costs import Costs, Held, Unit
-from scpl.engine.forecast import Measured, forecasts, local, most_helpful, sizes
+from scpl.engine.forecast import Measured, forecasts, local, most_helpful, sizes, with_replicas
 from scpl.engine.planning import Kind, measurable, measure_parts
 from scpl.engine.precision import Precision
 from scpl.engine.stage import StageOptions
@@ -108,8 +113,88 @@ def test_small_micro_batches_are_as_inefficient_as_they_were_measured():
 def test_more_machines_than_a_method_can_use():
     found = by_name(forecasts(measured(1, 1, 1, 1), line(64)))
     assert {name: each.num_machines for name, each in found.items()} == {
-        "scpl": 4, "gpipe": 4, "1f1b": 4, "zero-bubble": 4, "ddp": 16, "bp": 1,
+        "scpl": 4, "scpl+replicas": 64, "gpipe": 4, "1f1b": 4, "zero-bubble": 4, "ddp": 16, "bp": 1,
     }  # fmt: skip
+
+
+class TestReplicas:
+    """Machines that cutting cannot use share a stage."""
+
+    @pytest.mark.parametrize(
+        ("seconds", "count", "replicas", "speed_up"),
+        [
+            ((1, 2, 1), 4, (1, 2, 1), 4.0),
+            ((1, 6, 1), 4, (3, 1), 8 / (7 / 3)),  # three stages would wait for 6 / 2
+            ((2, 6), 4, (1, 3), 4.0),
+        ],
+    )
+    def test_they_share_what_cannot_be_cut(self, seconds, count, replicas, speed_up):
+        known = measured(*seconds)
+        found = by_name(forecasts(known, line(count)))
+        shared = with_replicas(known, line(count))
+        assert shared.samples_per_second / found["bp"].samples_per_second == pytest.approx(speed_up)
+        assert sum(shared.replicas) == shared.num_machines == len(shared.memory) == count
+        assert shared.replicas in (replicas, replicas[::-1])
+        assert found["scpl+replicas"] == shared
+        assert len(shared.replicas) == len(shared.cuts) + 1 == len(shared.stages_per_machine)
+
+    def test_they_are_left_out_where_they_do_not_help(self):
+        assert "scpl+replicas" not in by_name(forecasts(measured(1, 1, 1, 1), line(4)))
+        slow = measured(1, 2, 1)  # 2000 bytes of gradients in a ring
+        assert "scpl+replicas" in by_name(forecasts(slow, line(4, rate=1e4)))
+        assert "scpl+replicas" not in by_name(forecasts(slow, line(4, rate=1e2)))
+
+    def test_stages_that_are_given_stay(self):
+        shared = with_replicas(measured(2, 1, 1, num_stages=2), line(6))
+        assert len(shared.replicas) == 2
+        assert shared.samples_per_second == pytest.approx(16 / 2)
+        assert with_replicas(measured(1, 1, 1, num_stages=3), line(2)) is None
+        assert with_replicas(measured(4), line(3)) is None  # that is ddp
+
+    def test_a_group_is_as_fast_as_its_slowest_machine_times_their_number(self):
+        machines = [Machine(1.0), Machine(1.0), Machine(0.9)]
+        shared = with_replicas(measured(1, 4), machines)
+        assert shared.samples_per_second == pytest.approx(16 / 12 * 1.8)
+        assert shared.replicas == (1, 2)
+
+    def test_what_each_holds_and_sends(self):
+        shared = with_replicas(measured(1, 2, 1), line(4))
+        assert shared.bytes_sent == pytest.approx([800, 400 + 1000, 400 + 1000, 0])
+        alone, half = shared.memory[0], shared.memory[1]
+        assert (half.parameters, half.gradients) == (1000, 1000)
+        assert half.activations == pytest.approx(
+            alone.activations / 2 + 400
+        )  # two wait for it, not one
+        assert shared.wait_shares == pytest.approx([0.0] * 4)
+
+    def test_a_plan_says_how_to_start_them(self):
+        found = simulated(PlanConfig(machines=(4,), link=("1gbit",)), [Link()], measured(1, 2, 1))
+        (case,) = found["simulated"]
+        assert case["flags"] == "--cuts layer1 layer2 --processes 4 --replicas 1 2 1"
+        assert "scpl 2.00 x one machine with bp, scpl+replicas 4.00 x, gpipe" in case["answer"]
+        text = plan_text({**found, "synthetic": False})
+        (row,) = [line for line in text.splitlines() if line.startswith("scpl+replicas ")]
+        assert row.split()[:2] == ["scpl+replicas", "1+2+1"]
+
+    @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(2, 5), st.booleans())
+    def test_no_other_groups_are_faster(self, seconds, count, alike):
+        """Against all ways to cut, and all groups."""
+        machines = [Machine(1.0 if alike else 1.0 / (1 + i % 2)) for i in range(count)]
+        known = measured(*seconds)
+        found = with_replicas(known, machines)
+        ways = []
+        for groups in range(2, min(count, len(seconds)) + 1):
+            for cuts in combinations(range(1, len(seconds)), groups - 1):
+                for places in combinations(range(1, count + 1), groups):
+                    parts = [sum(seconds[a:b]) for a, b in pairwise([0, *cuts, len(seconds)])]
+                    own = [machines[a:b] for a, b in pairwise([0, *places])]
+                    ways.append(
+                        max(
+                            3 * part / len(group) / min(machine.speed for machine in group)
+                            for part, group in zip(parts, own, strict=True)
+                        )
+                    )
+        assert 16 / found.samples_per_second == pytest.approx(min(ways), rel=1e-3)
 
 
 class TestHowManyMachinesHelp:

@@ -129,13 +129,22 @@ def simulated(config: PlanConfig, links: Sequence[Link], measured: Measured) -> 
                 "link": said,
                 "speeds": speeds[:count],
                 "forecasts": [{**one.to_json(), "ratio": ratios[one.method]} for one in each],
-                "flags": " ".join(_flags(each[0].cuts, each[0].stages_per_machine)),
+                "flags": " ".join(_flags_of(each)),
                 "helpful_machines": limit.num_machines,
                 "reason": limit.reason,
                 "answer": _answer(given, said, each, limit),
             }
         )
     return {"simulated": found}
+
+
+def _flags_of(each: Sequence[Forecast]) -> list[str]:
+    """Those of the local method, with replicas where these make it faster."""
+    best = next((one for one in each if one.replicas), each[0])
+    if not best.replicas:
+        return _flags(best.cuts, best.stages_per_machine)
+    replicas = RunConfig(processes=best.num_machines, replicas=best.replicas)
+    return _flags(best.cuts, best.stages_per_machine, replicas)
 
 
 def _answer(
@@ -201,7 +210,7 @@ def _simulated_text(found: Mapping[str, Any]) -> list[str]:
             rows.append(
                 (
                     one["method"],
-                    str(one["num_machines"]),
+                    "+".join(map(str, one["replicas"])) or str(one["num_machines"]),
                     str(one["micro_batches"]) if one["micro_batches"] > 1 else "-",
                     f"{one['samples_per_second']:,.1f}",
                     f"{one['ratio']:.2f}",

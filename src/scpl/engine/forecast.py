@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from scpl.engine.costs import Costs, Held, Unit
 from scpl.errors import InputError
 from scpl.methods import METHODS
 from scpl.methods.bp import MicroBatched
-from scpl.simulation.machines import Machine
+from scpl.simulation.machines import Link, Machine
 from scpl.simulation.schedules import (
     SCHEDULES,
     Layers,
@@ -29,12 +32,24 @@ from scpl.simulation.schedules import (
     stream,
 )
 
-__all__ = ["Forecast", "Limit", "Measured", "Memory", "forecasts", "most_helpful", "sizes"]
+__all__ = [
+    "Forecast",
+    "Limit",
+    "Measured",
+    "Memory",
+    "forecasts",
+    "local",
+    "most_helpful",
+    "sizes",
+    "with_replicas",
+]
 
 SMALLEST_SHARE = 32
 """Micro-batches down to this fraction of a mini-batch are measured."""
 GAIN = 1.02
 """More machines help if they make a method faster by this factor; less than that nobody notices."""
+REPLICA = 1e-4
+"""By this factor a stage counts as slower for each further replica."""
 NEARLY = 0.95
 """What takes this share of a mini-batch's time is what limits it."""
 
@@ -152,6 +167,7 @@ class Forecast:
         memory: Of each machine.
         bytes_sent: By each machine per mini-batch.
         outcome: What was simulated.
+        replicas: How many machines share each stage; empty: one.
     """
 
     method: str
@@ -164,6 +180,7 @@ class Forecast:
     memory: tuple[Memory, ...]
     bytes_sent: tuple[float, ...]
     outcome: Outcome
+    replicas: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -176,10 +193,14 @@ def forecasts(measured: Measured, machines: Sequence[Machine]) -> list[Forecast]
     """Simulate the local method, the schedules, replicas, and backpropagation on one machine.
 
     Each uses as many of the machines as it can; the one machine is the fastest of them. What needs
-    more than one is left out on a single one.
+    more than one is left out on a single one. The local method with replicas of stages stands there
+    where they make it faster.
     """
     found = [local(measured, machines)]
     if len(machines) > 1:
+        shared = with_replicas(measured, machines)
+        if shared is not None and shared.samples_per_second > GAIN * found[0].samples_per_second:
+            found.append(shared)
         found += [micro_batched(measured, machines, name) for name in SCHEDULES]
         found.append(replicated(measured, machines))
     return [*found, alone(measured, machines)]
@@ -225,6 +246,171 @@ def _local_memory(stages: Sequence[Unit], sends: float, waiting: int) -> Memory:
         optimizer=sum(held.optimizer for held in both),
         activations=max(held.activations for held in both) + waiting * stages[0].bytes_in + sends,
     )
+
+
+def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast | None:
+    """A local method where several machines may share a stage, each with its part of the rows.
+
+    Cuts and replicas are those with which the slowest stage is the fastest. A group of machines
+    stands for one that is as fast as all of them together, whose link carries what all of theirs
+    do; then its replicas add up their gradients in a ring, while nothing else is done.
+
+    Returns:
+        None if there are not as many machines as stages, or no two stages.
+    """
+    costs = measured.local
+    groups = _groups(measured, machines)
+    if groups is None:
+        return None
+    stages = [costs.range_of(begin, end) for begin, end, _ in groups]
+    merged: list[Machine] = []
+    parts: list[Part] = []
+    memory: list[Memory] = []
+    rings: list[float] = []
+    for place, (stage, (_, _, own)) in enumerate(zip(stages, groups, strict=True)):
+        count = len(own)
+        link = Link(
+            count * min(machine.link.rate for machine in own),
+            max(machine.link.latency for machine in own),
+        )
+        sends = stage.bytes_out if place + 1 < len(groups) else 0
+        rows = stage.forward_first + stage.backward_first + stage.objective
+        gradients = stage.held.gradients + stage.objective_held.gradients
+        together = _shared_seconds(measured, rows, stage.update, gradients, own)
+        speed = min(machine.speed for machine in own)
+        forward = stage.forward_first * _share(measured, count) / speed
+        parts.append(Part(forward, together - forward, sends=sends))
+        merged.append(Machine(1.0, link))
+        share = replace(
+            stage,
+            held=_of_rows(stage.held, 1 / count),
+            objective_held=_of_rows(stage.objective_held, 1 / count),
+            bytes_in=round(stage.bytes_in / count),
+        )
+        memory += [_local_memory([share], sends / count, measured.depth if place else 1)] * count
+        rings.append(2 * (count - 1) / count * gradients)
+    outcome = stream(merged, parts, measured.depth)
+    sizes_of = tuple(len(own) for _, _, own in groups)
+    found = _forecast(
+        f"{measured.method}+replicas",
+        measured,
+        machines[: sum(sizes_of)],
+        outcome,
+        memory,
+        tuple(costs.cuts[begin - 1] for begin, _, _ in groups[1:]),
+        (1,) * len(groups),
+    )
+    return replace(
+        found,
+        replicas=sizes_of,
+        wait_shares=_spread(outcome.wait_shares, sizes_of),
+        bytes_sent=tuple(
+            sent / count + ring
+            for sent, ring, count in zip(outcome.sent, rings, sizes_of, strict=True)
+            for _ in range(count)
+        ),
+    )
+
+
+def _spread(values: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
+    return tuple(value for value, count in zip(values, counts, strict=True) for _ in range(count))
+
+
+def _shared_seconds(
+    measured: Measured, rows: Any, update: Any, gradients: Any, machines: Sequence[Machine]
+) -> Any:
+    """Of a mini-batch on a stage that these machines share; every one of them updates it all.
+
+    Args:
+        measured: How much less efficient small mini-batches are.
+        rows: Seconds for all rows, of one stage or of many; as the others.
+        update: Seconds that the number of rows does not change.
+        gradients: Bytes.
+        machines: Whose replicas it has.
+    """
+    count, speed = len(machines), min(machine.speed for machine in machines)
+    rate = min(machine.link.rate for machine in machines)
+    latency = max(machine.link.latency for machine in machines)
+    rounds = 2 * (count - 1)
+    return (rows * _share(measured, count) + update) / speed + rounds * (
+        gradients / count / rate + latency
+    )
+
+
+def _share(measured: Measured, count: int) -> float:
+    """What one of so many machines takes of a mini-batch's time; few rows are less efficient."""
+    part, whole = (
+        sum(unit.forward + unit.backward for unit in measured.at(measured.rows / n).units)
+        for n in (count, 1)
+    )
+    return part / whole
+
+
+def _groups(
+    measured: Measured, machines: Sequence[Machine]
+) -> list[tuple[int, int, Sequence[Machine]]] | None:
+    """Cut the network into stages, and the line of machines into as many groups.
+
+    Exact for times of computing: by dynamic programming over the first machines and units, where of
+    two groups the slower one counts.
+
+    Returns:
+        For each group the units ``begin .. end - 1``, and its machines.
+    """
+    costs, wanted = measured.local, measured.num_stages
+    size, count = len(costs.units), len(machines)
+    if min(count, size) < max(wanted or 2, 2):
+        return None
+    rows, update, gradients = torch.zeros(3, size + 1, size + 1, dtype=torch.float64)
+    rows.fill_(torch.inf)  # what is no stage
+    for begin in range(size):
+        for end in range(begin + 1, size + 1):
+            stage = costs.range_of(begin, end)
+            rows[begin, end] = stage.forward_first + stage.backward_first + stage.objective
+            update[begin, end] = stage.update
+            gradients[begin, end] = stage.held.gradients + stage.objective_held.gradients
+    rows[0, size] = torch.inf  # all in one stage is data parallelism
+    alike = len(set(machines)) == 1
+    known: dict[Any, Tensor] = {}
+
+    def seconds(begin: int, end: int) -> Tensor:
+        key = end - begin if alike else (begin, end)
+        if key not in known:
+            found = _shared_seconds(measured, rows, update, gradients, machines[begin:end])
+            # Of two shares-out that are as fast, the one with fewer replicas sends less.
+            known[key] = found * (1 + REPLICA * (end - begin - 1))
+        return known[key]
+
+    # Of the first so many machines in so many groups (0: in any number): the slowest group's time,
+    # by the units that they have together; and with that the last group's first machine and unit.
+    start = torch.full((size + 1,), torch.inf, dtype=torch.float64)
+    start[0] = 0.0
+    slowest = {(0, 0): start}
+    last: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for group in range(1, wanted + 1) if wanted else [0]:
+        before = group - 1 if wanted else 0
+        for end in range(1, count + 1):
+            ways = [
+                (begin, torch.maximum(slowest[before, begin].unsqueeze(1), seconds(begin, end)))
+                for begin in range(max(0, end - measured.rows), end)  # a row for each replica
+                if (before, begin) in slowest
+            ]
+            if not ways:
+                continue
+            each = torch.stack([way for _, way in ways])  # way, first unit, end
+            best = each.flatten(0, 1).min(0)
+            slowest[group, end] = best.values
+            begins = torch.tensor([begin for begin, _ in ways])
+            last[group, end] = begins[best.indices // (size + 1)], best.indices % (size + 1)
+    group = wanted or 0
+    ends = [end for number, end in slowest if number == group and end > 0]
+    end, unit = min(ends, key=lambda end: slowest[group, end][size].item()), size
+    found: list[tuple[int, int, Sequence[Machine]]] = []
+    while end > 0:
+        begin, first = (int(each[unit]) for each in last[group, end])
+        found.append((first, unit, machines[begin:end]))
+        group, end, unit = group - bool(wanted), begin, first
+    return found[::-1]
 
 
 def micro_batched(measured: Measured, machines: Sequence[Machine], method: str) -> Forecast:
