@@ -88,11 +88,12 @@ class Case:
 
 
 def config_of(flags: Sequence[str], *, quick: bool) -> BenchConfig:
-    """Read flags of ``scpl bench``; what they leave open is the network of this benchmark."""
+    """Read flags of ``scpl bench``; without --data and --model, the network of this benchmark."""
     from scpl.app.cli import _parse  # late, like all that ranks, which load this file, do not need
 
-    base = TrainConfig().changed(**DEFAULT, **FOR_SURE)
-    if quick:
+    another = not {"--data", "--model"}.isdisjoint(flags)
+    base = TrainConfig().changed(**({} if another else DEFAULT), **FOR_SURE)
+    if quick and not another:
         base = base.changed(**QUICK)
     default = BenchConfig(base, METHODS_HERE, repeats=3, steps=8)
     return _parse(BenchConfig, "bench", list(flags), default)
