@@ -122,6 +122,35 @@ def test_a_silent_rank_counts_as_lost(monkeypatch):
         alone._watchdog.close()
 
 
+def test_a_store_that_is_gone_is_the_end_of_who_hosts_it(pair, monkeypatch):
+    """It was an error of torch, with a traceback."""
+    first, last = pair
+    monkeypatch.setattr(last._notes, "exists", lambda name: gone())
+
+    def gone():
+        raise RuntimeError("Connection reset by peer")
+
+    with pytest.raises(RemoteError, match=r"must stay until the end. It is gone: Connection reset"):
+        last.fetch("key")
+    assert first.fail(ValueError("x"), "Rank 0: no such file")
+    with pytest.raises(RemoteError, match="Rank 0: no such file"):
+        last.fetch("key")
+
+
+def test_who_hosts_the_store_stays_until_all_know_the_cause(pair):
+    """It ended at once; another rank saw a broken connection, a traceback and an abort."""
+    first, last = pair
+    first._hosts_store = True
+    ending = threading.Thread(target=first.fail, args=[ValueError("x"), "Rank 0: no such file"])
+    ending.start()
+    with pytest.raises(RemoteError, match="Rank 0: no such file") as caught:
+        last.fetch("key")
+    assert ending.is_alive(), "nobody could read the cause any more"
+    assert not last.fail(caught.value, "")
+    ending.join(20)
+    assert not ending.is_alive()
+
+
 def test_one_rank_talks_to_itself():
     ranks = OneRank()
     ranks.share("key", 3)

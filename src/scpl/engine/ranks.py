@@ -11,7 +11,8 @@ import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -26,7 +27,7 @@ from scpl.engine.mesh import Mesh
 from scpl.engine.notes import Notes, believed
 from scpl.engine.transfer import use_device
 from scpl.engine.watchdog import HURRIED_SILENCE, Watchdog, whereabouts
-from scpl.errors import InputError, LinkError, RemoteError, unknown_name
+from scpl.errors import InputError, LinkError, RemoteError, ScplError, unknown_name
 
 __all__ = ["Backend", "ManyRanks", "OneRank", "Ranks", "connect", "local_cuda"]
 
@@ -185,6 +186,7 @@ class ManyRanks(Ranks):
             because a connection serves one caller at a time.
         timeout: Seconds without a sign of life after which a rank counts as lost.
         backend: What moves tensors.
+        hosts_store: Whether this rank hosts the store, so that it goes when this process ends.
 
     Attributes:
         headers: The process group on the CPU that headers of messages use.
@@ -200,8 +202,11 @@ class ManyRanks(Ranks):
         store: Callable[[], PrefixStore],
         timeout: float,
         backend: Backend = "gloo",
+        *,
+        hosts_store: bool = False,
     ) -> None:
         super().__init__(mesh, device, depth)
+        self._hosts_store = hosts_store
         self.staged = device.type == "cuda" and backend == "gloo"
         self._notes = Notes(store())
         self._exchanges, self._last_exchange = 0, ""
@@ -235,18 +240,41 @@ class ManyRanks(Ranks):
         group = self.mesh.group_of(sender)
         return self._links[(group - (group == self.mesh.group_of(receiver))) % 2]
 
+    @contextmanager
+    def _reaching_store(self) -> Iterator[None]:
+        """Take a store that is gone for the end of who hosts it, and tell the cause if it is known.
+
+        Raises:
+            RemoteError: if it is gone.
+        """
+        try:
+            yield
+        except ScplError:
+            raise
+        except (RuntimeError, DistError) as error:
+            self._watchdog.failed.wait(BLAME)
+            self.check()
+            raise RemoteError(
+                "The store where the ranks meet must stay until the end",
+                f"It is gone: {str(error).splitlines()[0]}",
+                "Look at the log of the first rank, or of its launcher",
+            ) from error
+
     def share(self, key: str, value: Any) -> None:  # noqa: D102
-        self._notes.write(f"value/{key}", value)
+        with self._reaching_store():
+            self._notes.write(f"value/{key}", value)
 
     def fetch(self, key: str) -> Any:  # noqa: D102
-        while not self._notes.exists(f"value/{key}"):
-            self.check()
-            time.sleep(0.02)
-        return believed(self._notes, f"value/{key}")
+        with self._reaching_store():
+            while not self._notes.exists(f"value/{key}"):
+                self.check()
+                time.sleep(0.02)
+            return believed(self._notes, f"value/{key}")
 
     def take(self, key: str) -> Any:  # noqa: D102
         value = self.fetch(key)
-        self._notes.remove(f"value/{key}")
+        with self._reaching_store():
+            self._notes.remove(f"value/{key}")
         return value
 
     def exchange(self, key: str, value: Any) -> list[Any]:  # noqa: D102
@@ -256,7 +284,8 @@ class ManyRanks(Ranks):
         values = [self.fetch(f"{name}/{rank}") for rank in range(self.mesh.num_ranks)]
         # Who has shared its value now has read those of the time before: nobody needs them.
         if before:
-            self._notes.remove(f"value/{before}/{self.mesh.rank}")
+            with self._reaching_store():
+                self._notes.remove(f"value/{before}/{self.mesh.rank}")
         self._last_exchange = name
         return values
 
@@ -297,6 +326,12 @@ class ManyRanks(Ranks):
 
         A broken link is only a symptom: wait a moment for the rank behind it to say more.
         """
+        first = self._claim(error, text)
+        with suppress(RuntimeError, DistError):
+            self._leave(BLAME, wait=self._hosts_store)
+        return first
+
+    def _claim(self, error: BaseException, text: str) -> bool:
         if isinstance(error, RemoteError):
             return False
         if isinstance(error, LinkError):
@@ -325,15 +360,21 @@ class ManyRanks(Ranks):
         self._closed = True
         self.exchange("end", True)
         self._watchdog.close()
+        self._leave(5.0, wait=self.mesh.is_first)
+        dist.destroy_process_group()
+
+    def _leave(self, patience: float, *, wait: bool) -> None:
+        """Let the first rank know that this one has done with the store.
+
+        Whoever hosts it leaves last, or the others would see it vanish, and not learn the cause.
+        """
         self._notes.write(f"left/{self.mesh.rank}", True)
-        # Whoever hosts the store leaves last, or the others would see it vanish.
         everyone = [f"left/{rank}" for rank in range(self.mesh.num_ranks)]
-        deadline = time.monotonic() + 5.0
-        while self.mesh.is_first and time.monotonic() < deadline:
+        deadline = time.monotonic() + patience
+        while wait and time.monotonic() < deadline:
             if all(map(self._notes.exists, everyone)):
                 break
             time.sleep(0.02)
-        dist.destroy_process_group()
 
     def end_process(self, error: BaseException) -> None:
         """Tell the cause if it is the first, and end at once.
@@ -436,7 +477,7 @@ def connect(
             world_size=mesh.num_ranks,
             timeout=patience,
         )
-        return ManyRanks(mesh, device, depth, store, timeout, chosen)
+        return ManyRanks(mesh, device, depth, store, timeout, chosen, hosts_store=server)
     except (RuntimeError, DistError, OSError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",
