@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,6 +129,11 @@ def test_the_best_number_of_micro_batches_counts_and_the_figure_is_drawn(main, t
         name: Contender(Workers(name, ranks.serve, None), 1, rates=own, timings=[[timing]] * 2)
         for name, own in rates.items()
     }
+    emulated = SimpleNamespace(folders=range(9))  # eight, and the one of bp
+    bench = main.Bench(emulated, None)
+    base = config.train
+    two, alone = (replace(entries[0], config=base.changed(processes=n)) for n in (2, 1))
+    assert (bench._others(two), bench._others(alone)) == (range(2, 8), range(7))
     results = [main.describe(*turns[name], measured, []) for name in measured]
     scpl = next(row for row in results if row["label"] == "scpl")
     assert scpl["to_one"]["median"] == pytest.approx(1.95)
@@ -164,6 +170,10 @@ def test_machines_are_held_to_their_shares_and_gone_afterwards():
         (left / "0").mkdir(parents=True)  # as kill -9 leaves it
         got = made.measured_shares(1.0, range(2))
         assert all(folder.is_dir() for folder in made.folders)
+        with made.occupied([1]):
+            at_work = [(folder / "cgroup.procs").read_text().split() for folder in made.folders]
+        assert list(map(len, at_work)) == [0, 1]
+        assert not Path("/proc", at_work[1][0]).exists()
     assert all(share < 1.2 * wanted for share, wanted in zip(got, shares, strict=True)), got
     assert min(got) > 0
     assert not parent.exists()

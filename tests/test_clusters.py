@@ -85,12 +85,18 @@ def test_slurm_goes_on_where_a_job_was_ended(cluster, tmp_path):
     assert any("--resume" in words for words in cluster(script, **slurm))
 
 
-def test_machines_that_come_and_go(cluster):
+def test_machines_that_come_and_go(cluster, tmp_path):
     """What the launcher does with it is tested in test_elastic.py, under the same variables."""
     script = next(block for block in blocks(PAGE, "sh") if "--nnodes 2:4" in block)
+    script = script.replace("/shared", str(tmp_path))
+    (tmp_path / "secret").write_text("the same everywhere")
     (call,) = cluster(script)
-    assert call[-1] == "the-same-everywhere"
+    assert call[-1] == "the same everywhere"
+    assert after(call, "--out") == str(tmp_path / "runs/tickets")
     check_command(call[:-1])
+    (tmp_path / "runs/tickets").mkdir(parents=True)
+    (tmp_path / "runs/tickets/config.toml").touch()
+    assert any("--resume" in words for words in cluster(script))
 
 
 def test_kubernetes(cluster, tmp_path):

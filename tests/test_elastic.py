@@ -84,7 +84,7 @@ def test_a_machine_that_joins_and_one_that_is_lost_change_no_number(cluster, tmp
 
     first, second = (cluster(*LONG, "--out", folder) for _ in range(2))
     wait_until(reached(10), [first, second])
-    third = cluster(*LONG, "--out", folder)
+    third = cluster(*LONG, "--resume", folder)  # as the others are told only where it begins
     wait_until(known(3), [first, second, third])
     together = len(steps(folder))
     wait_until(reached(together + 10), [first, second, third])

@@ -91,7 +91,7 @@ def config_of(flags: Sequence[str], *, quick: bool) -> BenchConfig:
     """Read flags of ``scpl bench``; without --data and --model, the network of this benchmark."""
     from scpl.app.cli import _parse  # late, like all that ranks, which load this file, do not need
 
-    another = not {"--data", "--model"}.isdisjoint(flags)
+    another = not {"--data", "--model"}.isdisjoint(flag.partition("=")[0] for flag in flags)
     base = TrainConfig().changed(**({} if another else DEFAULT), **FOR_SURE)
     if quick and not another:
         base = base.changed(**QUICK)
@@ -223,6 +223,11 @@ class Bench:
             self._workers[run, cable] = Workers(how, serve, place, processes=number)
         return self._workers[run, cable]
 
+    def _others(self, entry: Entry) -> range:
+        """Machines that an entry does not use, but for one that only a single machine needs."""
+        used, most = entry.num_machines, len(self.machines.folders) - 1
+        return range(most - 1) if used == 1 else range(used, most)
+
     def _train(self, entry: Entry, link: str, workers: Workers) -> list[Timing]:
         """Have a block trained; machines and cables are slow while that is done, and no longer."""
         workers.train(entry)
@@ -230,11 +235,12 @@ class Bench:
         if cable is not None:
             cable.shape(link)
         before = cable.carried_bytes() if cable is not None else 0
-        self.machines.limit()
-        try:
-            timings = workers.train()
-        finally:
-            self.machines.free()
+        with self.machines.occupied(self._others(entry)):
+            self.machines.limit()
+            try:
+                timings = workers.train()
+            finally:
+                self.machines.free()
         if entry.alone:
             workers.wake()  # they went on until the slowest one was timed
         seconds = timings[-1].seconds / entry.steps

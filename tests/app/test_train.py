@@ -290,7 +290,7 @@ class TestStrangers:
                 garbage.sendall(os.urandom(5000))
         ((_, port),) = listening(ours[0])
         store = TCPStore("127.0.0.1", port, wait_for_workers=False, timeout=timedelta(seconds=5))
-        begun = [key for key in store.list_keys() if key.startswith("scpl/present/")]
+        begun = [key for key in store.list_keys() if key.startswith("scpl/members/")]
         (name,) = {key.split("/")[2] for key in begun}
         written = PrefixStore(f"scpl/{name}", store)
         for rank in range(2):

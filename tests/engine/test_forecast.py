@@ -157,6 +157,21 @@ class TestReplicas:
         assert shared.samples_per_second == pytest.approx(16 / 12 * 1.8)
         assert shared.replicas == (1, 2)
 
+    def test_rows_for_replicas_of_the_first_stage_come_from_one_machine(self):
+        """Half of 800 bytes; the plan had them for nothing."""
+        shared = with_replicas(measured(6, 2), line(3, rate=1e3))
+        assert shared.replicas == (2, 1)
+        ring = 1000.0
+        assert shared.bytes_sent == pytest.approx([400 + ring + 400, 400 + ring, 0])
+        # 9 seconds of computing, 1 for gradients and 0.4 for the rows.
+        assert shared.samples_per_second == pytest.approx(16 / 10.4)
+
+    def test_a_slow_machine_that_is_left_out_makes_no_replicas(self):
+        """It was called one of a plan with replicas, which was a line without it."""
+        machines = [Machine(1.0), Machine(1.0), Machine(0.05)]
+        assert max(with_replicas(measured(1, 1, 1), machines).replicas) == 1
+        assert "scpl+replicas" not in by_name(forecasts(measured(1, 1, 1), machines))
+
     def test_what_each_holds_and_sends(self):
         shared = with_replicas(measured(1, 2, 1), line(4))
         assert shared.bytes_sent == pytest.approx([800, 400 + 1000, 400 + 1000, 0])
@@ -172,6 +187,7 @@ class TestReplicas:
         (case,) = found["simulated"]
         assert case["flags"] == "--cuts layer1 layer2 --processes 4 --replicas 1 2 1"
         assert "scpl 2.00 x one machine with bp, scpl+replicas 4.00 x, gpipe" in case["answer"]
+        assert "; more than 3 do not help scpl without replicas, because" in case["answer"]
         text = plan_text({**found, "synthetic": False})
         (row,) = [line for line in text.splitlines() if line.startswith("scpl+replicas ")]
         assert row.split()[:2] == ["scpl+replicas", "1+2+1"]

@@ -130,16 +130,17 @@ def test_a_store_that_is_gone_is_the_end_of_who_hosts_it(pair, monkeypatch):
     def gone():
         raise RuntimeError("Connection reset by peer")
 
-    with pytest.raises(RemoteError, match=r"must stay until the end. It is gone: Connection reset"):
+    with pytest.raises(LinkError, match=r"must stay until the end. It is gone: Connection reset"):
         last.fetch("key")
     assert first.fail(ValueError("x"), "Rank 0: no such file")
     with pytest.raises(RemoteError, match="Rank 0: no such file"):
         last.fetch("key")
 
 
-def test_who_hosts_the_store_stays_until_all_know_the_cause(pair):
+def test_who_hosts_the_store_stays_until_all_know_the_cause(pair, monkeypatch):
     """It ended at once; another rank saw a broken connection, a traceback and an abort."""
     first, last = pair
+    monkeypatch.setattr(module, "BLAME", 60.0)
     first._hosts_store = True
     ending = threading.Thread(target=first.fail, args=[ValueError("x"), "Rank 0: no such file"])
     ending.start()

@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from scpl.app.config import TrainConfig
 from scpl.app.signals import LAUNCHER, end_signals
@@ -22,7 +23,7 @@ from scpl.engine.ranks import Ranks
 from scpl.errors import InputError
 from scpl.runs import RunFolder
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "after_restart", "is_rank", "launch", "launcher"]
+__all__ = ["BAD_INPUT", "INTERRUPTED", "after_restart", "is_rank", "launch", "launcher", "to_go_on"]
 
 BAD_INPUT = 2
 INTERRUPTED = (129, 130, 143)
@@ -129,11 +130,20 @@ def launcher() -> str:
     return f"{name}/{socket.gethostname()}/{os.getppid()}" if name else ""
 
 
+def to_go_on(run: Path) -> str:
+    """Say how an interrupted run is continued: on several machines not by one command."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if is_rank() and here < int(os.environ["WORLD_SIZE"]):
+        return f"Continue with the same command on every machine, with --resume {run} for --out"
+    return f"Continue with: scpl train --resume {run}"
+
+
 def after_restart(config: TrainConfig, ranks: Ranks, launchers: Sequence[str]) -> TrainConfig:
     """A run whose processes their launchers start again goes on where it was; every rank calls it.
 
-    One launcher that was there before is enough: machines may have left and others joined, and the
-    first rank may be elsewhere now.
+    If one of them knows the run, all go on with it: of machines that come and go some began it, and
+    others join it with ``--resume``, or without. It is known by any launcher that was there before,
+    and by no rank in particular: the first one may be new.
 
     Args:
         config: As the user gave it.
@@ -143,16 +153,28 @@ def after_restart(config: TrainConfig, ranks: Ranks, launchers: Sequence[str]) -
     Raises:
         InputError: if the run has no name to find it by.
     """
-    if config.run.resume is not None or not any(launchers):
-        return config
-    if config.run.out is None:
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+    own, out = config.run.resume, config.run.out
+    if own is None and any(launchers):
+        if out is not None and _began(out, launchers):
+            own = out
+        elif out is None and _is_restart():
             raise InputError("A run that may be restarted needs --out", "Got none")
-        return config
-    if ranks.mesh.is_first:
-        # What another run left in a folder that is to be overwritten is nothing to go on from.
-        folder = RunFolder(config.run.out)
-        known = folder.environment.exists() and folder.config.exists()
-        before = folder.read_json(folder.environment).get("launchers", ()) if known else ()
-        ranks.share("restarted", not {*before}.isdisjoint(launchers))
-    return config.changed(resume=config.run.out) if ranks.fetch("restarted") else config
+    paths = ranks.exchange("resumed", None if own is None else str(own))
+    known = next((Path(path) for path in paths if path is not None), None)
+    return config if known is None else config.changed(resume=own or out or known)
+
+
+def _is_restart() -> bool:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _began(out: Path, launchers: Sequence[str]) -> bool:
+    """Whether the run in a folder was begun by one of these launchers.
+
+    What another run left in a folder that is to be overwritten is nothing to go on from.
+    """
+    folder = RunFolder(out)
+    if not (folder.environment.exists() and folder.config.exists()):
+        return False
+    before = folder.read_json(folder.environment).get("launchers", ())
+    return not {*before}.isdisjoint(filter(None, launchers))

@@ -158,10 +158,12 @@ def _answer(
     if len({machine.speed for machine in machines}) > 1:
         name += f" of speeds {' '.join(f'{machine.speed:g}' for machine in machines)}"
     text = f"{name} on {' '.join(link)}, simulated: {', '.join(speeds)}"
+    plain = each[0].method
+    if any(one.replicas for one in each):
+        plain += " without replicas"
     if limit.reason:
-        text += f"; more than {limit.num_machines} do not help {each[0].method}, because "
-        return text + limit.reason
-    return f"{text}; all of them help {each[0].method}"
+        return f"{text}; more than {limit.num_machines} do not help {plain}, because {limit.reason}"
+    return f"{text}; all of them help {plain}"
 
 
 _LINK = re.compile(r"(\d+(?:\.\d+)?)([kmg])bit(?:,(\d+(?:\.\d+)?)(us|ms|s))?")

@@ -344,7 +344,7 @@ class Costs:
             cuts=tuple(self.cuts[begin - 1] for _, begin, _ in ranges[1:]),
             stages=tuple(self._stage(begin, end, rank) for rank, begin, end in ranges),
             num_samples=self.num_samples,
-            speeds=tuple(speeds) if len(set(speeds)) > 1 else (),
+            speeds=tuple(speeds) if any(speed != 1 for speed in speeds) else (),
         )
 
     def _stage(self, begin: int, end: int, rank: int) -> PlannedStage:

@@ -199,7 +199,11 @@ def forecasts(measured: Measured, machines: Sequence[Machine]) -> list[Forecast]
     found = [local(measured, machines)]
     if len(machines) > 1:
         shared = with_replicas(measured, machines)
-        if shared is not None and shared.samples_per_second > GAIN * found[0].samples_per_second:
+        if (
+            shared is not None
+            and max(shared.replicas) > 1
+            and shared.samples_per_second > GAIN * found[0].samples_per_second
+        ):
             found.append(shared)
         found += [micro_batched(measured, machines, name) for name in SCHEDULES]
         found.append(replicated(measured, machines))
@@ -253,7 +257,8 @@ def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast |
 
     Cuts and replicas are those with which the slowest stage is the fastest. A group of machines
     stands for one that is as fast as all of them together, whose link carries what all of theirs
-    do; then its replicas add up their gradients in a ring, while nothing else is done.
+    do; while nothing else is done, its replicas add up their gradients in a ring, and the first
+    machine gives the others of its group their rows.
 
     Returns:
         None if there are not as many machines as stages, or no two stages.
@@ -276,7 +281,8 @@ def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast |
         sends = stage.bytes_out if place + 1 < len(groups) else 0
         rows = stage.forward_first + stage.backward_first + stage.objective
         gradients = stage.held.gradients + stage.objective_held.gradients
-        together = _shared_seconds(measured, rows, stage.update, gradients, own)
+        inputs = 0 if place else stage.bytes_in
+        together = _shared_seconds(measured, rows, stage.update, gradients, inputs, own)
         speed = min(machine.speed for machine in own)
         forward = stage.forward_first * _share(measured, count) / speed
         parts.append(Part(forward, together - forward, sends=sends))
@@ -291,6 +297,7 @@ def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast |
         rings.append(2 * (count - 1) / count * gradients)
     outcome = stream(merged, parts, measured.depth)
     sizes_of = tuple(len(own) for _, _, own in groups)
+    read = (sizes_of[0] - 1) / sizes_of[0] * stages[0].bytes_in
     found = _forecast(
         f"{measured.method}+replicas",
         measured,
@@ -300,15 +307,15 @@ def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast |
         tuple(costs.cuts[begin - 1] for begin, _, _ in groups[1:]),
         (1,) * len(groups),
     )
+    sent = [
+        each / count + ring for each, ring, count in zip(outcome.sent, rings, sizes_of, strict=True)
+    ]
+    first, *others = _spread(sent, sizes_of)
     return replace(
         found,
         replicas=sizes_of,
         wait_shares=_spread(outcome.wait_shares, sizes_of),
-        bytes_sent=tuple(
-            sent / count + ring
-            for sent, ring, count in zip(outcome.sent, rings, sizes_of, strict=True)
-            for _ in range(count)
-        ),
+        bytes_sent=(first + read, *others),
     )
 
 
@@ -317,7 +324,12 @@ def _spread(values: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]
 
 
 def _shared_seconds(
-    measured: Measured, rows: Any, update: Any, gradients: Any, machines: Sequence[Machine]
+    measured: Measured,
+    rows: Any,
+    update: Any,
+    gradients: Any,
+    inputs: Any,
+    machines: Sequence[Machine],
 ) -> Any:
     """Of a mini-batch on a stage that these machines share; every one of them updates it all.
 
@@ -326,15 +338,15 @@ def _shared_seconds(
         rows: Seconds for all rows, of one stage or of many; as the others.
         update: Seconds that the number of rows does not change.
         gradients: Bytes.
+        inputs: Bytes of all rows that one of the machines has, and gives the others.
         machines: Whose replicas it has.
     """
     count, speed = len(machines), min(machine.speed for machine in machines)
     rate = min(machine.link.rate for machine in machines)
     latency = max(machine.link.latency for machine in machines)
-    rounds = 2 * (count - 1)
-    return (rows * _share(measured, count) + update) / speed + rounds * (
-        gradients / count / rate + latency
-    )
+    adding = 2 * (count - 1) * (gradients / count / rate + latency)
+    sharing = (count - 1) / count * inputs / rate
+    return (rows * _share(measured, count) + update) / speed + adding + sharing
 
 
 def _share(measured: Measured, count: int) -> float:
@@ -361,7 +373,8 @@ def _groups(
     size, count = len(costs.units), len(machines)
     if min(count, size) < max(wanted or 2, 2):
         return None
-    rows, update, gradients = torch.zeros(3, size + 1, size + 1, dtype=torch.float64)
+    rows, update, gradients, inputs = torch.zeros(4, size + 1, size + 1, dtype=torch.float64)
+    inputs[0] = costs.units[0].bytes_in
     rows.fill_(torch.inf)  # what is no stage
     for begin in range(size):
         for end in range(begin + 1, size + 1):
@@ -376,7 +389,8 @@ def _groups(
     def seconds(begin: int, end: int) -> Tensor:
         key = end - begin if alike else (begin, end)
         if key not in known:
-            found = _shared_seconds(measured, rows, update, gradients, machines[begin:end])
+            own = machines[begin:end]
+            found = _shared_seconds(measured, rows, update, gradients, inputs, own)
             # Of two shares-out that are as fast, the one with fewer replicas sends less.
             known[key] = found * (1 + REPLICA * (end - begin - 1))
         return known[key]

@@ -22,8 +22,9 @@ SECONDS_BETWEEN_LOOKS = 0.02
 def agree_on_name(notes: Notes, mesh: Mesh, patience: float) -> str:
     """Agree with all other ranks on a name for this start of the run; every rank calls it.
 
-    Each rank says hello with a word that was never used before, and the first one answers with the
-    name. A hello of an earlier start is answered, too, but nobody is there to hear that.
+    Each rank says hello with a word that was never used before. The first one answers with the name
+    whoever says so, until of every rank the one that spoke last has heard it, and then says whose
+    words these were: a rank of an earlier start that is still there is not among them.
 
     Args:
         notes: In the launcher's store.
@@ -31,35 +32,44 @@ def agree_on_name(notes: Notes, mesh: Mesh, patience: float) -> str:
         patience: Seconds to wait for the others.
 
     Raises:
-        TimeoutError: if a rank does not come.
+        TimeoutError: if a rank does not come, or another process has come in place of this one.
         InputError: if a note has another seal.
     """
     deadline = time.monotonic() + patience
-    if mesh.is_first:
-        return _invite(notes, mesh, deadline)
     word = uuid.uuid4().hex
     notes.write(_hello(mesh.rank), word)
+    if mesh.is_first:
+        return _invite(notes, mesh, word, deadline)
     while not notes.exists(_answer(word)):
+        if notes.exists(_hello(0)):
+            believed(notes, _hello(0))  # or each of the two would wait for the other in vain
         _wait(deadline, "the first rank did not answer")
     name = str(believed(notes, _answer(word)))
     notes.remove(_answer(word))
-    notes.write(_present(name, mesh.rank), True)
+    notes.write(_heard(name, mesh.rank), word)
+    while not notes.exists(_members(name)):
+        _wait(deadline, "some rank is missing")
+    if believed(notes, _members(name))[mesh.rank] != word:
+        raise TimeoutError(f"another process is rank {mesh.rank} now")
     return name
 
 
-def _invite(notes: Notes, mesh: Mesh, deadline: float) -> str:
-    name, heard = uuid.uuid4().hex, dict[int, str]()
-    missing = list(range(1, mesh.num_ranks))
-    while missing:
-        for rank in missing:
-            word = str(believed(notes, _hello(rank))) if notes.exists(_hello(rank)) else None
-            if word is not None and word != heard.get(rank):
+def _invite(notes: Notes, mesh: Mesh, name: str, deadline: float) -> str:
+    """Let every rank know the name, which is the first one's word."""
+    words = [name] + [""] * (mesh.num_ranks - 1)
+    while True:
+        missing = []
+        for rank in range(1, mesh.num_ranks):
+            word = str(believed(notes, _hello(rank))) if notes.exists(_hello(rank)) else ""
+            if word != words[rank]:
                 notes.write(_answer(word), name)
-                heard[rank] = word
-        missing = [rank for rank in missing if not notes.exists(_present(name, rank))]
-        if missing:
-            _wait(deadline, f"no sign of rank {', '.join(map(str, missing))}")
-    return name
+                words[rank] = word
+            if not word or notes.read(_heard(name, rank)) != word:
+                missing.append(rank)
+        if not missing:
+            notes.write(_members(name), words)
+            return name
+        _wait(deadline, f"no sign of rank {', '.join(map(str, missing))}")
 
 
 def _wait(deadline: float, why: str) -> None:
@@ -76,5 +86,9 @@ def _answer(word: str) -> str:
     return f"answer/{word}"
 
 
-def _present(name: str, rank: int) -> str:
-    return f"present/{name}/{rank}"
+def _heard(name: str, rank: int) -> str:
+    return f"heard/{name}/{rank}"
+
+
+def _members(name: str) -> str:
+    return f"members/{name}"

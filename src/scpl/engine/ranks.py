@@ -186,7 +186,7 @@ class ManyRanks(Ranks):
             because a connection serves one caller at a time.
         timeout: Seconds without a sign of life after which a rank counts as lost.
         backend: What moves tensors.
-        hosts_store: Whether this rank hosts the store, so that it goes when this process ends.
+        hosts_store: Whether the store goes when this process ends, or its launcher after it.
 
     Attributes:
         headers: The process group on the CPU that headers of messages use.
@@ -245,7 +245,8 @@ class ManyRanks(Ranks):
         """Take a store that is gone for the end of who hosts it, and tell the cause if it is known.
 
         Raises:
-            RemoteError: if it is gone.
+            RemoteError: with the cause.
+            LinkError: if nobody knows more.
         """
         try:
             yield
@@ -254,7 +255,7 @@ class ManyRanks(Ranks):
         except (RuntimeError, DistError) as error:
             self._watchdog.failed.wait(BLAME)
             self.check()
-            raise RemoteError(
+            raise LinkError(
                 "The store where the ranks meet must stay until the end",
                 f"It is gone: {str(error).splitlines()[0]}",
                 "Look at the log of the first rank, or of its launcher",
@@ -454,6 +455,7 @@ def connect(
 
     try:
         server = mesh.is_first and not hosted
+        torchrun = "GROUP_RANK" in os.environ  # which hosts it on the machine of the first rank
         entrance = host_store(host, port, patience) if server else client()
         greetings = Notes(PrefixStore("scpl", entrance))
         start = agree_on_name(greetings, mesh, patience.total_seconds())
@@ -477,7 +479,15 @@ def connect(
             world_size=mesh.num_ranks,
             timeout=patience,
         )
-        return ManyRanks(mesh, device, depth, store, timeout, chosen, hosts_store=server)
+        return ManyRanks(
+            mesh,
+            device,
+            depth,
+            store,
+            timeout,
+            chosen,
+            hosts_store=server or (mesh.is_first and torchrun),
+        )
     except (RuntimeError, DistError, OSError) as error:
         raise InputError(
             f"All {mesh.num_ranks} ranks must meet at {host}:{port}",

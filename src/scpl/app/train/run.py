@@ -33,7 +33,7 @@ from scpl.app.inputs.base import (
     shown_samples,
     with_samples,
 )
-from scpl.app.launch import after_restart, is_rank, launcher
+from scpl.app.launch import after_restart, is_rank, launcher, to_go_on
 from scpl.app.network import check_named, describe_network, save_exits, save_network
 from scpl.app.planning import balanced
 from scpl.app.signals import GracefulStop, outlive_launcher
@@ -449,7 +449,7 @@ class _Run:
         self.pipeline.stop(f"after step {step}", number)
         error = Interrupted(
             f"Interrupted after step {step}; everything is saved",
-            fix=f"Continue with: scpl train --resume {self.folder.path}",
+            fix=to_go_on(self.folder.path),
         )
         error.signal = number
         raise error

@@ -101,8 +101,9 @@ class Trainer(ABC):
                 with self.timeline.during("evaluate", stage.index, batch.step):
                     logits = stage.predict(output)
             if logits is not None:
-                rows = batch.rows if batch.target is None else len(batch.target)
-                if len(logits) != rows:
+                # Without a target, what crosses a cut need not have its rows first.
+                rows = batch.whole_size if batch.target is None else len(batch.target)
+                if rows is not None and len(logits) != rows:
                     raise StageError(
                         "An objective must predict a row for each sample of the mini-batch, where "
                         "stages have replicas by `self.whole(...)`",

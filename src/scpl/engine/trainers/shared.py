@@ -139,29 +139,31 @@ class SharedStreamTrainer(Trainer):
         """Notice an objective that learns from a share of the rows as if they were all.
 
         Raises:
-            InputError: if it never made anything whole; on all replicas alike.
+            InputError: if it never made anything whole.
         """
         share = self._share
         if share is None or stage.optimizer is None:
             yield
             return
-        before, error = share.times_gathered, None
+        before = share.times_gathered
         try:
             yield
         except ScplError:
             raise
-        except Exception as found:  # of sizes that do not match, most likely
-            error = found
+        except Exception as error:  # of sizes that do not match, perhaps
+            if share.times_gathered > before:
+                raise
+            raise RuntimeError(
+                f"{error} (before the objective called `self.whole(...)`: until then its features "
+                f"are of {len(share.held)} of the {share.rows} samples that the target has)"
+            ) from error
         if share.times_gathered == before:
             raise InputError(
                 "An objective of a stage with replicas must compute its loss of all rows: what it "
                 "makes of the features goes through `self.whole(...)` before it meets the target",
-                f"That of stage {stage.index} ({type(stage.objective).__name__}) never called it"
-                + (f", and failed: {error}" if error else ""),
+                f"That of stage {stage.index} ({type(stage.objective).__name__}) never called it",
                 "Call it (see `scpl.methods.base.Objective.whole`), or leave `replicas` out",
-            ) from error
-        if error is not None:
-            raise error
+            )
 
     def _take_share(self, batch: Batch) -> Batch:
         """Know which rows are worked on; the first rank gives the other replicas theirs."""
