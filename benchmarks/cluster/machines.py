@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,17 +55,6 @@ begin, used = time.perf_counter(), time.process_time()
 while time.perf_counter() < begin + float(sys.argv[3]):
     pass
 print((time.process_time() - used) / (time.perf_counter() - begin), flush=True)
-"""
-_FOR_NOTHING = """
-import ctypes, sys
-import numpy
-ctypes.CDLL(None).prctl(1, 9)  # it ends with whoever started it, however that ends
-with open(sys.argv[1], "w") as file:
-    file.write("0")
-print("there", flush=True)
-matrix = numpy.ones((256, 256), "f")
-while True:
-    matrix @ matrix
 """
 
 
@@ -221,59 +210,33 @@ class Machines:
             OSError: if one cannot run.
         """
         self.limit()
-        try:
-            with self._running(_BUSY, numbers, str(_WARM), str(seconds)) as loops:
-                for loop in loops:
-                    assert loop.stdin is not None
-                    loop.stdin.write("\n")
-                    loop.stdin.flush()
-                return [float(_line(loop)) for loop in loops]
-        finally:
-            self.free()
-
-    @contextmanager
-    def occupied(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Let some of them compute for nothing meanwhile, as far as their shares go.
-
-        What one machine computes slows down the others here, which real machines do not: they have
-        the same caches, and often two of them one core. With as many of them at work whoever is
-        measured, that is the same for all.
-        """
-        with self._running(_FOR_NOTHING, numbers):
-            yield
-
-    @contextmanager
-    def _running(
-        self, program: str, numbers: Sequence[int], *arguments: str
-    ) -> Iterator[list[subprocess.Popen[str]]]:
-        """Run a program on some of them, which says when it is there.
-
-        Raises:
-            OSError: if one cannot run.
-        """
-        running = [
+        loops = [
             subprocess.Popen(
                 [
-                    *(sys.executable, "-c", program),
-                    *(str(self.folders[number] / "cgroup.procs"), *arguments),
+                    *(sys.executable, "-S", "-c", _BUSY),
+                    *(str(self.folders[number] / "cgroup.procs"), str(_WARM), str(seconds)),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for this process
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
             for number in numbers
         ]
         try:
-            for one in running:
-                if _line(one) != "there":
-                    raise OSError("A program could not be brought to its machine")
-            yield running
+            for loop in loops:
+                if _line(loop) != "there":
+                    raise OSError("A busy loop could not be brought to its machine")
+            for loop in loops:
+                assert loop.stdin is not None
+                loop.stdin.write("\n")
+                loop.stdin.flush()
+            return [float(_line(loop)) for loop in loops]
         finally:
-            for one in running:
-                one.kill()
-                one.communicate()
+            for loop in loops:
+                loop.kill()
+                loop.communicate()
+            self.free()
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -119,7 +119,7 @@ def slices(method: str, number: int, rows: int, wanted: Sequence[int]) -> list[i
 def entries_of(
     config: BenchConfig, numbers: Sequence[int], wanted: Sequence[int]
 ) -> Iterator[Entry]:
-    """Every method on every number of machines, in all variants; `bp` on one."""
+    """Every method on every number of machines, in all variants; `bp` on each by itself."""
     for method in method_names(config.methods or METHODS_HERE):
         own = replace(config.train, method=config.train.method.for_method(method))
         if METHODS[method].layout == "one":
@@ -129,13 +129,23 @@ def entries_of(
                     f"Got {method}",
                     "Leave it out",
                 )
-            yield Entry(method, "", config_for(on_machines(own, numbers[0]), method), config.steps)
+            yield from (by_itself(own, number, config.steps) for number in numbers)
             continue
         for number in numbers:
             base = config_for(on_machines(own, number), method)
             for variant, options in variants_of(method, number, base.rows, wanted):
                 entry = Entry(method, variant, with_options(base, options), config.steps)
                 yield from with_limit(entry)
+
+
+def by_itself(own: TrainConfig, number: int, steps: int) -> Entry:
+    """`bp` on so many machines, each by itself: what one machine is, to which others are ratios.
+
+    All of them at the same time, because here machines slow each other down: what they share is
+    the memory and its caches, and often two of them one core.
+    """
+    spread = on_machines(own, number)
+    return Entry(ONE, "", replace(config_for(spread, ONE), run=spread.run), steps, alone=True)
 
 
 def variants_of(
@@ -191,7 +201,7 @@ class Bench:
     """The processes on all machines, and whoever has a turn.
 
     Attributes:
-        machines: Those that are emulated; the last one is that of methods which need only one.
+        machines: Those that are emulated.
         cable: Between them; None if nothing is measured over one.
         traffic: Bytes per step over all cables, block by block.
     """
@@ -206,27 +216,25 @@ class Bench:
         name, samples = name_of(entry, link), entry.steps * entry.config.chosen.batch_size
         self.traffic[name] = []
         train = partial(self._train, entry, link)
-        if entry.alone:  # the slowest one counts
-            return Contender(self._workers_for(entry, link), samples, train, clock=max)
+        if entry.alone:
+            clock = self._of_one if entry.label == ONE else max  # the slowest one counts
+            return Contender(self._workers_for(entry, link), samples, train, clock=clock)
         return Contender(self._workers_for(entry, link), samples, train)
+
+    def _of_one(self, seconds: Sequence[float]) -> float:
+        """The mean of machines of speed 1."""
+        shares = self.machines.shares[: len(seconds)]
+        return fmean(each for each, own in zip(seconds, shares, strict=True) if own == max(shares))
 
     def _workers_for(self, entry: Entry, link: str) -> Workers:
         """Processes that are laid out as the entry wants them; many entries share them."""
         run, cable = entry.config.run, link != LOOPBACK
         if (run, cable) not in self._workers:
             number = entry.num_machines
-            folders = self.machines.folders
-            chosen = folders[:number] if number > 1 else folders[-1:]
-            how = "one machine" if number == 1 else f"{number} machines"
-            how += " behind cables" if cable else ""
-            place = Place(entry.config, chosen, cable)
+            how = f"{number} machines" + (" behind cables" if cable else "")
+            place = Place(entry.config, self.machines.folders[:number], cable)
             self._workers[run, cable] = Workers(how, serve, place, processes=number)
         return self._workers[run, cable]
-
-    def _others(self, entry: Entry) -> range:
-        """Machines that an entry does not use, but for one that only a single machine needs."""
-        used, most = entry.num_machines, len(self.machines.folders) - 1
-        return range(most - 1) if used == 1 else range(used, most)
 
     def _train(self, entry: Entry, link: str, workers: Workers) -> list[Timing]:
         """Have a block trained; machines and cables are slow while that is done, and no longer."""
@@ -235,12 +243,11 @@ class Bench:
         if cable is not None:
             cable.shape(link)
         before = cable.carried_bytes() if cable is not None else 0
-        with self.machines.occupied(self._others(entry)):
-            self.machines.limit()
-            try:
-                timings = workers.train()
-            finally:
-                self.machines.free()
+        self.machines.limit()
+        try:
+            timings = workers.train()
+        finally:
+            self.machines.free()
         if entry.alone:
             workers.wake()  # they went on until the slowest one was timed
         seconds = timings[-1].seconds / entry.steps
@@ -253,18 +260,12 @@ class Bench:
 
 
 def name_of(entry: Entry, link: str) -> str:
-    if entry.num_machines == 1:
-        return entry.name
     return f"{entry.name} x{entry.num_machines}" + ("" if entry.alone else f" {link}")
 
 
 def turns_of(entries: Sequence[Entry], wanted: Sequence[str]) -> list[tuple[Entry, str]]:
     """Every entry over every link; once what needs none."""
-    return [
-        (entry, link)
-        for entry in entries
-        for link in ([LOOPBACK] if entry.alone or entry.num_machines == 1 else wanted)
-    ]
+    return [(entry, link) for entry in entries for link in ([LOOPBACK] if entry.alone else wanted)]
 
 
 def check_itself(
@@ -304,7 +305,8 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
         *cases_of(cases, flags, arguments.machines, quick=arguments.quick),
     ]
     for entry in entries:
-        entry.config.check([entry.config.method.method])
+        if entry.label != ONE:  # that is one process, many times
+            entry.config.check([entry.config.method.method])
     if not entries:
         tried = " ".join(map(str, arguments.micro_batches))
         raise ValueError(
@@ -314,7 +316,7 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
     shares = shares_of(number, arguments.quota, arguments.speeds, cores())
     rates = [link for link in arguments.links if link != LOOPBACK]
     with (
-        Machines([*shares, max(shares)]) as emulated,
+        Machines(shares) as emulated,
         Cable(number) if rates else nullcontext() as cable,
     ):
         check = check_itself(emulated, cable, rates, number)
@@ -383,7 +385,7 @@ def describe(
 ) -> dict[str, Any]:
     """One method on some machines over a link, in JSON values."""
     contender = measured[name_of(entry, link)]
-    one = measured.get(ONE)
+    one = measured.get(f"{ONE} x{entry.num_machines}")
     limit = measured.get(name_of(limit_of(entry), LOOPBACK)) if not entry.alone else None
     others = [load["others"] for load in contender.loads]
     last = contender.timings[-1]
@@ -391,7 +393,7 @@ def describe(
         "label": entry.label,
         "variant": entry.variant,
         "machines": entry.num_machines,
-        "link": "" if entry.alone or entry.num_machines == 1 else link,
+        "link": "" if entry.alone else link,
         "cuts": list(entry.config.network.cuts),
         "rates": contender.rates,
         "samples_per_second": summary(contender.rates),
@@ -536,6 +538,7 @@ def main() -> None:
         simulated = simulated_lines(arguments.simulated)
         if arguments.draw:
             rows = [row for path in arguments.draw for row in results_in(path)]
+            arguments.out.mkdir(parents=True, exist_ok=True)
             draw(rows, simulated, arguments.out / PICTURE)
             print("\n".join(plan_table(rows, simulated)))
             return

@@ -58,7 +58,8 @@ class Entry:
         config: Its settings.
         steps: Timed steps of a block.
         alone: Whether every rank trains its stages by itself, on what it would receive, and talks
-            to nobody: the slowest one is the limit of what a line of these stages can do.
+            to nobody: the slowest one is the limit of what a line of these stages can do. A method
+            of one process trains the whole network on every rank.
     """
 
     label: str
@@ -156,7 +157,9 @@ def alone(
         clip_norm=config.chosen.clip_norm or None,
         precision=precision_of(config),
     )
-    hosted, _ = assign(method, ranks.mesh, parts)
+    mesh = ranks.mesh if method.layout == "stages" else Mesh()
+    parts = parts if method.layout == "stages" else parts.merged()
+    hosted, _ = assign(method, mesh, parts)
 
     def stages(numbers: range) -> list[Stage]:
         return build_stages(
@@ -169,7 +172,7 @@ def alone(
         kept = Kept()
         StreamTrainer(stages(range(hosted.start)), kept, Timeline()).train(message, ())
         message = kept.batch
-    message = share_of(message, ranks.mesh, parts.batch_dims[hosted.start - 1])
+    message = share_of(message, mesh, parts.batch_dims[hosted.start - 1])
     step = partial(StreamTrainer(stages(hosted), NoChannel(), Timeline()).train, message, ())
     step()
 

@@ -100,7 +100,7 @@ def plan_table(
 ) -> Iterator[str]:
     """Lines of Markdown: what was simulated of each method at its best beside what was measured."""
     planned = {(row["method"], row["machines"], row["link"]): row["speed_up"] for row in simulated}
-    rows = [row for row in best_rows(results) if row["machines"] > 1 and row["to_one"]]
+    rows = [row for row in best_rows(results) if row["to_one"]]
     found = [(row, planned.get((row["label"], row["machines"], row["link"]))) for row in rows]
     if not any(speed_up for _, speed_up in found):
         return
@@ -119,7 +119,7 @@ def draw(
     """Draw speed-up against the number of machines: measured points, simulated lines."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses windows
 
-    rows = [row for row in best_rows(results) if row["machines"] > 1 and row["to_one"]]
+    rows = [row for row in best_rows(results) if row["label"] != "bp" and row["to_one"]]
     wanted = list(dict.fromkeys(row["link"] for row in rows if row["link"]))
     labels = list(dict.fromkeys(row["label"] for row in rows))
     looks = {label: (f"C{i % 10}", "osD^vP*X<>"[i % 10]) for i, label in enumerate(labels)}
