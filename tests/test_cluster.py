@@ -48,15 +48,24 @@ def test_a_quota_is_a_share_of_a_period_that_is_long_enough_for_the_kernel():
 
 def test_machines_get_what_there_is_by_their_speeds_and_never_more(main):
     assert main.shares_of(4, None, [], 2) == pytest.approx([0.45] * 4)
-    assert main.shares_of(3, None, [1, 0.5], 2) == pytest.approx([0.72, 0.36, 0.72])
+    assert main.shares_of(3, None, [1, 0.5], 2) == pytest.approx([0.6, 0.3, 0.6])
     assert main.shares_of(2, 0.2, [1, 0.5], 2) == [0.2, 0.1]
-    assert main.shares_of(1, None, [], 8) == [1.0]  # one thread has no use for more
-    with pytest.raises(ValueError, match=r"at most 0.95 of the 2 cores.*Got 2 cores for 4"):
+    assert main.shares_of(1, None, [], 8) == [0.9]  # one thread has no use for more
+    with pytest.raises(ValueError, match=r"at most 0\.95 of it.*Got 1 for 4 on 2 cores"):
         main.shares_of(4, 0.5, [], 2)
     with pytest.raises(ValueError, match=r"from 0\.01 to 1 core"):
         main.shares_of(2, 1.5, [], 8)
     with pytest.raises(ValueError, match="at most 2 machines"):
         main.shares_of(2, 0.1, [1, 1, 1], 2)
+
+
+def test_each_machine_keeps_to_a_core_that_has_room_for_it():
+    """Where they moved, the first ones were slower by up to a half."""
+    assert sorted(machines.cores_of([0.2] * 8, 2)) == [0] * 4 + [1] * 4
+    assert machines.cores_of([0.3, 0.6, 0.3], 2) == [1, 0, 1]
+    assert machines.fullest([0.3, 0.6, 0.3], 2) == pytest.approx(0.6)
+    with pytest.raises(ValueError, match=r"Got 1\.2 for 3 on 2 cores"):
+        machines.check_shares([0.6] * 3, 2)
 
 
 @pytest.mark.parametrize("version", [1, 2])

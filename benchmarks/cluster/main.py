@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "throughput"))
 import machines
-from machines import Machines, check_shares
+from machines import Machines, check_shares, cores_of, fullest
 from ranks import Entry, Place, serve
 from tables import check_table, draw, plan_table, simulated_lines, tables
 from writing import environment, say
@@ -232,7 +232,8 @@ class Bench:
         if (run, cable) not in self._workers:
             number = entry.num_machines
             how = f"{number} machines" + (" behind cables" if cable else "")
-            place = Place(entry.config, self.machines.folders[:number], cable)
+            own = cores_of(self.machines.shares, cores())
+            place = Place(entry.config, self.machines.folders[:number], own[:number], cable)
             self._workers[run, cable] = Workers(how, serve, place, processes=number)
         return self._workers[run, cable]
 
@@ -371,7 +372,7 @@ def shares_of(
         )
     factors = [*speeds, *[1.0] * (number - len(speeds))]
     if quota is None:
-        quota = min(OF_ALL_CORES * num_cores / sum(factors), 1 / max(factors))
+        quota = min(OF_ALL_CORES / fullest(factors, num_cores), 1 / max(factors))
     shares = [quota * factor for factor in factors]
     check_shares(shares, num_cores)
     return shares

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
@@ -86,11 +86,13 @@ class Place:
     Attributes:
         config: How they meet.
         machines: The cgroup of each.
+        cores: The core of each: which of those that this process may use.
         cable: Whether each is in a network namespace of its own.
     """
 
     config: TrainConfig
     machines: tuple[Path, ...]
+    cores: Sequence[int]
     cable: bool
 
 
@@ -98,6 +100,7 @@ def serve(connection: Connection, place: Place) -> None:
     """Be a rank: get ready for an entry when it is received, and train it on anything else."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     join(place.machines[rank])
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[place.cores[rank]]})
     if num_ranks > 1:
         (go_to_cable if place.cable else go_to_loopback)()
     set_threads(1, num_ranks)
