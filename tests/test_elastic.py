@@ -12,6 +12,7 @@ from torch.distributed import TCPStore
 from cli_runs import TINY, finish, result, scpl, steps
 from processes import Forked, environment
 from scpl.engine.notes import SECRET
+from scpl.runs import RunFolder
 
 LONG = [*TINY, "--epochs", 120, "--stages", 3, "--checkpoint-every", 20, "--quiet"]
 """Long enough for three to meet while two are training."""
@@ -66,6 +67,12 @@ def wait_until(reached, agents, timeout=80):
             assert agent.poll() is None, agent.communicate()
         assert time.monotonic() < deadline, [agent.written() for agent in agents]
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("damaged", ["3", '"name"', "null", "[[], {}, 1]"])
+def test_damaged_names_of_launchers_are_nobodys(damaged, tmp_path):
+    (tmp_path / "env.json").write_text(f'{{"launchers": {damaged}}}')
+    assert RunFolder(tmp_path).launchers == frozenset()
 
 
 @pytest.mark.slow

@@ -176,5 +176,4 @@ def _began(out: Path, launchers: Sequence[str]) -> bool:
     folder = RunFolder(out)
     if not (folder.environment.exists() and folder.config.exists()):
         return False
-    before = folder.read_json(folder.environment).get("launchers", ())
-    return not {*before}.isdisjoint(filter(None, launchers))
+    return not folder.launchers.isdisjoint(filter(None, launchers))

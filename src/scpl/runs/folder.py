@@ -149,6 +149,16 @@ class RunFolder:
         return name if isinstance(name, str) else None
 
     @property
+    def launchers(self) -> frozenset[str]:
+        """Who has started the ranks of the run so far; nobody if its files do not say it."""
+        names = self.read_json(self.environment, optional=True).get("launchers")
+        return (
+            frozenset(n for n in names if isinstance(n, str))
+            if isinstance(names, list)
+            else frozenset()
+        )
+
+    @property
     def is_locked(self) -> bool:
         """Whether other runs are kept out: not if the disk has no locks."""
         return self._lock is not None and self._lock.works

@@ -255,7 +255,7 @@ def _make_folder(
 def _remember(folder: RunFolder, launchers: Sequence[str]) -> None:
     """Note who starts the ranks of a run: those that start them again are known by it."""
     about = folder.read_json(folder.environment, optional=True)
-    known = {*about.get("launchers", ()), *filter(None, launchers)}
+    known = {*folder.launchers, *filter(None, launchers)}
     folder.write_json(folder.environment, {**about, "launchers": sorted(known)})
 
 
