@@ -100,13 +100,6 @@ class Controller:
             (folder / "cpu.cfs_period_us").write_text(str(period))
             (folder / "cpu.cfs_quota_us").write_text(str(quota))
 
-    def free(self, folder: Path) -> None:
-        """Take the limit away."""
-        if self.version == 2:
-            (folder / "cpu.max").write_text("max")
-        else:
-            (folder / "cpu.cfs_quota_us").write_text("-1")
-
 
 def period_and_quota(share: float) -> tuple[int, int]:
     """Microseconds of a period, and those of it that are a share of a core."""
@@ -173,12 +166,12 @@ def refusal() -> str:
 
 
 def join(machine: Path) -> None:
-    """Bring this process, and those that it starts, to a machine."""
+    """Bring this process, and those that it starts, to a machine, or away from it."""
     (machine / "cgroup.procs").write_text(str(os.getpid()))
 
 
 class Machines:
-    """Emulated machines; all are gone after the block. At first none is limited.
+    """Emulated machines; all are gone after the block.
 
     Args:
         shares: Of a core, for each.
@@ -186,9 +179,12 @@ class Machines:
     Attributes:
         controller: Where quotas are set.
         folders: The cgroup of each, for `join`.
+        idle: A cgroup without a quota, for whoever does nothing that is measured: on a machine it
+            would take of its share, however little it did.
     """
 
     folders: tuple[Path, ...] = ()
+    idle: Path
 
     def __init__(self, shares: Sequence[float]) -> None:
         self.shares = tuple(shares)
@@ -203,11 +199,12 @@ class Machines:
         self._parent.mkdir(exist_ok=True)
         try:
             self.controller.prepare(self._parent)
+            self.idle = self._parent / "idle"
             self.folders = tuple(self._parent / str(n) for n in range(len(self.shares)))
-            for folder in self.folders:
+            for folder in (self.idle, *self.folders):
                 folder.mkdir(exist_ok=True)
-            self.limit()  # a quota that the kernel does not take is refused here
-            self.free()
+            for folder, share in zip(self.folders, self.shares, strict=True):
+                self.controller.limit(folder, share)
         except BaseException:
             _remove(self._parent)
             raise
@@ -218,23 +215,12 @@ class Machines:
     ) -> None:
         _remove(self._parent)
 
-    def limit(self) -> None:
-        """Give each its share from now on."""
-        for folder, share in zip(self.folders, self.shares, strict=True):
-            self.controller.limit(folder, share)
-
-    def free(self) -> None:
-        """Give each what it asks for: while nothing is measured."""
-        for folder in self.folders:
-            self.controller.free(folder)
-
     def measured_shares(self, seconds: float, numbers: Sequence[int]) -> list[float]:
         """What a busy loop gets on some of them, on all at the same time.
 
         Raises:
             OSError: if one cannot run.
         """
-        self.limit()
         loops = [
             subprocess.Popen(
                 [
@@ -261,7 +247,6 @@ class Machines:
             for loop in loops:
                 loop.kill()
                 loop.communicate()
-            self.free()
 
 
 def _line(process: subprocess.Popen[str]) -> str:

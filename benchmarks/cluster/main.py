@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "throughput"))
 import machines
 from machines import Machines, check_shares, cores_of, fullest
-from ranks import Entry, Place, serve
-from tables import check_table, draw, plan_table, simulated_lines, tables
+from ranks import Entry, Place, Planned, serve
+from tables import check_table, draw, plan_table, tables
 from writing import environment, say
 
 import links
@@ -36,11 +36,14 @@ from scpl.app.bench.measure import Contender, measure, summary
 from scpl.app.bench.workers import Timing, Workers
 from scpl.app.commands import BenchConfig, method_names
 from scpl.app.config import TrainConfig, in_flags
+from scpl.app.planning import read_link
 from scpl.app.signals import end_signals
+from scpl.engine.forecast import Forecast, Measured, alone, local, micro_batched, replicated
 from scpl.errors import InputError, ScplError
 from scpl.methods import METHODS, MicroBatched
+from scpl.simulation.machines import Link, Machine
 
-LOCAL, ONE, LIMIT = "scpl", "bp", "limit"
+LOCAL, ONE, LIMIT, PLAN = "scpl", "bp", "limit", "plan"
 SLICED = ("gpipe", "1f1b", "zero-bubble")
 METHODS_HERE = ",".join((ONE, LOCAL, *SLICED, "ddp"))
 DEFAULT = {
@@ -51,6 +54,8 @@ QUICK = {"layers": 4, "hidden": 16, "heads": 2, "max_tokens": 4, "vocab_size": 5
 OF_ALL_CORES = 0.9
 """Of the cores here, what all machines have together where no quota is given."""
 CHECK_SECONDS = 4.0
+TURNS_TO_PLAN = 1
+"""Of each part of the network, in each round."""
 PICTURE = "speed-up.png"
 NOTHING: dict[str, Any] = {"results": [], "comparisons": [], "failures": {}}
 FOR_SURE = {"threads": 1, "quiet": True, "timeout": 600.0}
@@ -117,9 +122,12 @@ def slices(method: str, number: int, rows: int, wanted: Sequence[int]) -> list[i
 
 
 def entries_of(
-    config: BenchConfig, numbers: Sequence[int], wanted: Sequence[int]
+    config: BenchConfig, numbers: Sequence[int], wanted: Sequence[int], *, plan: bool = False
 ) -> Iterator[Entry]:
     """Every method on every number of machines, in all variants; `bp` on each by itself."""
+    if plan:
+        own = replace(config.train, method=config.train.method.for_method(LOCAL))
+        yield from (plan_of(own, number) for number in numbers)
     for method in method_names(config.methods or METHODS_HERE):
         own = replace(config.train, method=config.train.method.for_method(method))
         if METHODS[method].layout == "one":
@@ -145,7 +153,7 @@ def by_itself(own: TrainConfig, number: int, steps: int) -> Entry:
     the memory and its caches, and often two of them one core.
     """
     spread = on_machines(own, number)
-    return Entry(ONE, "", replace(config_for(spread, ONE), run=spread.run), steps, alone=True)
+    return Entry(ONE, "", replace(config_for(spread, ONE), run=spread.run), steps, "alone")
 
 
 def variants_of(
@@ -171,7 +179,12 @@ def with_limit(entry: Entry) -> Iterator[Entry]:
 def limit_of(entry: Entry) -> Entry:
     """What nothing like this entry can be faster than."""
     label = LIMIT if entry.label == LOCAL else f"{LIMIT} of {entry.label}"
-    return replace(entry, label=label, variant="", alone=True)
+    return replace(entry, label=label, variant="", how="alone")
+
+
+def plan_of(own: TrainConfig, number: int) -> Entry:
+    """What `scpl plan` measures on each of so many machines while all of them are busy with it."""
+    return Entry(PLAN, "", config_for(on_machines(own, number), LOCAL), TURNS_TO_PLAN, "planned")
 
 
 def with_options(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
@@ -233,22 +246,19 @@ class Bench:
             number = entry.num_machines
             how = f"{number} machines" + (" behind cables" if cable else "")
             own = cores_of(self.machines.shares, cores())
-            place = Place(entry.config, self.machines.folders[:number], own[:number], cable)
+            folders, idle = self.machines.folders[:number], self.machines.idle
+            place = Place(entry.config, folders, idle, own[:number], cable)
             self._workers[run, cable] = Workers(how, serve, place, processes=number)
         return self._workers[run, cable]
 
     def _train(self, entry: Entry, link: str, workers: Workers) -> list[Timing]:
-        """Have a block trained; machines and cables are slow while that is done, and no longer."""
+        """Have a block trained; cables are slow while that is done, and no longer."""
         workers.train(entry)
         cable = self.cable if link != LOOPBACK else None
         if cable is not None:
             cable.shape(link)
         before = cable.carried_bytes() if cable is not None else 0
-        self.machines.limit()
-        try:
-            timings = workers.train()
-        finally:
-            self.machines.free()
+        timings = workers.train()
         if entry.alone:
             workers.wake()  # they went on until the slowest one was timed
         seconds = timings[-1].seconds / entry.steps
@@ -302,7 +312,7 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
     config = config_of(flags, quick=arguments.quick)
     cases = [Case.of(text) for text in arguments.also]
     entries = [
-        *entries_of(config, arguments.machines, arguments.micro_batches),
+        *entries_of(config, arguments.machines, arguments.micro_batches, plan=arguments.plan),
         *cases_of(cases, flags, arguments.machines, quick=arguments.quick),
     ]
     for entry in entries:
@@ -337,7 +347,11 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
         turns = {name_of(*turn): turn for turn in turns_of(entries, arguments.links)}
         contenders = {name: bench.contender(*turn) for name, turn in turns.items()}
         measured, failures = measure(contenders, config.repeats, say)
-    results = [describe(*turns[name], measured, bench.traffic[name]) for name in measured]
+    results = [
+        describe(*turns[name], measured, bench.traffic[name], emulated.shares)
+        for name in measured
+        if turns[name][0].how != "planned"
+    ]
     return {
         "results": results,
         "comparisons": list(comparisons(measured, turns)),
@@ -382,7 +396,11 @@ def shares_of(
 
 
 def describe(
-    entry: Entry, link: str, measured: Mapping[str, Contender], traffic: Sequence[float]
+    entry: Entry,
+    link: str,
+    measured: Mapping[str, Contender],
+    traffic: Sequence[float],
+    shares: Sequence[float],
 ) -> dict[str, Any]:
     """One method on some machines over a link, in JSON values."""
     contender = measured[name_of(entry, link)]
@@ -390,6 +408,8 @@ def describe(
     limit = measured.get(name_of(limit_of(entry), LOOPBACK)) if not entry.alone else None
     others = [load["others"] for load in contender.loads]
     last = contender.timings[-1]
+    plan = measured.get(f"{PLAN} x{entry.num_machines}")
+    simulated = list(simulated_ratios(entry, link, plan, shares)) if plan else []
     return {
         "label": entry.label,
         "variant": entry.variant,
@@ -400,6 +420,7 @@ def describe(
         "samples_per_second": summary(contender.rates),
         "to_one": summary(contender.ratios(one)) if one else None,
         "of_limit": summary(contender.ratios(limit)) if limit else None,
+        "simulated": summary(simulated) if simulated else None,
         "bytes_per_step": summary(traffic) if traffic else None,
         "step_seconds": [
             [timing.seconds / entry.steps for timing in timings] for timings in contender.timings
@@ -408,6 +429,33 @@ def describe(
         "peak_memory_bytes": [timing.peak_memory_bytes for timing in last],
         "others": summary(others) if others else None,
     }
+
+
+def simulated_ratios(
+    entry: Entry, link: str, plan: Contender, shares: Sequence[float]
+) -> Iterator[float]:
+    """What `scpl plan` would say on each machine in each round of an entry, beside `bp` on one.
+
+    Nothing of cases with flags of their own.
+    """
+    if entry.label not in (LIMIT, LOCAL, *SLICED, "ddp"):
+        return
+    way = Link() if entry.alone or link == UNSHAPED else read_link(link)
+    for timings in plan.timings:
+        for timing, own in zip(timings, shares, strict=False):
+            assert isinstance(timing, Planned)
+            machines = [Machine(share / own, way) for share in shares[: entry.num_machines]]
+            found = forecast(entry, timing.measured, machines)
+            yield found.samples_per_second / alone(timing.measured, machines).samples_per_second
+
+
+def forecast(entry: Entry, measured: Measured, machines: Sequence[Machine]) -> Forecast:
+    """Simulate an entry."""
+    if entry.label in SLICED:
+        return micro_batched(measured, machines, entry.label, [int(entry.variant)])
+    if entry.label == "ddp":
+        return replicated(measured, machines, compression=2.0 if entry.variant else 1.0)
+    return local(measured, machines)
 
 
 def comparisons(
@@ -487,11 +535,9 @@ def read_arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--anyway", action="store_true", help="measure even if the check fails")
     parser.add_argument("--check", action="store_true", help="check machines and links, no more")
     parser.add_argument(
-        "--simulated",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="lines for the figure: what scpl plan --machines --json printed, one file for a link",
+        "--plan",
+        action="store_true",
+        help="also measure what scpl plan does, on every machine, and compare what it simulates",
     )
     parser.add_argument("--out", type=Path, help="folder for results.json, table.md, speed-up.png")
     parser.add_argument(
@@ -536,12 +582,11 @@ def main() -> None:
     arguments, flags = read_arguments(sys.argv[1:])
     load, begin = os.getloadavg(), time.monotonic()
     try:
-        simulated = simulated_lines(arguments.simulated)
         if arguments.draw:
             rows = [row for path in arguments.draw for row in results_in(path)]
             arguments.out.mkdir(parents=True, exist_ok=True)
-            draw(rows, simulated, arguments.out / PICTURE)
-            print("\n".join(plan_table(rows, simulated)))
+            draw(rows, arguments.out / PICTURE)
+            print("\n".join(plan_table(rows)))
             return
         check_here(arguments)
         with end_signals(interrupt):
@@ -551,13 +596,13 @@ def main() -> None:
     settings = json.loads(json.dumps(vars(arguments), default=str))  # paths among them
     found |= {"environment": environment(), "load_before": load}
     found |= {"arguments": settings, "flags": flags, "minutes": (time.monotonic() - begin) / 60}
-    lines = "\n".join([*tables(found), "", *plan_table(found["results"], simulated)])
+    lines = "\n".join([*tables(found), "", *plan_table(found["results"])])
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         (arguments.out / "table.md").write_text(f"{lines}\n", encoding="utf-8")
         if ONE in {row["label"] for row in found["results"]}:  # to which speed-ups are ratios
-            draw(found["results"], simulated, arguments.out / PICTURE)
+            draw(found["results"], arguments.out / PICTURE)
     print(json.dumps(found) if arguments.json else lines)
     say(f"{found['minutes']:.1f} minutes")
     sys.exit(1 if found["failures"] else 0)

@@ -11,6 +11,7 @@ from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
+from typing import Literal, TypeAlias
 
 from machines import join
 
@@ -27,10 +28,12 @@ from scpl.app.build import (
 )
 from scpl.app.config import TrainConfig
 from scpl.app.environment import peak_memory, set_threads
+from scpl.app.planning import measure_all
 from scpl.data.loader import Batch
 from scpl.engine.batches import Source
 from scpl.engine.build import assign, build_stages
 from scpl.engine.channel import NoChannel
+from scpl.engine.forecast import Measured
 from scpl.engine.mesh import Mesh
 from scpl.engine.messages import Message, TrainBatch
 from scpl.engine.ranks import Ranks
@@ -43,8 +46,9 @@ from scpl.partition import Partition
 from scpl.partition.pieces import Dimensions
 from turns import Networks, block_of
 
-__all__ = ["Entry", "Place", "serve"]
+__all__ = ["Entry", "How", "Place", "Planned", "serve"]
 
+How: TypeAlias = Literal["together", "alone", "planned"]
 MANY_STEPS = 100_000  # so that learning rates stay where they are
 
 
@@ -57,16 +61,22 @@ class Entry:
         variant: Which of them: a number of micro-batches, or nothing.
         config: Its settings.
         steps: Timed steps of a block.
-        alone: Whether every rank trains its stages by itself, on what it would receive, and talks
-            to nobody: the slowest one is the limit of what a line of these stages can do. A method
-            of one process trains the whole network on every rank.
+        how: ``alone``: every rank trains its stages by itself, on what it would receive, and talks
+            to nobody; the slowest one is the limit of what a line of these stages can do, and a
+            method of one process trains the whole network on every rank. ``planned``: every rank
+            measures what ``scpl plan`` would there, with so many turns for each part.
     """
 
     label: str
     variant: str
     config: TrainConfig
     steps: int
-    alone: bool = False
+    how: How = "together"
+
+    @property
+    def alone(self) -> bool:
+        """Whether ranks talk to nobody."""
+        return self.how != "together"
 
     @property
     def name(self) -> str:
@@ -86,12 +96,14 @@ class Place:
     Attributes:
         config: How they meet.
         machines: The cgroup of each.
+        idle: The cgroup of all while nothing is measured.
         cores: The core of each: which of those that this process may use.
         cable: Whether each is in a network namespace of its own.
     """
 
     config: TrainConfig
     machines: tuple[Path, ...]
+    idle: Path
     cores: Sequence[int]
     cable: bool
 
@@ -99,7 +111,7 @@ class Place:
 def serve(connection: Connection, place: Place) -> None:
     """Be a rank: get ready for an entry when it is received, and train it on anything else."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    join(place.machines[rank])
+    join(place.idle)
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[place.cores[rank]]})
     if num_ranks > 1:
         (go_to_cable if place.cable else go_to_loopback)()
@@ -117,11 +129,13 @@ def serve(connection: Connection, place: Place) -> None:
                 gc.collect()  # a replica leaves hooks on the weights until it is gone
                 parts = networks.copy(order.config)
                 method = build_method(order.config.suited, order.config.rows)
-                ready = alone if order.alone else together
+                ready = READY[order.how]
                 train = ready(order, parts, method, ranks, batches, connection)
                 connection.send(())
             elif train is not None:
+                join(place.machines[rank])
                 train()
+                join(place.idle)
 
 
 def together(
@@ -193,6 +207,42 @@ def alone(
         connection.recv()
 
     return train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Timing):
+    """What measuring for a plan took, and found.
+
+    Attributes:
+        measured: What the parts of the network cost on this machine.
+    """
+
+    measured: Measured
+
+
+def planned(
+    entry: Entry,
+    parts: Partition,
+    method: Method,
+    ranks: Ranks,
+    batches: list[Batch],
+    connection: Connection,
+) -> Callable[[], None]:
+    """Get ready to measure what `scpl plan` does, with the cuts of the others."""
+    config = entry.config.changed(cuts=parts.cuts)
+    data = synthetic_data(config)
+
+    def measure() -> None:
+        begin = perf_counter()
+        measured = measure_all(config, data, batches[0], {}, entry.steps)
+        seconds, memory = perf_counter() - begin, peak_memory(ranks.device)
+        connection.send(Planned(seconds, entry.steps, memory, measured=measured))
+        connection.recv()
+
+    return measure
+
+
+READY = {"together": together, "alone": alone, "planned": planned}
 
 
 def share_of(batch: TrainBatch, mesh: Mesh, dims: Dimensions) -> TrainBatch:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from writing import shown
 
-__all__ = ["check_table", "draw", "plan_table", "simulated_lines", "tables"]
+__all__ = ["check_table", "draw", "plan_table", "tables"]
 
 
 def check_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -75,47 +74,21 @@ def best_rows(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(best.values(), key=lambda row: row["machines"])
 
 
-def simulated_lines(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read what ``scpl plan --machines --json`` says, for the figure.
-
-    Returns:
-        Objects with ``method``, ``link``, ``machines`` and ``speed_up`` over `bp` on one machine.
-    """
-    plans = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return [
-        {
-            "method": forecast["method"],
-            "link": " ".join(case["link"]),
-            "machines": case["machines"],
-            "speed_up": forecast["ratio"],
-        }
-        for plan in plans
-        for case in plan["simulated"]
-        for forecast in case["forecasts"]
-    ]
-
-
-def plan_table(
-    results: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str, Any]]
-) -> Iterator[str]:
-    """Lines of Markdown: what was simulated of each method at its best beside what was measured."""
-    planned = {(row["method"], row["machines"], row["link"]): row["speed_up"] for row in simulated}
-    rows = [row for row in best_rows(results) if row["to_one"]]
-    found = [(row, planned.get((row["label"], row["machines"], row["link"]))) for row in rows]
-    if not any(speed_up for _, speed_up in found):
+def plan_table(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines of Markdown: what was simulated of each method beside what was measured."""
+    rows = [row for row in results if row["to_one"] and row.get("simulated")]
+    if not rows:
         return
     yield "| machines | link | method | measured, to `bp` on one | simulated | off |"
     yield "|---:|---|---|---:|---:|---:|"
-    for row, speed_up in found:
-        if speed_up is not None:
-            off = speed_up / row["to_one"]["median"] - 1
-            cells = [str(row["machines"]), row["link"], title_of(row), shown(row["to_one"], 2)]
-            yield f"| {' | '.join(cells)} | {speed_up:.2f} | {100 * off:+.0f} % |"
+    for row in sorted(rows, key=lambda row: (row["machines"], row["link"])):
+        off = row["simulated"]["median"] / row["to_one"]["median"] - 1
+        cells = [str(row["machines"]), row["link"] or "-", title_of(row)]
+        cells += [shown(row["to_one"], 2), shown(row["simulated"], 2), f"{100 * off:+.0f} %"]
+        yield f"| {' | '.join(cells)} |"
 
 
-def draw(
-    results: Sequence[Mapping[str, Any]], simulated: Sequence[Mapping[str, Any]], path: Path
-) -> None:
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw speed-up against the number of machines: measured points, simulated lines."""
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses windows
 
@@ -141,11 +114,10 @@ def draw(
                 [row["machines"] for row in own], middle, yerr=spread,
                 color=color, marker=mark, linestyle="none", capsize=2, label=label,
             )  # fmt: skip
-            line = [r for r in simulated if r["method"] == label and r["link"] in (link, "")]
-            line.sort(key=lambda row: row["machines"])
+            line = [row for row in own if row.get("simulated")]
             if line:
-                points = [[row[key] for row in line] for key in ("machines", "speed_up")]
-                axis.plot(*points, color=color, linewidth=1.2)
+                speed_ups = [row["simulated"]["median"] for row in line]
+                axis.plot([r["machines"] for r in line], speed_ups, color=color, linewidth=1.2)
         axis.set_title(link)
         axis.set_xlabel("emulated machines")
         axis.set_xticks(sorted({1, *(row["machines"] for row in rows)}))

@@ -47,6 +47,52 @@ def test_a_silent_rank_is_missed_sooner_in_a_hurry(monkeypatch, ended, capsys):
     watchdog.close()
 
 
+class Looking:
+    """A store without notes that keeps what it is asked for."""
+
+    def __init__(self, names):
+        self._names = names
+
+    def set_timeout(self, timeout):
+        pass
+
+    def set(self, name, note):
+        pass
+
+    def check(self, names):
+        self._names += names
+        return False
+
+
+def test_each_rank_watches_the_next_and_only_in_a_hurry_all(monkeypatch, ended):
+    """On eight slow machines the watchdogs took a twentieth of each: all looked at all others."""
+    monkeypatch.setattr(module, "HURRIED_SILENCE", 0.3)
+    store = HashStore()
+    asked = []
+    for num_ranks in (2, 64):
+        own = Notes(Looking(names := []), "secret")
+        watchdog = Watchdog(0, num_ranks, own, silence=30.0)
+        assert wait_for(lambda names=names: names.count("failure") > 5)
+        watchdog.close()
+        asked.append({name for name in names if name.startswith("beat/")})
+    assert asked == [{"beat/1"}] * 2, "as many of 64 ranks as of 2"
+    first, last = (Watchdog(rank, 3, notes(store), silence=30.0) for rank in (0, 2))
+    time.sleep(0.3)
+    assert not ended
+    last.hurry()  # its next one is the first; the lost one is another
+    assert wait_for(lambda: len(ended) == 2)
+    assert "Rank 1" in first.failure["text"]
+    for watchdog in (first, last):
+        watchdog.close()
+
+
+def test_the_last_rank_watches_the_first(ended, capsys):
+    watchdog = Watchdog(2, 3, notes(), silence=0.3)
+    assert wait_for(lambda: ended == [1])
+    assert "Rank 0" in capsys.readouterr().err
+    watchdog.close()
+
+
 def test_the_first_cause_wins(ended):
     own = notes()
     watchdog = Watchdog(0, 1, own, silence=30.0)

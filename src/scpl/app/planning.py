@@ -28,7 +28,7 @@ from scpl.data.loader import Batch
 from scpl.engine.costs import Costs, Plan, checked_speeds, in_columns
 from scpl.engine.forecast import Forecast, Limit, Measured, forecasts, most_helpful, sizes
 from scpl.engine.mesh import Mesh, group_sizes
-from scpl.engine.planning import Kind, measurable, measure_parts, relative_speeds
+from scpl.engine.planning import REPEATS, Kind, measurable, measure_parts, relative_speeds
 from scpl.engine.ranks import Ranks
 from scpl.engine.stage import StageOptions
 from scpl.errors import DataError, InputError
@@ -38,7 +38,7 @@ from scpl.partition.balance import stages_per_rank
 from scpl.runs import RunFolder
 from scpl.simulation.machines import Link, Machine
 
-__all__ = ["balanced", "plan", "plan_text", "read_link", "simulated"]
+__all__ = ["balanced", "measure_all", "plan", "plan_text", "read_link", "simulated"]
 
 _SYNTHETIC = "Measured on random data: the data set is not on this machine"
 
@@ -79,7 +79,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         batch = _first_batch(loaders)
     environment = describe_environment(choose_device(base.run.device), threads)
     if config.machines:
-        found = simulated(config, links, _measure_all(base, data, batch, initial))
+        found = simulated(config, links, measure_all(base, data, batch, initial))
         return {**found, "synthetic": synthetic, "environment": environment}
     ranks, speeds = _groups(base)
     costs, counts = _measure(base, data, batch, initial), base.run.stages_per_process or None
@@ -317,10 +317,25 @@ def _measure(
     return _measure_kinds(config, parts, [kind], batch)[0]
 
 
-def _measure_all(
-    config: TrainConfig, data: DataSummary, batch: Batch, initial: Mapping[str, Any]
+def measure_all(
+    config: TrainConfig,
+    data: DataSummary,
+    batch: Batch,
+    initial: Mapping[str, Any],
+    repeats: int = REPEATS,
 ) -> Measured:
-    """The same, and without heads in mini-batches of several sizes, for `simulated`."""
+    """Measure what the parts of the network cost, for `simulated`.
+
+    Args:
+        config: The settings of a run.
+        data: What its data is like.
+        batch: A mini-batch of full size.
+        initial: What its network begins with.
+        repeats: How often each part has its turn.
+
+    Returns:
+        Costs with the heads of the method, and without heads in mini-batches of several sizes.
+    """
     fixed = config.network.cuts or config.network.stages
     stages = config.network.num_stages if fixed else None
     parts = _parts(config, data, batch, initial, stages or 1)
@@ -333,6 +348,7 @@ def _measure_all(
             *(Kind(CutBackpropagation(), own, halves=True) for own in rows),
         ],
         batch,
+        repeats,
     )
     whole = dict(zip(rows, others, strict=True))
     if config.network.cuts:
@@ -360,7 +376,11 @@ def _parts(
 
 
 def _measure_kinds(
-    config: TrainConfig, parts: Partition, kinds: Sequence[Kind], batch: Batch
+    config: TrainConfig,
+    parts: Partition,
+    kinds: Sequence[Kind],
+    batch: Batch,
+    repeats: int = REPEATS,
 ) -> list[Costs]:
     options = StageOptions(
         optimizer_factory(config),
@@ -368,7 +388,7 @@ def _measure_kinds(
         precision=precision_of(config),
     )
     device = choose_device(config.run.device)
-    found = measure_parts(parts, kinds, options, batch=batch, device=device)
+    found = measure_parts(parts, kinds, options, batch=batch, device=device, repeats=repeats)
     return [replace(each, num_samples=each.num_samples // config.data.views) for each in found]
 
 

@@ -37,9 +37,12 @@ __all__ = [
     "Limit",
     "Measured",
     "Memory",
+    "alone",
     "forecasts",
     "local",
+    "micro_batched",
     "most_helpful",
+    "replicated",
     "sizes",
     "with_replicas",
 ]
@@ -427,13 +430,22 @@ def _groups(
     return found[::-1]
 
 
-def micro_batched(measured: Measured, machines: Sequence[Machine], method: str) -> Forecast:
-    """Backpropagation along a line of stages, at the number of micro-batches that is fastest."""
+def micro_batched(
+    measured: Measured, machines: Sequence[Machine], method: str, counts: Sequence[int] = ()
+) -> Forecast:
+    """Backpropagation along a line of stages, at the number of micro-batches that is fastest.
+
+    Args:
+        measured: What the network costs.
+        machines: In the order of the line.
+        method: Which schedule.
+        counts: Numbers of micro-batches to try; default: all that can be.
+    """
     full = measured.whole[measured.rows]
     machines = machines[: len(full.units)]
     plan = full.plan(len(machines), len(machines), [machine.speed for machine in machines])
     best: Forecast | None = None
-    for count in _micro_batches(measured, method, len(machines)):
+    for count in counts or _micro_batches(measured, method, len(machines)):
         own = measured.at(measured.rows / count).joined(plan.cuts).units
         parts = [_part(stage, rank, len(own)) for rank, stage in enumerate(own)]
         outcome = schedule(machines, parts, SCHEDULES[method], count)
@@ -498,8 +510,16 @@ def _whole_memory(stage: Unit, batches: int, *, ends: bool) -> Memory:
     )
 
 
-def replicated(measured: Measured, machines: Sequence[Machine]) -> Forecast:
-    """Data parallelism: every machine has the whole network, and a share of each mini-batch."""
+def replicated(
+    measured: Measured, machines: Sequence[Machine], compression: float = 1.0
+) -> Forecast:
+    """Data parallelism: every machine has the whole network, and a share of each mini-batch.
+
+    Args:
+        measured: What the network costs.
+        machines: Which there are.
+        compression: Gradients are sent in so many times fewer bytes.
+    """
     machines = machines[: measured.rows]
     costs = measured.at(measured.rows / len(machines))
     first, *others = costs.units
@@ -510,7 +530,7 @@ def replicated(measured: Measured, machines: Sequence[Machine]) -> Forecast:
         Layers(0.0, end.objective, end.objective_held.gradients),
     ]
     whole = costs.range_of(0, len(costs.units))
-    outcome = replicas(machines, layers, whole.update, whole.bytes_in)
+    outcome = replicas(machines, layers, whole.update, whole.bytes_in, compression)
     memory = [_whole_memory(whole, 1, ends=True)] * len(machines)
     return _forecast("ddp", measured, machines, outcome, memory)
 

@@ -34,6 +34,7 @@ from scpl.partition.verify import undisturbed
 from scpl.tasks import Task
 
 __all__ = [
+    "REPEATS",
     "Kind",
     "measurable",
     "measure",
@@ -43,6 +44,8 @@ __all__ = [
     "seconds_of_a_piece",
 ]
 
+REPEATS = 5
+"""How often each unit has its turn."""
 STEPS_OF_A_VISIT = 2
 """Timed steps of a unit before the next unit's turn; one more warms up."""
 AS_FAST = 1.15
@@ -156,7 +159,7 @@ def measure(
     features: Features | None = None,
     task: Task | None = None,
     seed: int = 0,
-    repeats: int = 5,
+    repeats: int = REPEATS,
 ) -> Costs:
     """Time every unit of a network in turns; medians count.
 
@@ -235,7 +238,7 @@ def measure_parts(
     batch: Any,
     device: torch.device,
     seed: int = 0,
-    repeats: int = 5,
+    repeats: int = REPEATS,
 ) -> list[Costs]:
     """Time every unit in several ways, in turns, so that a machine that gets slower hits all.
 

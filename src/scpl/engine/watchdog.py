@@ -5,6 +5,10 @@ looks there, and shows a sign of life there. When it finds a failure, or misses 
 of life for too long, it gives its own rank a moment to end by itself and then ends it. So nothing
 hangs, whatever the main thread is blocked in. A rank that hears nothing, because it was stopped, is
 ended by who started it.
+
+Each rank watches the next one, and the last one the first: whoever is lost, one that is left misses
+it, and what a rank asks of the store does not grow with their number. Only a rank that has trouble
+already looks for who is lost among all.
 """
 
 from __future__ import annotations
@@ -46,7 +50,9 @@ class Watchdog:
         self.failure: dict[str, Any] | None = None
         self.failed = threading.Event()
         self.asked_to_stop: int | None = None
-        self._rank, self._num_ranks = rank, num_ranks
+        self._rank = rank
+        self._others = [(rank + far) % num_ranks for far in range(1, num_ranks)]
+        self._watched = self._others[:1]
         self._notes, self._silence = notes, silence
         self._notes.limit(silence)
         self._received: int | None = None
@@ -75,8 +81,9 @@ class Watchdog:
         self._received = number
 
     def hurry(self) -> None:
-        """Wait less long for a sign of life from now on."""
+        """Watch all others, and wait less long for a sign of life from now on."""
         self._silence = min(self._silence, HURRIED_SILENCE)
+        self._watched = self._others
 
     def close(self) -> None:
         """Stop watching."""
@@ -120,9 +127,7 @@ class Watchdog:
 
     def _silent_rank(self) -> int | None:
         now = time.monotonic()
-        for rank in range(self._num_ranks):
-            if rank == self._rank:
-                continue
+        for rank in self._watched:
             beat = self._notes.read(f"beat/{rank}")
             if rank not in self._seen or self._seen[rank][0] != beat:
                 self._seen[rank] = (beat, now)

@@ -178,7 +178,11 @@ def schedule(
 
 
 def replicas(
-    machines: Sequence[Machine], layers: Sequence[Layers], update: float, inputs: float
+    machines: Sequence[Machine],
+    layers: Sequence[Layers],
+    update: float,
+    inputs: float,
+    compression: float = 1.0,
 ) -> Outcome:
     """Data parallelism: gradients are added up in a ring while others are still computed.
 
@@ -189,6 +193,7 @@ def replicas(
         layers: In their order.
         update: Seconds for all of them.
         inputs: Bytes of the share of one machine.
+        compression: Gradients are sent in so many times fewer bytes.
     """
     run, count = Machines(machines), len(machines)
     ends: list[float] = []
@@ -205,7 +210,7 @@ def replicas(
             ready = max(run.compute(rank, own.backward) for rank in range(count))
             waiting += own.gradients
             if waiting >= limit or left == 0:
-                added = run.add_up(waiting, ready)
+                added = run.add_up(waiting / compression, ready)
                 waiting, limit = 0.0, BUCKET
         ends.append(max(run.compute(rank, update, added) for rank in range(count)))
     return _outcome(run, ends, 1)
