@@ -42,7 +42,8 @@ MAY_IMPORT = {
 INSIDE = {
     "engine": [{"randomness", "timeline", "mesh", "messages"}, {"stage", "batches", "watchdog"},
                {"ranks"}, {"channel", "scores", "checkpoint"}, {"trainers"}, {"worker"},
-               {"build"}, {"export", "planning"}, {"forecast"}],
+               {"build"}, {"export", "planning", "sending"},
+               {"forecast"}],
     "app": [{"config", "environment"}, {"inputs"}, {"build"}, {"network"},
             {"bench"}, {"planning"}, {"train"}, {"evaluate", "exits", "export", "probe"},
             {"predict"}, {"compare"}, {"cli"}],

@@ -444,7 +444,8 @@ def simulated_ratios(
     for timings in plan.timings:
         for timing, own in zip(timings, shares, strict=False):
             assert isinstance(timing, Planned)
-            machines = [Machine(share / own, way) for share in shares[: entry.num_machines]]
+            costs = timing.measured.messages
+            machines = [Machine(share / own, way, costs) for share in shares[: entry.num_machines]]
             found = forecast(entry, timing.measured, machines)
             yield found.samples_per_second / alone(timing.measured, machines).samples_per_second
 

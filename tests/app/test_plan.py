@@ -76,6 +76,22 @@ def test_many_machines_are_simulated():
     assert ddp["samples_per_second"] < 8 / 4e-3
 
 
+@pytest.mark.parametrize(("cores", "costs"), [(1, True), (2, False)])
+def test_messages_cost_the_processor_if_no_core_is_spare(monkeypatch, cores, costs):
+    """What a core does that computes nothing is for free."""
+    monkeypatch.setattr(planning, "share_of_cores", lambda processes: cores // processes)
+    kept = []
+
+    def simulated(config, links, measured):
+        kept.append(measured.messages.byte)
+        return {"simulated": []}
+
+    monkeypatch.setattr(planning, "simulated", simulated)
+    done = scpl("plan", *SMALL, "--machines", "2", "--threads", "1", "--json")
+    assert done.status == 0, done.err
+    assert (kept[0] > 0) == costs
+
+
 def test_a_simulation_as_a_table():
     done = scpl("plan", *SMALL, "--machines", "64")
     assert done.status == 0, done.err

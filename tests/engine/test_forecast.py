@@ -18,7 +18,7 @@ from scpl.engine.planning import Kind, measurable, measure_parts
 from scpl.engine.precision import Precision
 from scpl.engine.stage import StageOptions
 from scpl.methods import CutBackpropagation
-from scpl.simulation.machines import Link, Machine
+from scpl.simulation.machines import Link, Machine, MessageCosts
 
 CPU = torch.device("cpu")
 UNIT = Unit(
@@ -84,6 +84,22 @@ def test_every_method_on_equal_machines():
     assert found["scpl"].bytes_sent == pytest.approx([800.0] * 3 + [0.0])
     assert found["1f1b"].bytes_sent == pytest.approx([800.0, 1600.0, 1600.0, 800.0])
     assert found["bp"].num_machines == 1
+
+
+def test_messages_that_cost_a_processor_cost_those_most_who_send_most():
+    costs = MessageCosts(message=1e-3, byte=1e-3, added=2e-3)
+    plain, busy = (
+        by_name(forecasts(measured(1, 1, 1, 1), [Machine(1.0, Link(), own)] * 4))
+        for own in (MessageCosts(), costs)
+    )
+    slower = {name: plain[name].outcome.seconds / busy[name].outcome.seconds for name in plain}
+    assert slower["bp"] == 1.0
+    assert max(slower["gpipe"], slower["ddp"]) < slower["scpl"] < 1.0
+    heavy = measured(1, 1, 6)
+    shared, cheap = (
+        with_replicas(heavy, [Machine(1.0, Link(), own)] * 4) for own in (costs, MessageCosts())
+    )
+    assert shared.samples_per_second < cheap.samples_per_second
 
 
 def test_what_machines_hold():

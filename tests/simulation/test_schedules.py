@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scpl.simulation.machines import Link, Machine
+from scpl.simulation.machines import Link, Machine, MessageCosts
 from scpl.simulation.schedules import (
     SCHEDULES,
     Layers,
@@ -86,6 +86,25 @@ def test_replicas_add_up_gradients_while_they_compute_others():
     assert hidden.sent == pytest.approx([1.5 * 21e6] * 4)
 
 
+def test_messages_take_of_the_time_of_a_processor():
+    """Eight machines with one core each were planned a fifth too fast for ddp."""
+    costs = MessageCosts(message=0.01, byte=0.001, added=1e-7)
+    busy = [Machine(2.0, Link(), costs)] * 3  # twice as fast, in this as well
+    parts = [replace(PLAIN, sends=100.0)] * 3
+    in_between = 3.0 + 2 * (3 * 0.01 + 100 * 0.001)  # receives and sends, three messages each time
+    assert stream(busy, parts).seconds == pytest.approx(in_between / 2)
+    done = schedule(busy, parts, gpipe, 8)
+    # The middle one receives and sends an activation and a gradient for each micro-batch.
+    assert done.work[1] == pytest.approx(8 * (3.0 + 4 * (0.01 + 100 * 0.001)) / 2)
+    assert done.work[0] == pytest.approx(8 * (3.0 + 2 * (0.01 + 100 * 0.001)) / 2)
+    layers = [Layers(1.0, 3.0, 20e6)]
+    plain = replicas([Machine(2.0)] * 3, layers, 0.5, 0.0)
+    summed = replicas(
+        [replace(one, costs=MessageCosts(added=1e-7)) for one in busy], layers, 0.5, 0
+    )
+    assert summed.seconds - plain.seconds == pytest.approx(1e-7 * 2 * 2 / 3 * 20e6 / 2)
+
+
 KINDS = st.sampled_from(["stream", "replicas", *SCHEDULES])
 SECONDS = st.floats(0.01, 10.0)
 
@@ -93,8 +112,11 @@ SECONDS = st.floats(0.01, 10.0)
 @st.composite
 def settings_of_a_line(draw):
     count = draw(st.integers(1, 4))
+    costs = MessageCosts(*(draw(st.floats(0, 0.01)) for _ in range(3)))
     machines = [
-        Machine(draw(st.floats(0.1, 4)), Link(draw(st.floats(1, 1e4)), draw(st.floats(0, 1))))
+        Machine(
+            draw(st.floats(0.1, 4)), Link(draw(st.floats(1, 1e4)), draw(st.floats(0, 1))), costs
+        )
         for _ in range(count)
     ]
     parts = [
@@ -123,6 +145,9 @@ def test_whatever_the_machines(kind, given):
     slow = [replace(one, link=replace(one.link, rate=one.link.rate / 2)) for one in machines]
     assert simulate(kind, slow, parts).seconds >= done.seconds * (1 - 1e-6)
     twice = [
-        Machine(2 * one.speed, Link(2 * one.link.rate, one.link.latency / 2)) for one in machines
+        replace(one, speed=2 * one.speed, link=Link(2 * one.link.rate, one.link.latency / 2))
+        for one in machines
     ]
     assert simulate(kind, twice, parts).seconds == pytest.approx(done.seconds / 2)
+    spared = [replace(one, costs=MessageCosts()) for one in machines]
+    assert simulate(kind, spared, parts).seconds <= done.seconds * (1 + 1e-6)

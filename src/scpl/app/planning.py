@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from scpl import models
 from scpl.app.bench.bench import synthetic_batches, synthetic_data
 from scpl.app.build import (
@@ -20,7 +22,7 @@ from scpl.app.build import (
 )
 from scpl.app.commands import PlanConfig
 from scpl.app.config import RunConfig, TrainConfig
-from scpl.app.environment import choose_device, describe_environment, set_threads
+from scpl.app.environment import choose_device, describe_environment, set_threads, share_of_cores
 from scpl.app.inputs.base import DataSummary, Loaders
 from scpl.app.launch import is_rank
 from scpl.data import is_here
@@ -30,13 +32,14 @@ from scpl.engine.forecast import Forecast, Limit, Measured, forecasts, most_help
 from scpl.engine.mesh import Mesh, group_sizes
 from scpl.engine.planning import REPEATS, Kind, measurable, measure_parts, relative_speeds
 from scpl.engine.ranks import Ranks
+from scpl.engine.sending import measure_messages
 from scpl.engine.stage import StageOptions
 from scpl.errors import DataError, InputError
 from scpl.methods import CutBackpropagation
 from scpl.partition import Partition
 from scpl.partition.balance import stages_per_rank
 from scpl.runs import RunFolder
-from scpl.simulation.machines import Link, Machine
+from scpl.simulation.machines import Link, Machine, MessageCosts
 
 __all__ = ["balanced", "measure_all", "plan", "plan_text", "read_link", "simulated"]
 
@@ -115,7 +118,9 @@ def simulated(config: PlanConfig, links: Sequence[Link], measured: Measured) -> 
     most = max(config.machines)
     links = links if len(links) > 1 else [*links] * most
     speeds = config.train.run.speeds or (1.0,) * most
-    machines = [Machine(speed, link) for speed, link in zip(speeds, links, strict=True)]
+    machines = [
+        Machine(speed, link, measured.messages) for speed, link in zip(speeds, links, strict=True)
+    ]
     found = []
     for count in config.machines:
         given = machines[:count]
@@ -354,7 +359,10 @@ def measure_all(
     if config.network.cuts:
         local = local.joined(config.network.cuts)
         whole = {rows: costs.joined(config.network.cuts) for rows, costs in whole.items()}
-    return Measured(config.method.method, local, whole, config.run.depth, stages)
+    # With a core to spare, that one does it.
+    spare = share_of_cores(1) > torch.get_num_threads()
+    messages = MessageCosts() if spare else measure_messages()
+    return Measured(config.method.method, local, whole, config.run.depth, stages, messages)
 
 
 def _parts(

@@ -2,15 +2,15 @@
 
 What the parts of the network cost is measured on one machine (`engine.planning`), in mini-batches
 of several sizes, because small micro-batches are less efficient. What the machines would make of it
-is simulated (`simulation.schedules`). Not simulated: loading data, what sending costs a processor,
-what a schedule costs by itself, and targets and headers on their way.
+is simulated (`simulation.schedules`). Not simulated: loading data, what a schedule costs by itself,
+and targets on their way.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from scpl.engine.costs import Costs, Held, Unit
 from scpl.errors import InputError
 from scpl.methods import METHODS
 from scpl.methods.bp import MicroBatched
-from scpl.simulation.machines import Link, Machine
+from scpl.simulation.machines import Link, Machine, MessageCosts
 from scpl.simulation.schedules import (
     SCHEDULES,
     Layers,
@@ -75,6 +75,7 @@ class Measured:
         whole: Without heads, the loss at the end alone, by the rows of a mini-batch.
         depth: Mini-batches in flight between two machines, of a local method.
         num_stages: How many stages there must be; None: one for each machine.
+        messages: What these cost, for `Machine`.
     """
 
     method: str
@@ -82,6 +83,7 @@ class Measured:
     whole: Mapping[int, Costs]
     depth: int = 2
     num_stages: int | None = None
+    messages: MessageCosts = field(default_factory=MessageCosts)
 
     @property
     def rows(self) -> int:
@@ -289,7 +291,9 @@ def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast |
         speed = min(machine.speed for machine in own)
         forward = stage.forward_first * _share(measured, count) / speed
         parts.append(Part(forward, together - forward, sends=sends))
-        merged.append(Machine(1.0, link))
+        costs_of = own[0].costs
+        own_costs = MessageCosts(costs_of.message / speed, costs_of.byte / count / speed)
+        merged.append(Machine(1.0, link, own_costs))
         share = replace(
             stage,
             held=_of_rows(stage.held, 1 / count),
@@ -347,7 +351,8 @@ def _shared_seconds(
     count, speed = len(machines), min(machine.speed for machine in machines)
     rate = min(machine.link.rate for machine in machines)
     latency = max(machine.link.latency for machine in machines)
-    adding = 2 * (count - 1) * (gradients / count / rate + latency)
+    added = machines[0].costs.added / speed
+    adding = 2 * (count - 1) * (gradients / count * (1 / rate + added) + latency)
     sharing = (count - 1) / count * inputs / rate
     return (rows * _share(measured, count) + update) / speed + adding + sharing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Link", "Machine", "Machines"]
+__all__ = ["Link", "Machine", "Machines", "MessageCosts"]
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,37 @@ class Link:
 
 
 @dataclass(frozen=True)
+class MessageCosts:
+    """What messages cost the processor that computes, in seconds; nothing if another one does it.
+
+    Attributes:
+        message: Each, on either side.
+        byte: Each, on either side.
+        added: Each byte that is sent while gradients are added up in a ring.
+    """
+
+    message: float = 0.0
+    byte: float = 0.0
+    added: float = 0.0
+
+    def of(self, num_bytes: float, messages: int = 1) -> float:
+        """Seconds on either side."""
+        return messages * self.message + num_bytes * self.byte
+
+
+@dataclass(frozen=True)
 class Machine:
     """One of several machines.
 
     Attributes:
         speed: Beside the machine on which work was measured.
         link: To the others.
+        costs: Of messages, on the machine on which work was measured.
     """
 
     speed: float = 1.0
     link: Link = Link()
+    costs: MessageCosts = MessageCosts()
 
 
 class Machines:
@@ -84,6 +105,14 @@ class Machines:
         self.sent[sender] += num_bytes
         return self._occupy([("port", sender)], seconds, after)
 
+    def handle(self, machine: int, num_bytes: float, *after: float, messages: int = 1) -> float:
+        """Do with the processor what a message takes there, on its way out or in.
+
+        Returns:
+            The moment at which it is done.
+        """
+        return self.compute(machine, self.machines[machine].costs.of(num_bytes, messages), *after)
+
     def latency(self, sender: int, receiver: int) -> float:
         """Seconds from when a message has left until it is there."""
         return max(self.machines[sender].link.latency, self.machines[receiver].link.latency)
@@ -92,7 +121,7 @@ class Machines:
         """Add up as many bytes of every machine, so that each has the sum, in a ring.
 
         The bytes go around twice, in as many pieces as there are machines, at the pace of the
-        slowest link.
+        slowest link. The processors do their part of it before whatever they compute next.
 
         Returns:
             The moment at which all have the sum.
@@ -101,11 +130,14 @@ class Machines:
         rounds, piece = 2 * (count - 1), num_bytes / count
         slowest = min(machine.link.rate for machine in self.machines)
         latency = max(machine.link.latency for machine in self.machines)
+        done = 0.0
         for machine in range(count):
             self.sending[machine] += rounds * piece / slowest
             self.sent[machine] += rounds * piece
+            own = rounds * piece * self.machines[machine].costs.added
+            done = max(done, self.compute(machine, own, *after))
         ports = [("port", machine) for machine in range(count)]
-        return self._occupy(ports, rounds * (piece / slowest + latency), after)
+        return max(done, self._occupy(ports, rounds * (piece / slowest + latency), after))
 
     def _occupy(
         self, resources: Sequence[Hashable], seconds: float, after: Iterable[float]

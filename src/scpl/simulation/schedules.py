@@ -28,6 +28,8 @@ __all__ = [
     "zero_bubble",
 ]
 
+MESSAGES = 3
+"""Of a stream, for what a stage hands on: a header, an answer, and tensors."""
 STEPS = 12
 """Mini-batches after the line has filled, over which is measured how long each takes."""
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
@@ -117,9 +119,11 @@ def stream(machines: Sequence[Machine], parts: Sequence[Part], depth: int = 2) -
         arrived = 0.0
         for rank, part in enumerate(parts):
             taken[rank].append(run.compute(rank, 0.0, arrived))
-            computed = run.compute(rank, part.forward)
+            if rank > 0:
+                run.handle(rank, parts[rank - 1].sends, messages=MESSAGES)
+            run.compute(rank, part.forward)
             if rank < last:
-                posted = run.compute(rank, 0.0, computed, left[rank])
+                posted = run.handle(rank, part.sends, left[rank], messages=MESSAGES)
                 latency = run.latency(rank, rank + 1)
                 room = taken[rank + 1][step - depth + 1] if step >= depth - 1 else 0.0
                 begin = max(posted + latency, room) + latency
@@ -161,6 +165,8 @@ def schedule(
                     actions.pop()
                     at = 0.0 if needs is None else needs[rank][batch]
                     if kind == "forward":
+                        if rank > 0:
+                            run.handle(rank, parts[rank - 1].sends, at)
                         done = run.compute(rank, part.forward, at)
                         if rank + 1 < count:
                             down[rank + 1][batch] = _message(run, rank, rank + 1, part.sends, done)
@@ -168,6 +174,8 @@ def schedule(
                         run.compute(rank, part.backward - part.inputs)
                     else:
                         own = part.backward if kind == "backward" else part.inputs
+                        if rank + 1 < count:
+                            run.handle(rank, part.sends, at)
                         done = run.compute(rank, own, at)
                         if rank > 0:
                             up[rank - 1][batch] = _message(
@@ -201,6 +209,8 @@ def replicas(
         arrived, ready, forwarded = 0.0, 0.0, []
         for rank in range(count):
             begin = run.compute(rank, 0.0, arrived)
+            if rank > 0:
+                begin = run.handle(rank, (count - rank) * inputs)
             if rank + 1 < count:
                 rest = (count - rank - 1) * inputs
                 arrived = _message(run, rank, rank + 1, rest, begin)
@@ -264,7 +274,8 @@ def in_flight(actions: Sequence[Action]) -> int:
 
 def _message(run: Machines, sender: int, receiver: int, num_bytes: float, begin: float) -> float:
     """Send a message; returns when it is there."""
-    return run.send(sender, receiver, num_bytes, begin) + run.latency(sender, receiver)
+    posted = run.handle(sender, num_bytes, begin)
+    return run.send(sender, receiver, num_bytes, posted) + run.latency(sender, receiver)
 
 
 def _outcome(run: Machines, ends: Sequence[float], filled: int) -> Outcome:
