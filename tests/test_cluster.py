@@ -11,7 +11,10 @@ import pytest
 
 from scpl.app.bench.measure import Contender
 from scpl.app.bench.workers import Timing, Workers
+from scpl.engine.costs import Costs, Held, Unit
+from scpl.engine.forecast import Measured
 from scpl.errors import InputError
+from scpl.simulation.machines import MessageCosts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 for folder in ("throughput", "", "cluster"):
@@ -160,6 +163,50 @@ def test_the_best_number_of_micro_batches_counts_and_the_figure_is_drawn(main, t
     assert "gpipe" not in compared
     tables.draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5_000
+
+
+def planned(slower):
+    """What a machine measured on which all takes so many times as long."""
+    unit = Unit(
+        layers=("layer",), parameters=1, forward=slower, backward=2 * slower,
+        forward_first=slower, backward_first=2 * slower, update=0.0, objective=0.0,
+        objective_parameters=0, bytes_out=100, bytes_in=100, inputs=slower,
+        held=Held(gradients=1000),
+    )  # fmt: skip
+    costs = Costs(("layer1",), (unit, unit), 16)
+    costs_of_messages = MessageCosts(byte=0.01 * slower, added=0.0001 * slower)
+    times = {"forward": slower / 2, "backward": slower}
+    times |= {f"{name}_first": seconds for name, seconds in times.items()}
+    half = replace(costs, units=(replace(unit, **times),) * 2)
+    found = Measured("scpl", costs, {16: costs, 8: half}, messages=costs_of_messages)
+    return ranks.Planned(1.0, 1, 1, measured=found)
+
+
+def test_what_machines_plan_is_compared_with_what_they_do(main):
+    """Messages were planned for the limit, which sends none, and by another clock than layers."""
+    config = main.config_of(["--methods", "scpl,gpipe,ddp"], quick=True)
+    plan, *entries = main.entries_of(config, [2], [2], plan=True)
+    assert (plan.how, plan.num_machines) == ("planned", 2)
+    by_name = {entry.name: entry for entry in entries}
+    blocks = Contender(Workers("plan", ranks.serve, None), 1)
+    ratios = {}
+    for shares in ((0.4, 0.4), (0.2, 0.2)):
+        blocks.timings = [[planned(1 / share) for share in shares]] * 3
+        ratios[shares] = {
+            name: list(main.simulated_ratios(entry, main.UNSHAPED, blocks, shares))
+            for name, entry in by_name.items()
+        }
+    assert ratios[0.4, 0.4]["limit"] == [2.0] * 6, "each machine in each round"
+    assert ratios[0.4, 0.4]["scpl"] == pytest.approx([6 / 4] * 6), "each sends or receives a second"
+    assert 0 < ratios[0.4, 0.4]["gpipe/2"][0] < 6 / 4.5, "two micro-batches, and a bubble of one"
+    assert 1 < ratios[0.4, 0.4]["ddp"][0] < 2
+    assert ratios[0.2, 0.2] == {name: pytest.approx(own) for name, own in ratios[0.4, 0.4].items()}
+    unequal = list(main.simulated_ratios(by_name["limit"], main.UNSHAPED, blocks, (0.2, 0.1)))
+    assert unequal == [1.0] * 6, "the slow one is no faster with half than the fast one with all"
+    with pytest.raises(ValueError, match="micro-batches"):
+        main.measured_by(
+            *main.read_arguments(["--plan", "--micro-batches", "7", "--", "--methods", "gpipe"])
+        )
 
 
 @pytest.mark.skipif(bool(machines.refusal()), reason="no machines can be emulated here")

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
@@ -41,7 +41,7 @@ from scpl.app.signals import end_signals
 from scpl.engine.forecast import Forecast, Measured, alone, local, micro_batched, replicated
 from scpl.errors import InputError, ScplError
 from scpl.methods import METHODS, MicroBatched
-from scpl.simulation.machines import Link, Machine
+from scpl.simulation.machines import Link, Machine, MessageCosts
 
 LOCAL, ONE, LIMIT, PLAN = "scpl", "bp", "limit", "plan"
 SLICED = ("gpipe", "1f1b", "zero-bubble")
@@ -57,7 +57,7 @@ CHECK_SECONDS = 4.0
 TURNS_TO_PLAN = 1
 """Of each part of the network, in each round."""
 PICTURE = "speed-up.png"
-NOTHING: dict[str, Any] = {"results": [], "comparisons": [], "failures": {}}
+NOTHING: dict[str, Any] = {"results": [], "plans": {}, "comparisons": [], "failures": {}}
 FOR_SURE = {"threads": 1, "quiet": True, "timeout": 600.0}
 """A rank with a small share of a core takes its time."""
 
@@ -318,7 +318,7 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
     for entry in entries:
         if entry.label != ONE:  # that is one process, many times
             entry.config.check([entry.config.method.method])
-    if not entries:
+    if all(entry.how == "planned" for entry in entries):
         tried = " ".join(map(str, arguments.micro_batches))
         raise ValueError(
             f"Of --micro-batches at least one must fit the mini-batch and the machines. Got {tried}"
@@ -354,6 +354,11 @@ def measured_by(arguments: argparse.Namespace, flags: Sequence[str]) -> dict[str
     ]
     return {
         "results": results,
+        "plans": {
+            name: [[asdict(timing.measured) for timing in block] for block in each.timings]
+            for name, each in measured.items()
+            if turns[name][0].how == "planned"
+        },
         "comparisons": list(comparisons(measured, turns)),
         "failures": failures,
         **what,
@@ -444,7 +449,7 @@ def simulated_ratios(
     for timings in plan.timings:
         for timing, own in zip(timings, shares, strict=False):
             assert isinstance(timing, Planned)
-            costs = timing.measured.messages
+            costs = MessageCosts() if entry.alone else timing.measured.messages
             machines = [Machine(share / own, way, costs) for share in shares[: entry.num_machines]]
             found = forecast(entry, timing.measured, machines)
             yield found.samples_per_second / alone(timing.measured, machines).samples_per_second
@@ -600,7 +605,9 @@ def main() -> None:
     lines = "\n".join([*tables(found), "", *plan_table(found["results"])])
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        for name, values in {"plans": found.pop("plans"), "results": found}.items():
+            path = arguments.out / f"{name}.json"
+            path.write_text(json.dumps(values, indent=1), encoding="utf-8")
         (arguments.out / "table.md").write_text(f"{lines}\n", encoding="utf-8")
         if ONE in {row["label"] for row in found["results"]}:  # to which speed-ups are ratios
             draw(found["results"], arguments.out / PICTURE)

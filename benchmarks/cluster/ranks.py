@@ -36,6 +36,7 @@ from scpl.engine.channel import NoChannel
 from scpl.engine.forecast import Measured
 from scpl.engine.mesh import Mesh
 from scpl.engine.messages import Message, TrainBatch
+from scpl.engine.planning import seconds_of_a_piece
 from scpl.engine.ranks import Ranks
 from scpl.engine.shares import dims_of, held, take_rows
 from scpl.engine.stage import Stage, StageOptions
@@ -237,6 +238,8 @@ def planned(
         measured = measure_all(config, data, batches[0], {}, entry.steps)
         seconds, memory = perf_counter() - begin, peak_memory(ranks.device)
         connection.send(Planned(seconds, entry.steps, memory, measured=measured))
+        while not connection.poll():
+            seconds_of_a_piece(ranks.device)  # the others still measure
         connection.recv()
 
     return measure

@@ -99,10 +99,22 @@ def test_messages_take_of_the_time_of_a_processor():
     assert done.work[0] == pytest.approx(8 * (3.0 + 2 * (0.01 + 100 * 0.001)) / 2)
     layers = [Layers(1.0, 3.0, 20e6)]
     plain = replicas([Machine(2.0)] * 3, layers, 0.5, 0.0)
+    halved = [Machine(2.0, Link(), MessageCosts(added=1e-7))] * 3
+    assert replicas(halved, layers, 0.5, 0.0, compression=2.0).sent[0] == plain.sent[0] / 2
     summed = replicas(
         [replace(one, costs=MessageCosts(added=1e-7)) for one in busy], layers, 0.5, 0
     )
     assert summed.seconds - plain.seconds == pytest.approx(1e-7 * 2 * 2 / 3 * 20e6 / 2)
+
+
+def test_a_machine_that_is_ahead_goes_on_while_gradients_are_added_up():
+    """It waited for the slowest one at every bucket, even where messages cost nothing."""
+    machines = [Machine(1.0, Link(10e6)), Machine(2.0, Link(10e6))]
+    layers = [Layers(1.0, 3.0, 2e6), Layers(1.0, 3.0, 2e6)]
+    found = replicas(machines, layers, 0.0, 0.0)
+    assert found.seconds == pytest.approx(8.0 + 0.2), "the last ring; the first one is hidden"
+    late = replicas(machines, layers, 0.0, 100e6)  # the second one's rows come after 10 seconds
+    assert late.seconds == pytest.approx(10.0 + 4.0 + 0.2)
 
 
 KINDS = st.sampled_from(["stream", "replicas", *SCHEDULES])

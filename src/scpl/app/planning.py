@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
-
-import torch
 
 from scpl import models
 from scpl.app.bench.bench import synthetic_batches, synthetic_data
@@ -111,7 +109,8 @@ def simulated(config: PlanConfig, links: Sequence[Link], measured: Measured) -> 
         measured: What the network costs.
 
     Returns:
-        ``simulated``: for each number ``machines``, ``link``, ``speeds``, ``forecasts`` (each as
+        ``messages``: what these cost, as `scpl.simulation.machines.MessageCosts`; ``simulated``:
+        for each number ``machines``, ``link``, ``speeds``, ``forecasts`` (each as
         `scpl.engine.forecast.Forecast` with ``ratio`` to one machine), ``flags`` of the local
         method, ``helpful_machines``, ``reason`` why not more, and the ``answer``.
     """
@@ -140,7 +139,7 @@ def simulated(config: PlanConfig, links: Sequence[Link], measured: Measured) -> 
                 "answer": _answer(given, said, each, limit),
             }
         )
-    return {"simulated": found}
+    return {"simulated": found, "messages": asdict(measured.messages)}
 
 
 def _flags_of(each: Sequence[Forecast]) -> list[str]:
@@ -359,9 +358,9 @@ def measure_all(
     if config.network.cuts:
         local = local.joined(config.network.cuts)
         whole = {rows: costs.joined(config.network.cuts) for rows, costs in whole.items()}
-    # With a core to spare, that one does it.
-    spare = share_of_cores(1) > torch.get_num_threads()
-    messages = MessageCosts() if spare else measure_messages()
+    # Of several cores one has time for messages, and a host has while its accelerator computes.
+    busy = share_of_cores(1) == 1 and choose_device(config.run.device).type == "cpu"
+    messages = measure_messages() if busy else MessageCosts()
     return Measured(config.method.method, local, whole, config.run.depth, stages, messages)
 
 

@@ -243,7 +243,17 @@ def local(measured: Measured, machines: Sequence[Machine]) -> Forecast:
 
 def _seconds(stage: Unit) -> float:
     """Of a mini-batch on a stage that learns by itself."""
-    return stage.forward_first + stage.backward_first + stage.update + stage.objective
+    return _seconds_of_rows(stage) + stage.update
+
+
+def _seconds_of_rows(stage: Unit) -> float:
+    """What of it their number changes."""
+    return stage.forward_first + stage.backward_first + stage.objective
+
+
+def _gradients(stage: Unit) -> float:
+    """Bytes, those of the head among them."""
+    return stage.held.gradients + stage.objective_held.gradients
 
 
 def _local_memory(stages: Sequence[Unit], sends: float, waiting: int) -> Memory:
@@ -284,16 +294,17 @@ def with_replicas(measured: Measured, machines: Sequence[Machine]) -> Forecast |
             max(machine.link.latency for machine in own),
         )
         sends = stage.bytes_out if place + 1 < len(groups) else 0
-        rows = stage.forward_first + stage.backward_first + stage.objective
-        gradients = stage.held.gradients + stage.objective_held.gradients
+        gradients = _gradients(stage)
         inputs = 0 if place else stage.bytes_in
-        together = _shared_seconds(measured, rows, stage.update, gradients, inputs, own)
+        together = _shared_seconds(
+            measured, _seconds_of_rows(stage), stage.update, gradients, inputs, own
+        )
         speed = min(machine.speed for machine in own)
         forward = stage.forward_first * _share(measured, count) / speed
         parts.append(Part(forward, together - forward, sends=sends))
-        costs_of = own[0].costs
-        own_costs = MessageCosts(costs_of.message / speed, costs_of.byte / count / speed)
-        merged.append(Machine(1.0, link, own_costs))
+        each = own[0].costs
+        together_costs = MessageCosts(each.message / speed, each.byte / count / speed)
+        merged.append(Machine(1.0, link, together_costs))
         share = replace(
             stage,
             held=_of_rows(stage.held, 1 / count),
@@ -351,8 +362,8 @@ def _shared_seconds(
     count, speed = len(machines), min(machine.speed for machine in machines)
     rate = min(machine.link.rate for machine in machines)
     latency = max(machine.link.latency for machine in machines)
-    added = machines[0].costs.added / speed
-    adding = 2 * (count - 1) * (gradients / count * (1 / rate + added) + latency)
+    costs, rounds, piece = machines[0].costs, 2 * (count - 1), gradients / count
+    adding = rounds * (piece * max(1 / rate, costs.added / speed) + latency)
     sharing = (count - 1) / count * inputs / rate
     return (rows * _share(measured, count) + update) / speed + adding + sharing
 
@@ -387,9 +398,9 @@ def _groups(
     for begin in range(size):
         for end in range(begin + 1, size + 1):
             stage = costs.range_of(begin, end)
-            rows[begin, end] = stage.forward_first + stage.backward_first + stage.objective
+            rows[begin, end] = _seconds_of_rows(stage)
             update[begin, end] = stage.update
-            gradients[begin, end] = stage.held.gradients + stage.objective_held.gradients
+            gradients[begin, end] = _gradients(stage)
     rows[0, size] = torch.inf  # all in one stage is data parallelism
     alike = len(set(machines)) == 1
     known: dict[Any, Tensor] = {}
@@ -629,4 +640,5 @@ def _why(measured: Measured, best: Forecast, most: int) -> str:
     if _seconds(dearest) >= NEARLY * _seconds(own):
         names = " .. ".join(dict.fromkeys((dearest.layers[0], dearest.layers[-1])))
         return f"what machine {worker} has ({names}) cannot be cut further"
-    return "a further stage would cost as much for its head as it takes off the others"
+    what = "head and messages" if measured.messages != MessageCosts() else "head"
+    return f"a further stage would cost as much for its {what} as it takes off the others"

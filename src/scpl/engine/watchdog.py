@@ -6,9 +6,9 @@ of life for too long, it gives its own rank a moment to end by itself and then e
 hangs, whatever the main thread is blocked in. A rank that hears nothing, because it was stopped, is
 ended by who started it.
 
-Each rank watches the next one, and the last one the first: whoever is lost, one that is left misses
-it, and what a rank asks of the store does not grow with their number. Only a rank that has trouble
-already looks for who is lost among all.
+Each rank watches the next two, in a ring: so one that is left misses whoever is lost, even if
+another one is stopped meanwhile, and what a rank asks of the store does not grow with their number.
+One that is in a hurry, because a signal came or a link broke, watches all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["GRACE", "HURRIED_SILENCE", "Watchdog", "whereabouts"]
 
 PERIOD = 0.25
 HURRIED_SILENCE = 4.0
+WATCHED = 2
 GRACE = 4.0
 """Seconds a rank has to end by itself once a failure is known."""
 
@@ -52,7 +53,7 @@ class Watchdog:
         self.asked_to_stop: int | None = None
         self._rank = rank
         self._others = [(rank + far) % num_ranks for far in range(1, num_ranks)]
-        self._watched = self._others[:1]
+        self._watched = self._others[:WATCHED]
         self._notes, self._silence = notes, silence
         self._notes.limit(silence)
         self._received: int | None = None

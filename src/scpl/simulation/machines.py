@@ -23,12 +23,15 @@ class Link:
 
 @dataclass(frozen=True)
 class MessageCosts:
-    """What messages cost the processor that computes, in seconds; nothing if another one does it.
+    """What messages take of the time in which a machine could compute, in seconds.
+
+    Nothing where another core has time for them.
 
     Attributes:
         message: Each, on either side.
         byte: Each, on either side.
-        added: Each byte that is sent while gradients are added up in a ring.
+        added: Each byte that is sent while gradients are added up in a ring: it is also received,
+            and added.
     """
 
     message: float = 0.0
@@ -117,27 +120,33 @@ class Machines:
         """Seconds from when a message has left until it is there."""
         return max(self.machines[sender].link.latency, self.machines[receiver].link.latency)
 
-    def add_up(self, num_bytes: float, *after: float) -> float:
+    def add_up(self, num_bytes: float, *after: float, compression: float = 1.0) -> float:
         """Add up as many bytes of every machine, so that each has the sum, in a ring.
 
         The bytes go around twice, in as many pieces as there are machines, at the pace of the
         slowest link. The processors do their part of it before whatever they compute next.
+
+        Args:
+            num_bytes: Of all gradients.
+            after: Moments that must have passed.
+            compression: So many times fewer bytes are sent; there are as many numbers to add.
 
         Returns:
             The moment at which all have the sum.
         """
         count = len(self.machines)
         rounds, piece = 2 * (count - 1), num_bytes / count
+        sent = piece / compression
         slowest = min(machine.link.rate for machine in self.machines)
         latency = max(machine.link.latency for machine in self.machines)
         done = 0.0
-        for machine in range(count):
-            self.sending[machine] += rounds * piece / slowest
-            self.sent[machine] += rounds * piece
-            own = rounds * piece * self.machines[machine].costs.added
-            done = max(done, self.compute(machine, own, *after))
-        ports = [("port", machine) for machine in range(count)]
-        return max(done, self._occupy(ports, rounds * (piece / slowest + latency), after))
+        for number, machine in enumerate(self.machines):
+            self.sending[number] += rounds * sent / slowest
+            self.sent[number] += rounds * sent
+            own = rounds * (2 * machine.costs.message + piece * machine.costs.added)
+            done = max(done, self.compute(number, own))
+        ports = [("port", number) for number in range(count)]
+        return max(done, self._occupy(ports, rounds * (sent / slowest + latency), after))
 
     def _occupy(
         self, resources: Sequence[Hashable], seconds: float, after: Iterable[float]

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MESSAGES = 3
-"""Of a stream, for what a stage hands on: a header, an answer, and tensors."""
+"""For what goes on along a channel (`engine.channel`): a header, small tensors, and large ones."""
 STEPS = 12
 """Mini-batches after the line has filled, over which is measured how long each takes."""
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
@@ -82,7 +82,7 @@ class Outcome:
 
     Attributes:
         seconds: Per mini-batch.
-        work: Seconds that each machine computes per mini-batch.
+        work: Seconds that each machine computes per mini-batch, with what messages take of it.
         sending: Seconds that each machine sends per mini-batch.
         sent: Bytes that each machine sends per mini-batch.
     """
@@ -210,17 +210,17 @@ def replicas(
         for rank in range(count):
             begin = run.compute(rank, 0.0, arrived)
             if rank > 0:
-                begin = run.handle(rank, (count - rank) * inputs)
+                begin = run.handle(rank, (count - rank) * inputs, messages=MESSAGES)
             if rank + 1 < count:
                 rest = (count - rank - 1) * inputs
-                arrived = _message(run, rank, rank + 1, rest, begin)
+                arrived = _message(run, rank, rank + 1, rest, begin, MESSAGES)
             forwarded.append(run.compute(rank, sum(own.forward for own in layers)))
         added, waiting, limit = 0.0, 0.0, FIRST_BUCKET
         for left, own in reversed(list(enumerate(layers))):
             ready = max(run.compute(rank, own.backward) for rank in range(count))
             waiting += own.gradients
             if waiting >= limit or left == 0:
-                added = run.add_up(waiting / compression, ready)
+                added = run.add_up(waiting, ready, compression=compression)
                 waiting, limit = 0.0, BUCKET
         ends.append(max(run.compute(rank, update, added) for rank in range(count)))
     return _outcome(run, ends, 1)
@@ -272,9 +272,11 @@ def in_flight(actions: Sequence[Action]) -> int:
     return most
 
 
-def _message(run: Machines, sender: int, receiver: int, num_bytes: float, begin: float) -> float:
-    """Send a message; returns when it is there."""
-    posted = run.handle(sender, num_bytes, begin)
+def _message(
+    run: Machines, sender: int, receiver: int, num_bytes: float, begin: float, messages: int = 1
+) -> float:
+    """Send a message, or what counts as several; returns when it is there."""
+    posted = run.handle(sender, num_bytes, begin, messages=messages)
     return run.send(sender, receiver, num_bytes, posted) + run.latency(sender, receiver)
 
 
