@@ -65,7 +65,7 @@ class Looking:
 
 
 def test_each_rank_watches_two_and_only_in_a_hurry_all(monkeypatch, ended):
-    """All looked at all others, four times a second: 64 ranks asked the store 32,000 times a second."""
+    """All looked at all others: 64 ranks asked the store 32,000 times a second."""
     monkeypatch.setattr(module, "HURRIED_SILENCE", 0.3)
     store = HashStore()
     asked = []
