@@ -93,7 +93,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses windows
 
     rows = [row for row in best_rows(results) if row["label"] != "bp" and row["to_one"]]
-    wanted = list(dict.fromkeys(row["link"] for row in rows if row["link"]))
+    wanted = list(dict.fromkeys(row["link"] for row in results if row["link"]))
     labels = list(dict.fromkeys(row["label"] for row in rows))
     looks = {label: (f"C{i % 10}", "osD^vP*X<>"[i % 10]) for i, label in enumerate(labels)}
     most = max((row["machines"] for row in rows), default=1)
