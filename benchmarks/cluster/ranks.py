@@ -28,6 +28,7 @@ from scpl.app.build import (
 )
 from scpl.app.config import TrainConfig
 from scpl.app.environment import peak_memory, set_threads
+from scpl.app.inputs.base import DataSummary
 from scpl.app.planning import measure_all
 from scpl.data.loader import Batch
 from scpl.engine.batches import Source
@@ -109,6 +110,36 @@ class Place:
     cable: bool
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What a rank needs for a block of an entry.
+
+    Attributes:
+        entry: Whose block.
+        parts: A fresh copy of its network.
+        method: What its stages learn by.
+        ranks: This one and the others.
+        data: What mini-batches are like.
+        batches: Those to train on.
+        connection: To the benchmark.
+    """
+
+    entry: Entry
+    parts: Partition
+    method: Method
+    ranks: Ranks
+    data: DataSummary
+    batches: list[Batch]
+    connection: Connection
+
+    def tell(self, timing: Timing, busy: Callable[[], object]) -> None:
+        """Tell what a block took, and do something until all others have, who would be faster."""
+        self.connection.send(timing)
+        while not self.connection.poll():
+            busy()
+        self.connection.recv()
+
+
 def serve(connection: Connection, place: Place) -> None:
     """Be a rank: get ready for an entry when it is received, and train it on anything else."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -130,8 +161,8 @@ def serve(connection: Connection, place: Place) -> None:
                 gc.collect()  # a replica leaves hooks on the weights until it is gone
                 parts = networks.copy(order.config)
                 method = build_method(order.config.suited, order.config.rows)
-                ready = READY[order.how]
-                train = ready(order, parts, method, ranks, batches, connection)
+                turn = Turn(order, parts, method, ranks, data, batches, connection)
+                train = READY[order.how](turn)
                 connection.send(())
             elif train is not None:
                 join(place.machines[rank])
@@ -139,44 +170,30 @@ def serve(connection: Connection, place: Place) -> None:
                 join(place.idle)
 
 
-def together(
-    entry: Entry,
-    parts: Partition,
-    method: Method,
-    ranks: Ranks,
-    batches: list[Batch],
-    connection: Connection,
-) -> Callable[[], None]:
+def together(turn: Turn) -> Callable[[], None]:
     """Get ready for a block of an entry: the first steps take longer, and do not count."""
-    config = entry.config
-    pipeline = build_pipeline(config, parts, method, MANY_STEPS, None, ranks)
-    train_block(pipeline, cycle(batches), Block(1, warm=1))
-    block = block_of(entry.steps, method, ranks.mesh.num_ranks, config.run.depth)
+    config, method, ranks = turn.entry.config, turn.method, turn.ranks
+    pipeline = build_pipeline(config, turn.parts, method, MANY_STEPS, None, ranks)
+    train_block(pipeline, cycle(turn.batches), Block(1, warm=1))
+    block = block_of(turn.entry.steps, method, ranks.mesh.num_ranks, config.run.depth)
 
     def train() -> None:
-        connection.send(train_block(pipeline, cycle(batches), block))
+        turn.connection.send(train_block(pipeline, cycle(turn.batches), block))
         pipeline.close()
 
     return train
 
 
-def alone(
-    entry: Entry,
-    parts: Partition,
-    method: Method,
-    ranks: Ranks,
-    batches: list[Batch],
-    connection: Connection,
-) -> Callable[[], None]:
+def alone(turn: Turn) -> Callable[[], None]:
     """Get ready for a block of this rank's stages alone."""
-    config = entry.config
+    config, method, ranks = turn.entry.config, turn.method, turn.ranks
     options = StageOptions(
         optimizer_factory(config),
         clip_norm=config.chosen.clip_norm or None,
         precision=precision_of(config),
     )
     mesh = ranks.mesh if method.layout == "stages" else Mesh()
-    parts = parts if method.layout == "stages" else parts.merged()
+    parts = turn.parts if method.layout == "stages" else turn.parts.merged()
     hosted, _ = assign(method, mesh, parts)
 
     def stages(numbers: range) -> list[Stage]:
@@ -185,7 +202,7 @@ def alone(
         )
 
     source = Source(parts.num_outputs, parts.task, ranks.device, parts.form)
-    message = source.to_train(1, batches[0])
+    message = source.to_train(1, turn.batches[0])
     if hosted.start:
         kept = Kept()
         StreamTrainer(stages(range(hosted.start)), kept, Timeline()).train(message, ())
@@ -195,17 +212,14 @@ def alone(
     step()
 
     def train() -> None:
-        block = Block(entry.steps, warm=1)
+        block = Block(turn.entry.steps, warm=1)
         for _ in range(block.warm):
             step()
         begin = perf_counter()
         for _ in range(block.steps):
             step()
         seconds = perf_counter() - begin
-        connection.send(Timing(seconds, block.size, peak_memory(ranks.device)))
-        while not connection.poll():
-            step()  # the others are still being timed
-        connection.recv()
+        turn.tell(Timing(seconds, block.size, peak_memory(ranks.device)), step)
 
     return train
 
@@ -221,26 +235,17 @@ class Planned(Timing):
     measured: Measured
 
 
-def planned(
-    entry: Entry,
-    parts: Partition,
-    method: Method,
-    ranks: Ranks,
-    batches: list[Batch],
-    connection: Connection,
-) -> Callable[[], None]:
+def planned(turn: Turn) -> Callable[[], None]:
     """Get ready to measure what `scpl plan` does, with the cuts of the others."""
-    config = entry.config.changed(cuts=parts.cuts)
-    data = synthetic_data(config)
+    config, device = turn.entry.config.changed(cuts=turn.parts.cuts), turn.ranks.device
+    repeats = turn.entry.steps
 
     def measure() -> None:
         begin = perf_counter()
-        measured = measure_all(config, data, batches[0], {}, entry.steps)
-        seconds, memory = perf_counter() - begin, peak_memory(ranks.device)
-        connection.send(Planned(seconds, entry.steps, memory, measured=measured))
-        while not connection.poll():
-            seconds_of_a_piece(ranks.device)  # the others still measure
-        connection.recv()
+        measured = measure_all(config, turn.data, turn.batches[0], {}, repeats)
+        seconds = perf_counter() - begin
+        timing = Planned(seconds, repeats, peak_memory(device), measured=measured)
+        turn.tell(timing, partial(seconds_of_a_piece, device))
 
     return measure
 
